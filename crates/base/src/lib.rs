@@ -1,0 +1,17 @@
+//! What every part of Skiff needs of the machine: time, randomness, owned
+//! tasks, back-off and errors told with their causes.
+//!
+//! It knows nothing of Skiff's words. Everything that waits here has a
+//! deadline, and everything that is spawned here has an owner.
+
+mod backoff;
+mod chain;
+mod clock;
+pub mod process;
+pub mod random;
+mod tasks;
+
+pub use backoff::Backoff;
+pub use chain::{Chain, chain};
+pub use clock::{Clock, ManualClock, Monotonic, SystemClock};
+pub use tasks::{Tasks, TasksError};

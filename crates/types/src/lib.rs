@@ -1,0 +1,22 @@
+//! The words of Skiff as types: ids, names, units, limits, revisions and the
+//! bodies of the admin API.
+//!
+//! Nothing here does I/O, reads a clock or is async. A value of one of these
+//! types has been checked: what parses is valid everywhere.
+
+pub mod api;
+mod digest;
+mod error;
+mod id;
+pub mod limits;
+mod name;
+mod revision;
+
+pub use digest::{Digest, ParseDigestError};
+pub use error::ErrorKind;
+pub use id::{InstanceId, ParseIdError, ServerId, WorkerId};
+pub use name::{ParseNameError, ProjectId, ProjectName, RevisionId, SecretName, ServiceName, Tag};
+pub use revision::{
+    ContainerSpec, CpuMode, EnvValue, EnvVar, IsolationClass, IsolationRequest, Probe, ProbeKind,
+    Resources, RevisionSpec, Scaling, SpecError, WritableLayer,
+};

@@ -1,0 +1,303 @@
+//! What the server asks of the launcher, and what the launcher answers.
+//!
+//! The server sends [`Envelope`]s, the launcher [`Answer`]s: a reply to each
+//! envelope, in any order, and events in between. The launcher checks every
+//! field again: it trusts the server with sandboxes, not with the host.
+
+use serde::{Deserialize, Serialize};
+use skiff_types::{Digest, InstanceId, ServerId};
+
+/// One request with the number its reply will carry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Chosen by the server, unique among the requests that wait.
+    pub id: u64,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// What the launcher sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// To the envelope of this id.
+    Reply {
+        /// The envelope's.
+        id: u64,
+        /// How it went.
+        result: Result<Reply, Refusal>,
+    },
+    /// A sandbox's first process has ended; everything in it is dead and its
+    /// last output is in the pipes. Sent once for each sandbox and again
+    /// after each [`Request::Hello`] until it is destroyed.
+    Exited {
+        /// Which.
+        sandbox: InstanceId,
+        /// How it ended.
+        exit: Exit,
+    },
+}
+
+/// What the server asks. Descriptors that go along are named in brackets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// The first request of a connection.
+    Hello {
+        /// Must be the launcher's own: a launcher serves one data folder.
+        server: ServerId,
+    },
+    /// Sizes of what is prepared ahead. Idempotent.
+    Configure(PoolConfig),
+    /// Makes a layer mountable [its EROFS file, read-only]. Idempotent.
+    AddLayer {
+        /// Names it in [`SandboxSpec::layers`].
+        layer: Digest,
+    },
+    /// Unmounts a layer that no sandbox uses.
+    RemoveLayer {
+        /// Which.
+        layer: Digest,
+    },
+    /// Makes and starts a sandbox [with `Stdio::Given`: stdin, stdout,
+    /// stderr]. The reply comes once the application's `execve` has
+    /// succeeded, or with the step that failed, everything undone.
+    Create(Box<SandboxSpec>),
+    /// Sends a signal to the first process.
+    Signal {
+        /// Which sandbox.
+        sandbox: InstanceId,
+        /// Its number, signal(7).
+        signal: i32,
+    },
+    /// Stops every process from running (cgroup freezer).
+    Freeze {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// Lets them run again.
+    Thaw {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// Kills what still runs and removes every kernel object of the sandbox.
+    /// The reply comes when nothing is left; a sandbox that is not there is
+    /// no error.
+    Destroy {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// TCP sockets in the sandbox's network namespace, non-blocking and not
+    /// yet connected. The reply carries them.
+    Sockets {
+        /// Which sandbox.
+        sandbox: InstanceId,
+        /// How many, at most [`crate::FRAME_FDS_MAX`].
+        count: u8,
+    },
+    /// What the sandbox uses.
+    Stats {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// Every sandbox there is.
+    List,
+    /// The read ends of a sandbox's output: the reply carries stdout, stderr.
+    /// For a server that has just started.
+    Output {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// Executes another program file in place of the launcher's own, keeping
+    /// every sandbox [the program file].
+    Upgrade,
+    /// Destroys every sandbox, unmounts everything and ends.
+    Shutdown,
+}
+
+/// Sizes of what is prepared ahead of demand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolConfig {
+    /// Network namespaces without egress.
+    pub networks: u32,
+    /// Network namespaces with egress.
+    pub egress_networks: u32,
+}
+
+/// What a sandbox is made of: the OCI runtime-spec's process and root, as far
+/// as Skiff uses them, with every name resolved to a number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// The instance's id names every kernel object.
+    pub sandbox: InstanceId,
+    /// Lowest first; each was added before.
+    pub layers: Vec<Digest>,
+    /// What runs.
+    pub process: ProcessSpec,
+    /// The host name inside.
+    pub hostname: String,
+    /// Bytes of memory, tmpfs included; no swap.
+    pub memory_bytes: u64,
+    /// Thousandths of a CPU.
+    pub cpu_millis: u32,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Where writes go.
+    pub writable: Writable,
+    /// The root cannot be written; `/tmp` and `/dev/shm` can.
+    pub readonly_root: bool,
+    /// Whether it reaches the public internet.
+    pub egress: bool,
+    /// Where its standard streams go.
+    pub stdio: Stdio,
+    /// Kept for the server and given back by [`Request::List`]; at most 16 KiB.
+    pub label: Vec<u8>,
+}
+
+/// What runs in a sandbox (OCI runtime-spec, config.md § Process).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// The program and its arguments; a program without `/` is looked up in
+    /// the environment's `PATH`.
+    pub args: Vec<String>,
+    /// `NAME=VALUE`.
+    pub env: Vec<String>,
+    /// An absolute path, made when it is not there.
+    pub cwd: String,
+    /// In the sandbox.
+    pub uid: u32,
+    /// In the sandbox.
+    pub gid: u32,
+    /// In the sandbox.
+    pub additional_gids: Vec<u32>,
+    /// The limit of open files.
+    pub nofile: u64,
+}
+
+/// Where a sandbox's writes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Writable {
+    /// A tmpfs of this many bytes at most.
+    Tmpfs {
+        /// Its size.
+        bytes: u64,
+    },
+    /// A sparse ext4 file of this many bytes from the prepared pool.
+    Disk {
+        /// Its size.
+        bytes: u64,
+    },
+}
+
+/// Where a sandbox's standard streams go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdio {
+    /// stdin is empty; stdout and stderr are pipes that the launcher keeps
+    /// open and whose read ends the reply carries.
+    Piped,
+    /// Three descriptors that came with the request.
+    Given,
+    /// A terminal whose controlling side the reply carries.
+    Terminal {
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
+    },
+}
+
+/// What the launcher answers to a request that succeeded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Nothing more to say.
+    Done,
+    /// To `Hello`.
+    Hello {
+        /// The launcher's process id.
+        pid: u32,
+        /// The version of its program.
+        version: String,
+    },
+    /// To `Create` [stdout and stderr with `Stdio::Piped`, the terminal with
+    /// `Stdio::Terminal`]: how long each step took, microseconds.
+    Created {
+        /// The steps in order: `network`, `clone`, `cgroup`, `root`, `exec`.
+        steps_us: Vec<(String, u32)>,
+    },
+    /// To `Stats`.
+    Stats(Stats),
+    /// To `List`.
+    List(Vec<Listed>),
+    /// To `Sockets` and `Output` [the descriptors].
+    Descriptors,
+}
+
+/// One sandbox as listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Which.
+    pub sandbox: InstanceId,
+    /// The server's words.
+    pub label: Vec<u8>,
+    /// How its first process ended, if it did.
+    pub exit: Option<Exit>,
+    /// Whether it is frozen.
+    pub frozen: bool,
+}
+
+/// How a sandbox's first process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// wait(2)'s: the code of an exit.
+    pub code: Option<i32>,
+    /// wait(2)'s: the signal that ended it.
+    pub signal: Option<i32>,
+    /// The kernel killed a process in it for want of memory.
+    pub out_of_memory: bool,
+    /// The cgroup's last reading, microseconds.
+    pub cpu_us: u64,
+    /// The highest use of memory, bytes; 0 where the kernel does not say.
+    pub memory_peak_bytes: u64,
+}
+
+/// What a sandbox uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Processor time since its creation, microseconds.
+    pub cpu_us: u64,
+    /// Memory now, bytes.
+    pub memory_bytes: u64,
+    /// The highest use of memory, bytes; 0 where the kernel does not say.
+    pub memory_peak_bytes: u64,
+    /// Processes and threads now.
+    pub pids: u64,
+    /// How often the kernel killed a process in it for want of memory.
+    pub oom_kills: u64,
+}
+
+/// Why the launcher did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{step}: {message}")]
+pub struct Refusal {
+    /// What was being done.
+    pub step: String,
+    /// The kernel's error number, 0 when the launcher itself refused.
+    pub errno: i32,
+    /// What happened.
+    pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_envelope_reads_back() {
+        let envelope = Envelope {
+            id: 3,
+            request: Request::Hello {
+                server: ServerId::from_parts(1, 2),
+            },
+        };
+        let frame = crate::encode(&envelope).unwrap();
+        assert_eq!(crate::decode::<Envelope>(&frame).unwrap(), envelope);
+    }
+}
