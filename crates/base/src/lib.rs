@@ -9,9 +9,11 @@ mod chain;
 mod clock;
 pub mod process;
 pub mod random;
+mod stream;
 mod tasks;
 
 pub use backoff::Backoff;
 pub use chain::{Chain, chain};
 pub use clock::{Clock, ManualClock, Monotonic, SystemClock};
+pub use stream::ByteStream;
 pub use tasks::{Tasks, TasksError};

@@ -1,0 +1,144 @@
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use skiff_base::ByteStream;
+use skiff_types::{Digest, InstanceId, IsolationClass};
+use skiff_wire::launcher::{Exit, ProcessSpec, Stats, Writable};
+
+/// One class of isolation: makes sandboxes and finds those that a former
+/// server left running.
+pub trait Backend: Debug + Send + Sync + 'static {
+    /// The class of everything it makes.
+    fn class(&self) -> IsolationClass;
+    /// Makes a sandbox and starts its process. On an error nothing is left.
+    fn create(&self, spec: CreateSpec) -> BoxFuture<'_, Result<Created, SandboxError>>;
+    /// The sandboxes that exist, with the labels they were created with:
+    /// asked once, at start.
+    fn adopt(&self) -> BoxFuture<'_, Result<Vec<(Created, Vec<u8>)>, SandboxError>>;
+}
+
+/// A sandbox that runs, or has ended and was not destroyed yet.
+pub trait Sandbox: Debug + Send + Sync + 'static {
+    /// The instance it isolates.
+    fn id(&self) -> InstanceId;
+    /// Its class.
+    fn class(&self) -> IsolationClass;
+    /// A byte stream to a port of the application, on the calling task's
+    /// runtime. The caller sets the deadline.
+    fn connect(&self, port: u16) -> BoxFuture<'_, io::Result<ByteStream>>;
+    /// Sends a signal (signal(7)) to the first process.
+    fn signal(&self, signal: i32) -> BoxFuture<'_, Result<(), SandboxError>>;
+    /// Lets nothing in it run.
+    fn pause(&self) -> BoxFuture<'_, Result<(), SandboxError>>;
+    /// Lets it run again.
+    fn resume(&self) -> BoxFuture<'_, Result<(), SandboxError>>;
+    /// What it uses.
+    fn stats(&self) -> BoxFuture<'_, Result<Stats, SandboxError>>;
+    /// Waits for the end of its first process; ready at once when it has ended.
+    fn exited(&self) -> BoxFuture<'_, Exit>;
+    /// Kills what runs and removes everything. Nothing is left when it is done.
+    fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>>;
+}
+
+/// A sandbox just made or adopted.
+#[derive(Debug)]
+pub struct Created {
+    /// It.
+    pub sandbox: Arc<dyn Sandbox>,
+    /// Its output, to be read until end of file.
+    pub output: Option<Output>,
+    /// The steps of its making and how long each took, microseconds.
+    pub steps_us: Vec<(String, u32)>,
+}
+
+/// The read ends of a sandbox's output.
+#[derive(Debug)]
+pub struct Output {
+    /// Standard output.
+    pub stdout: OwnedFd,
+    /// Standard error.
+    pub stderr: OwnedFd,
+}
+
+/// What a sandbox is made of; the same for every class.
+#[derive(Clone, Debug)]
+pub struct CreateSpec {
+    /// Names it.
+    pub instance: InstanceId,
+    /// Lowest first.
+    pub layers: Vec<LayerFile>,
+    /// What runs.
+    pub process: ProcessSpec,
+    /// The host name inside.
+    pub hostname: String,
+    /// Of the application, tmpfs included.
+    pub memory_bytes: u64,
+    /// Thousandths of a CPU.
+    pub cpu_millis: u32,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Where writes go.
+    pub writable: Writable,
+    /// Whether the root can be written.
+    pub readonly_root: bool,
+    /// Whether it reaches the public internet.
+    pub egress: bool,
+    /// Given back at adoption; at most 16 KiB.
+    pub label: Vec<u8>,
+}
+
+/// One layer's EROFS file.
+#[derive(Clone, Debug)]
+pub struct LayerFile {
+    /// Its diff id.
+    pub digest: Digest,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// A sandbox could not be made, or does not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Making or steering it was refused: by the kernel or by the launcher.
+    #[error("the sandbox {instance} was refused at `{step}`: {message}")]
+    Refused {
+        /// Which.
+        instance: InstanceId,
+        /// What was being done.
+        step: String,
+        /// Why not.
+        message: String,
+    },
+    /// The launcher is not there.
+    #[error("the launcher does not answer")]
+    Launcher(#[source] io::Error),
+    /// It did not answer in time.
+    #[error("the sandbox {instance} did not finish `{step}` in time")]
+    Timeout {
+        /// Which.
+        instance: InstanceId,
+        /// What was being done.
+        step: &'static str,
+    },
+    /// A layer's file cannot be opened.
+    #[error("the layer {layer} cannot be opened")]
+    Layer {
+        /// Which.
+        layer: Digest,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The class cannot do this.
+    #[error("the class {class} cannot {what}")]
+    Unsupported {
+        /// Which class.
+        class: &'static str,
+        /// What was asked.
+        what: &'static str,
+    },
+}
