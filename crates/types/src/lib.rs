@@ -8,6 +8,7 @@ pub mod api;
 mod digest;
 mod error;
 mod id;
+mod launch;
 pub mod limits;
 mod name;
 mod revision;
@@ -15,6 +16,7 @@ mod revision;
 pub use digest::{Digest, ParseDigestError};
 pub use error::ErrorKind;
 pub use id::{InstanceId, ParseIdError, ServerId, WorkerId};
+pub use launch::Launch;
 pub use name::{ParseNameError, ProjectId, ProjectName, RevisionId, SecretName, ServiceName, Tag};
 pub use revision::{
     ContainerSpec, CpuMode, EnvValue, EnvVar, IsolationClass, IsolationRequest, Probe, ProbeKind,

@@ -1,0 +1,56 @@
+//! Everything a worker needs to start one instance of a revision, with every
+//! name looked up: images to layers, users to numbers, secrets to values.
+
+use std::path::PathBuf;
+
+use crate::{CpuMode, Digest, IsolationRequest, Probe, Resources, RevisionId};
+
+/// One instance's making, resolved. Its `Debug` never shows the environment:
+/// it holds secrets.
+#[derive(Clone)]
+pub struct Launch {
+    /// Of what.
+    pub revision: RevisionId,
+    /// What the user asked to isolate it.
+    pub isolation: IsolationRequest,
+    /// Each layer's diff id and EROFS file, lowest first.
+    pub layers: Vec<(Digest, PathBuf)>,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// `NAME=VALUE`, `PORT`, `K_SERVICE` and the like included.
+    pub env: Vec<String>,
+    /// Absolute.
+    pub cwd: String,
+    /// In the sandbox.
+    pub uid: u32,
+    /// In the sandbox.
+    pub gid: u32,
+    /// In the sandbox.
+    pub additional_gids: Vec<u32>,
+    /// signal(7) number that asks it to stop.
+    pub stop_signal: i32,
+    /// Where it listens.
+    pub port: u16,
+    /// When it is ready.
+    pub probe: Probe,
+    /// What it gets.
+    pub resources: Resources,
+    /// Whether it reaches the public internet.
+    pub egress: bool,
+}
+
+impl Launch {
+    /// Whether an idle instance is paused.
+    #[must_use]
+    pub fn pauses(&self) -> bool {
+        self.resources.cpu_mode == CpuMode::Request
+    }
+}
+
+impl std::fmt::Debug for Launch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Launch")
+            .field("revision", &self.revision)
+            .finish_non_exhaustive()
+    }
+}
