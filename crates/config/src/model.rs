@@ -1,0 +1,332 @@
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a server can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Images, state, ledger and logs.
+    pub data_dir: PathBuf,
+    /// Sockets and locks; gone after a reboot.
+    pub run_dir: PathBuf,
+    /// Who the server runs as once the launcher is there: an account's name
+    /// or a number. Only looked at when it is started as root.
+    pub user: String,
+    /// The door for requests.
+    pub gateway: Gateway,
+    /// The door for the operator.
+    pub api: Api,
+    /// Where images come from.
+    pub images: Images,
+    /// What this machine gives.
+    pub worker: Worker,
+    /// How instances reach the world.
+    pub network: Network,
+    /// What the bill says.
+    pub meter: Meter,
+    /// Where the key that encrypts secrets is.
+    pub secrets: Secrets,
+    /// What the server says of itself.
+    pub log: Log,
+}
+
+/// The door for requests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gateway {
+    /// Addresses it listens on.
+    pub listen: Vec<SocketAddr>,
+    /// Services are `NAME.DOMAIN`.
+    pub domain: String,
+    /// Threads that serve; 0 is one for each CPU.
+    pub threads: usize,
+    /// A line for each request, in the server's log folder.
+    pub access_log: bool,
+}
+
+/// The door for the operator.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Api {
+    /// Who else than the server's own user may open the Unix socket: a
+    /// group's name or number. Empty is nobody.
+    pub group: String,
+    /// An address to listen on besides the socket, with bearer tokens.
+    pub listen: Option<SocketAddr>,
+    /// The certificate chain for `listen`, PEM.
+    pub tls_certificate: Option<PathBuf>,
+    /// Its key, PEM.
+    pub tls_key: Option<PathBuf>,
+}
+
+/// Where images come from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// Registries spoken to without TLS, `HOST` or `HOST:PORT`.
+    pub plain_http: Vec<String>,
+}
+
+/// What this machine gives.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Worker {
+    /// Memory for instances, MiB; 0 is what the machine has, less an eighth.
+    pub memory_mib: u64,
+    /// Processor time for instances, thousandths of a CPU; 0 is all CPUs.
+    pub cpu_millis: u64,
+    /// Instances' memory may sum up to this many times what there is.
+    pub memory_overcommit: f64,
+    /// Instances' processor time may sum up to this many times what there is.
+    pub cpu_overcommit: f64,
+    /// Instances may be started at once.
+    pub starts_at_once: usize,
+    /// Network namespaces prepared ahead.
+    pub prepared_networks: u32,
+    /// Whether revisions may ask for the isolation `null`, which runs
+    /// nothing and answers every request itself: for measuring.
+    pub allow_null: bool,
+    /// Bytes of logs kept of one service.
+    pub log_bytes_per_service: u64,
+}
+
+/// How instances reach the world.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// Addresses of instances with egress; every server on the host takes
+    /// a part of its own.
+    pub pool: IpNet,
+    /// Whom the DNS forwarder asks; empty is what the host asks.
+    pub dns: Vec<IpAddr>,
+}
+
+/// What the bill says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Meter {
+    /// The unit of the prices.
+    pub currency: String,
+    /// The prices.
+    pub prices: Prices,
+}
+
+/// What things cost, in the meter's currency.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prices {
+    /// A million requests.
+    pub million_requests: f64,
+    /// A GiB of an instance's memory for an hour.
+    pub gib_hour: f64,
+    /// A CPU used for an hour.
+    pub cpu_hour: f64,
+    /// A GiB sent to clients.
+    pub gib_out: f64,
+}
+
+/// Where the key that encrypts secrets is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Secrets {
+    /// The file with the key; made when it is not there. Absent is the
+    /// systemd credential `skiff-secrets-key`, else `/etc/skiff/secrets.key`.
+    pub key_file: Option<PathBuf>,
+}
+
+/// What the server says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`, or a filter as
+    /// `skiff_gateway=debug,info`.
+    pub level: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a line of the server's own log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// An IPv4 network in prefix notation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct IpNet {
+    /// Its first address.
+    pub address: Ipv4Addr,
+    /// Bits that name the network.
+    pub prefix: u8,
+}
+
+impl FromStr for IpNet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refuse = || format!("`{text}` is not an IPv4 network: ADDRESS/PREFIX with a prefix of 8 to 24 is expected");
+        let (address, prefix) = text.split_once('/').ok_or_else(refuse)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| refuse())?;
+        let prefix: u8 = prefix.parse().map_err(|_| refuse())?;
+        let host_bits = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
+        if !(8..=24).contains(&prefix) || address.to_bits() & host_bits != 0 {
+            return Err(refuse());
+        }
+        Ok(Self { address, prefix })
+    }
+}
+
+impl TryFrom<String> for IpNet {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<IpNet> for String {
+    fn from(net: IpNet) -> Self {
+        format!("{}/{}", net.address, net.prefix)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: "/var/lib/skiff".into(),
+            run_dir: "/run/skiff".into(),
+            user: "62914".to_owned(),
+            gateway: Gateway::default(),
+            api: Api::default(),
+            images: Images::default(),
+            worker: Worker::default(),
+            network: Network::default(),
+            meter: Meter::default(),
+            secrets: Secrets::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))],
+            domain: "skiff.localhost".to_owned(),
+            threads: 0,
+            access_log: false,
+        }
+    }
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self {
+            memory_mib: 0,
+            cpu_millis: 0,
+            memory_overcommit: 1.0,
+            cpu_overcommit: 10.0,
+            starts_at_once: 64,
+            prepared_networks: 32,
+            allow_null: false,
+            log_bytes_per_service: 64 * 1024 * 1024,
+        }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { pool: IpNet { address: Ipv4Addr::new(100, 96, 0, 0), prefix: 16 }, dns: Vec::new() }
+    }
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self { currency: "USD".to_owned(), prices: Prices::default() }
+    }
+}
+
+impl Default for Prices {
+    fn default() -> Self {
+        Self { million_requests: 0.20, gib_hour: 0.0050, cpu_hour: 0.0400, gib_out: 0.0 }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+impl Config {
+    /// The operator's socket.
+    #[must_use]
+    pub fn api_socket(&self) -> PathBuf {
+        self.run_dir.join("skiff.sock")
+    }
+
+    /// What no single field can tell.
+    ///
+    /// # Errors
+    /// The key, and what is wrong with it.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.gateway.listen.is_empty() {
+            return Err(("gateway.listen", "is empty: at least one address is expected".to_owned()));
+        }
+        if !is_domain(&self.gateway.domain) {
+            return Err(("gateway.domain", format!("`{}` is not a domain in lower case", self.gateway.domain)));
+        }
+        if self.api.tls_certificate.is_some() != self.api.tls_key.is_some() {
+            return Err(("api.tls_key", "and api.tls_certificate belong together: one is missing".to_owned()));
+        }
+        if let Some(listen) = self.api.listen
+            && !listen.ip().is_loopback()
+            && self.api.tls_key.is_none()
+        {
+            return Err((
+                "api.listen",
+                format!("{listen} is not a loopback address: set api.tls_certificate and api.tls_key"),
+            ));
+        }
+        for (key, factor) in [
+            ("worker.memory_overcommit", self.worker.memory_overcommit),
+            ("worker.cpu_overcommit", self.worker.cpu_overcommit),
+        ] {
+            if !(0.1..=1000.0).contains(&factor) {
+                return Err((key, format!("is {factor}: between 0.1 and 1000 is expected")));
+            }
+        }
+        if self.worker.starts_at_once == 0 {
+            return Err(("worker.starts_at_once", "is 0: at least 1 is expected".to_owned()));
+        }
+        let p = &self.meter.prices;
+        for (key, price) in [
+            ("meter.prices.million_requests", p.million_requests),
+            ("meter.prices.gib_hour", p.gib_hour),
+            ("meter.prices.cpu_hour", p.cpu_hour),
+            ("meter.prices.gib_out", p.gib_out),
+        ] {
+            if !price.is_finite() || price < 0.0 {
+                return Err((key, format!("is {price}: a price of 0 or more is expected")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_domain(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 180
+        && text.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        })
+}
