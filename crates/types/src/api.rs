@@ -96,6 +96,9 @@ pub struct Deploy {
     /// Leaves the traffic where it is.
     #[serde(default)]
     pub no_traffic: bool,
+    /// Makes a revision even when the newest ready one is the same.
+    #[serde(default)]
+    pub force: bool,
     /// Credentials for the registry, as the client's Docker config has them.
     #[serde(default)]
     pub registry_auth: Option<RegistryAuth>,
@@ -164,6 +167,11 @@ pub enum DeployEvent {
     },
     /// The revision exists.
     Revision {
+        /// `hello-00003`.
+        name: String,
+    },
+    /// The newest ready revision is the same already: no new one is made.
+    Unchanged {
         /// `hello-00003`.
         name: String,
     },

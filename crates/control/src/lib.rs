@@ -1,0 +1,17 @@
+//! The control plane: the admin API, what the user wants to run, and the
+//! steps that lead there.
+//!
+//! It runs nothing and carries no request: it keeps desired state in the
+//! store and tells it to the gateway and the fleet through the traits of
+//! [`port`]. What it acknowledges is durable; a crash between two steps of a
+//! deployment is repaired at the next start. No operation costs more with
+//! more services.
+//!
+//! Entry points: [`Resolver::open`] (answers what an instance is made of) and
+//! then [`Control::start`] (the rest, which needs the fleet that needs the
+//! resolver).
+
+mod control;
+pub mod port;
+
+pub use control::{Config, Control, ControlError, Resolver};

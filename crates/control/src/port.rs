@@ -1,0 +1,288 @@
+//! What the control plane asks of the other parts: small traits that the
+//! wiring implements, where a network goes when there are many machines.
+
+use std::collections::HashSet;
+use std::fmt::Debug;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use skiff_gateway::{RevisionRoute, ServiceRoute};
+use skiff_types::api::{
+    ColdStart, Instance, LogLine, Pruned, Quota, RegistryAuth, Usage, UsageCheck,
+};
+use skiff_types::{
+    Digest, ErrorKind, InstanceId, IsolationRequest, ProjectId, Resources, RevisionId, Scaling,
+    ServiceName,
+};
+
+/// A part could not do what it was asked; the message is for the user.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct PortError {
+    /// What kind of failure.
+    pub kind: ErrorKind,
+    /// What happened, to what, with its causes, on one line.
+    pub message: String,
+}
+
+impl PortError {
+    /// A failure of this kind.
+    #[must_use]
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+}
+
+/// The parts that the control plane steers and asks.
+#[derive(Clone)]
+pub struct Ports {
+    /// Scheduler and workers.
+    pub fleet: Arc<dyn Fleet>,
+    /// The gateway's table.
+    pub router: Arc<dyn Router>,
+    /// What instances wrote.
+    pub logs: Arc<dyn Logs>,
+    /// Cold starts.
+    pub traces: Arc<dyn Traces>,
+    /// The ledger.
+    pub usage: Arc<dyn UsageSource>,
+    /// `GET /metrics`: all metrics as Prometheus text.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+impl Debug for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ports").finish_non_exhaustive()
+    }
+}
+
+/// What scheduler and workers need to know of a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevisionPlan {
+    /// Which.
+    pub id: RevisionId,
+    /// How many instances.
+    pub scaling: Scaling,
+    /// What each gets.
+    pub resources: Resources,
+    /// What isolates each.
+    pub isolation: IsolationRequest,
+    /// Whether requests can reach it, by traffic or by tag: `scaling.min`
+    /// holds only then.
+    pub serving: bool,
+}
+
+/// The first instance of a revision did not come to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartFailure {
+    /// What kind of failure: `Failed` for the application's, `Exhausted` when
+    /// there is no room.
+    pub kind: ErrorKind,
+    /// Why, on one line.
+    pub message: String,
+    /// The instance's last log lines.
+    pub log: Vec<String>,
+}
+
+/// The scheduler and the workers behind it. What is put here is desired
+/// state: the call returns at once, the fleet strives for it.
+pub trait Fleet: Debug + Send + Sync + 'static {
+    /// A revision that may have instances; put again when something changes.
+    fn put_revision(&self, plan: RevisionPlan);
+    /// It may have none any more: its instances are drained and end.
+    fn remove_revision(&self, revision: &RevisionId);
+    /// Starts one instance and waits until its probe succeeds. The instance
+    /// stays as an idle one. Bounded by the probe's start timeout.
+    fn start_one(&self, revision: &RevisionId) -> BoxFuture<'_, Result<InstanceId, StartFailure>>;
+    /// What runs of a service now.
+    fn instances(&self, project: &ProjectId, service: &ServiceName)
+    -> BoxFuture<'_, Vec<Instance>>;
+    /// What a project may use at once. Told for each project before its
+    /// first revision.
+    fn set_quota(&self, project: &ProjectId, quota: Quota);
+}
+
+/// The gateway's table. Every call returns at once.
+pub trait Router: Debug + Send + Sync + 'static {
+    /// A service and who gets its requests; its revisions were put before.
+    fn put_service(&self, route: ServiceRoute);
+    /// Its hosts answer 404 from now on.
+    fn remove_service(&self, project: &ProjectId, service: &ServiceName);
+    /// A revision that routes may name.
+    fn put_revision(&self, route: RevisionRoute);
+    /// No route names it any more; requests in it end by themselves.
+    fn remove_revision(&self, revision: &RevisionId);
+}
+
+/// Which lines of whose log.
+#[derive(Clone, Debug)]
+pub struct LogQuery {
+    /// Whose.
+    pub project: ProjectId,
+    /// Whose.
+    pub service: ServiceName,
+    /// Only this revision's number.
+    pub revision: Option<u32>,
+    /// Only this instance's.
+    pub instance: Option<InstanceId>,
+    /// Only lines from then on, milliseconds since 1970.
+    pub since_unix_ms: Option<u64>,
+    /// At most this many of the past, the newest.
+    pub tail: u32,
+    /// Goes on with what is written from now on.
+    pub follow: bool,
+}
+
+/// What instances wrote.
+pub trait Logs: Debug + Send + Sync + 'static {
+    /// The lines, oldest first. Ends by itself unless it follows; dropping it
+    /// ends it.
+    fn read(
+        &self,
+        query: LogQuery,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, LogLine>, PortError>>;
+}
+
+/// Cold starts, newest first.
+pub trait Traces: Debug + Send + Sync + 'static {
+    /// At most `limit` of a project or one of its services.
+    fn cold_starts(
+        &self,
+        project: &ProjectId,
+        service: Option<&ServiceName>,
+        limit: u32,
+    ) -> BoxFuture<'_, Result<Vec<ColdStart>, PortError>>;
+}
+
+/// What a bill is asked for.
+#[derive(Clone, Debug)]
+pub struct UsageQuery {
+    /// Absent: all projects.
+    pub project: Option<ProjectId>,
+    /// Absent: all services.
+    pub service: Option<ServiceName>,
+    /// From, milliseconds since 1970.
+    pub from_unix_ms: u64,
+    /// Up to, milliseconds since 1970.
+    pub to_unix_ms: u64,
+}
+
+/// The ledger. Names of projects are looked up with
+/// [`crate::Resolver::project_name`].
+pub trait UsageSource: Debug + Send + Sync + 'static {
+    /// A bill.
+    fn usage(&self, query: UsageQuery) -> BoxFuture<'_, Result<Usage, PortError>>;
+    /// Compares the ledger with independent sources over all projects.
+    fn check(
+        &self,
+        from_unix_ms: u64,
+        to_unix_ms: u64,
+    ) -> BoxFuture<'_, Result<UsageCheck, PortError>>;
+}
+
+/// What to pull.
+#[derive(Clone, Debug)]
+pub struct PullRequest {
+    /// As the user wrote it.
+    pub reference: String,
+    /// `os/arch[/variant]`; absent means the worker's.
+    pub platform: Option<String>,
+    /// Credentials for the registry.
+    pub auth: Option<RegistryAuth>,
+}
+
+/// Takes `(bytes so far, bytes in all when known)`; never blocks.
+pub type Progress = Arc<dyn Fn(u64, Option<u64>) + Send + Sync>;
+
+/// An image that is stored whole.
+#[derive(Clone, Debug)]
+pub struct StoredImage {
+    /// Its manifest.
+    pub digest: Digest,
+    /// References that name it.
+    pub references: Vec<String>,
+    /// `linux/amd64`.
+    pub platform: String,
+    /// Its layers on disk, bytes.
+    pub size_bytes: u64,
+    /// Each layer's diff id and EROFS file, lowest first.
+    pub layers: Vec<(Digest, PathBuf)>,
+    /// When it arrived, milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// How it wants to be run.
+    pub config: ImageConfig,
+}
+
+/// How an image wants to be run (OCI image-spec, config.md).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageConfig {
+    /// `Entrypoint`.
+    pub entrypoint: Vec<String>,
+    /// `Cmd`.
+    pub cmd: Vec<String>,
+    /// `Env`, `NAME=VALUE`.
+    pub env: Vec<String>,
+    /// `WorkingDir`; empty means `/`.
+    pub working_dir: String,
+    /// `User`; empty means root.
+    pub user: String,
+    /// `StopSignal`; empty means SIGTERM.
+    pub stop_signal: String,
+}
+
+/// A user looked up in an image's own `/etc/passwd` and `/etc/group`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageUser {
+    /// In the sandbox.
+    pub uid: u32,
+    /// In the sandbox.
+    pub gid: u32,
+    /// In the sandbox.
+    pub additional_gids: Vec<u32>,
+    /// Its home; empty when it has none.
+    pub home: String,
+}
+
+/// The image store.
+pub trait Images: Debug + Send + Sync + 'static {
+    /// Fetches and verifies an image; costs one question to the registry
+    /// when it is there already.
+    fn pull(
+        &self,
+        request: PullRequest,
+        progress: Progress,
+    ) -> BoxFuture<'_, Result<Digest, PortError>>;
+    /// Takes an OCI layout or `docker save` tar.
+    fn import(
+        &self,
+        reference: Option<String>,
+        tar: BoxStream<'static, io::Result<Bytes>>,
+        progress: Progress,
+    ) -> BoxFuture<'_, Result<Digest, PortError>>;
+    /// The stored image that a reference or digest names, if there is one.
+    fn find(&self, reference: &str) -> BoxFuture<'_, Result<Option<StoredImage>, PortError>>;
+    /// All of them.
+    fn list(&self) -> BoxFuture<'_, Result<Vec<StoredImage>, PortError>>;
+    /// Removes a reference, and the image when it was the last one or a
+    /// digest is given. Nothing in `in_use` is removed.
+    fn remove(
+        &self,
+        reference: &str,
+        in_use: &HashSet<Digest>,
+    ) -> BoxFuture<'_, Result<Pruned, PortError>>;
+    /// Removes every image that is not in use.
+    fn prune(&self, in_use: &HashSet<Digest>) -> BoxFuture<'_, Result<Pruned, PortError>>;
+    /// Looks a `User` up in the image's own files.
+    fn resolve_user(
+        &self,
+        digest: &Digest,
+        user: &str,
+    ) -> BoxFuture<'_, Result<ImageUser, PortError>>;
+}
