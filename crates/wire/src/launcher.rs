@@ -98,8 +98,12 @@ pub enum Request {
         /// Which sandbox.
         sandbox: InstanceId,
     },
-    /// Every sandbox there is.
-    List,
+    /// Sandboxes in the order of their ids, a page at a time: the first page
+    /// follows no sandbox, and an empty one is the end.
+    List {
+        /// The last sandbox of the page before.
+        after: Option<InstanceId>,
+    },
     /// The read ends of a sandbox's output: the reply carries stdout, stderr.
     /// For a server that has just started.
     Output {
@@ -111,6 +115,12 @@ pub enum Request {
     Upgrade,
     /// Destroys every sandbox, unmounts everything and ends.
     Shutdown,
+    /// As [`Request::List`], from the first id behind this one on. An empty
+    /// list says that there are no more.
+    ListAfter {
+        /// The last one known.
+        sandbox: InstanceId,
+    },
 }
 
 /// Sizes of what is prepared ahead of demand.
@@ -224,7 +234,7 @@ pub enum Reply {
     },
     /// To `Stats`.
     Stats(Stats),
-    /// To `List`.
+    /// To `List`: as many as fit a frame.
     List(Vec<Listed>),
     /// To `Sockets` and `Output` [the descriptors].
     Descriptors,
