@@ -2,7 +2,38 @@
 //!
 //! Long operations (deploy, pull, import, follow logs) answer a stream of
 //! JSON values, one a line (`application/x-ndjson`); the last line says how
-//! it ended. Everything else answers one JSON value.
+//! it ended. Everything else answers one JSON value, or 204 and nothing.
+//! A failed call answers [`ApiError`] with its kind's status.
+//!
+//! | call | body → answer |
+//! |---|---|
+//! | `GET /healthz`, `GET /metrics`, `GET /v1/openapi.json` | → text, text, document |
+//! | `GET /v1/version` | → [`Version`] |
+//! | `GET /v1/projects` | → list of [`Project`] |
+//! | `POST /v1/projects` | [`CreateProject`] → [`Project`] |
+//! | `GET`, `DELETE /v1/projects/{project}` | → [`Project`]; → 204 |
+//! | `PUT /v1/projects/{project}/quota` | [`Quota`] → [`Project`] |
+//! | `GET …/services?after=&limit=` | → list of [`Service`] by name, at most 1,000, each with only its newest revision and those with traffic |
+//! | `PUT …/services/{service}` | [`Deploy`] → [`DeployEvent`]s |
+//! | `GET`, `DELETE …/services/{service}` | → [`Service`]; → 204 |
+//! | `PUT …/services/{service}/traffic` | [`SetTraffic`] → [`Service`] |
+//! | `POST …/services/{service}/rollback` | [`Rollback`] → [`Service`] |
+//! | `POST …/services/{service}/scale` | [`Scale`] → [`DeployEvent`]s |
+//! | `GET …/services/{service}/logs?follow=&tail=&since_unix_ms=&revision=&instance=` | → [`LogLine`]s, one a line |
+//! | `GET …/traces?service=&limit=` | → list of [`ColdStart`], newest first |
+//! | `GET …/secrets`; `PUT`, `DELETE …/secrets/{name}` | → list of [`Secret`]; [`SetSecret`] → [`Secret`]; → 204 |
+//! | `POST /v1/secrets/rekey` | → [`Rekeyed`] |
+//! | `GET /v1/tokens`, `POST /v1/tokens`, `DELETE /v1/tokens/{id}` | → list of [`Token`]; [`CreateToken`] → [`Token`]; → 204 |
+//! | `GET /v1/images` | → list of [`Image`] |
+//! | `DELETE /v1/images?image=REFERENCE` | → [`Pruned`] |
+//! | `POST /v1/images/pull` | [`PullImage`] → [`ImageEvent`]s |
+//! | `POST /v1/images/import?reference=` | a tar → [`ImageEvent`]s |
+//! | `POST /v1/images/prune` | → [`Pruned`] |
+//! | `GET /v1/usage?project=&service=&from_unix_ms=&to_unix_ms=` | → [`Usage`] |
+//! | `POST /v1/usage/check?from_unix_ms=&to_unix_ms=` | → [`UsageCheck`] |
+//!
+//! `…` is `/v1/projects/{project}`. A deployment, pull or import that has
+//! begun runs to its end also when its client goes away.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -287,6 +318,7 @@ pub struct Rollback {
 }
 
 /// `POST …/services/{service}/scale`: a new revision that differs in this.
+/// Answers [`DeployEvent`]s.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Scale {
@@ -385,6 +417,15 @@ pub struct Secret {
     /// When it was last set, milliseconds since 1970.
     pub updated_unix_ms: u64,
     /// Which key encrypts it: the first 8 hexadecimal digits of the key's SHA-256.
+    pub key_id: String,
+}
+
+/// `POST /v1/secrets/rekey`: every secret is encrypted with a new key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Rekeyed {
+    /// How many were encrypted anew.
+    pub secrets: usize,
+    /// The new key's id.
     pub key_id: String,
 }
 
