@@ -115,12 +115,6 @@ pub enum Request {
     Upgrade,
     /// Destroys every sandbox, unmounts everything and ends.
     Shutdown,
-    /// As [`Request::List`], from the first id behind this one on. An empty
-    /// list says that there are no more.
-    ListAfter {
-        /// The last one known.
-        sandbox: InstanceId,
-    },
 }
 
 /// Sizes of what is prepared ahead of demand.
