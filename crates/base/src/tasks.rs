@@ -2,6 +2,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 /// Tasks that have an owner: they end when it says so, or when it is dropped.
@@ -27,6 +28,14 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        self.spawn_on(name, task, &Handle::current());
+    }
+
+    /// Starts a task on another runtime than the calling thread's.
+    pub fn spawn_on<F>(&self, name: &'static str, task: F, runtime: &Handle)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(ended) = set.try_join_next() {
             if let Err(error) = ended
@@ -35,10 +44,11 @@ impl Tasks {
                 tracing::error!(%error, "a task panicked");
             }
         }
-        set.spawn(async move {
+        let named = async move {
             tracing::trace!(name, "task starts");
             task.await;
-        });
+        };
+        set.spawn_on(named, runtime);
     }
 
     /// How many have not ended.

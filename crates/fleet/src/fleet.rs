@@ -1,0 +1,362 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use skiff_base::{Clock, Tasks};
+use skiff_gateway::{Demand, WakeError};
+use skiff_sched::{Action, AdoptedState, Config, Input, RevisionPlan, Scheduler, Shortage};
+use skiff_types::api::Quota;
+use skiff_types::{ErrorKind, InstanceId, ProjectId, RevisionId, WorkerId};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore, oneshot};
+
+use crate::port::{Adopted, Parts, StartFailure};
+
+/// Between two looks at how many requests are in instances that are busy.
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// Callers that may wait for the first instance of one revision.
+const VALIDATIONS_MAX: usize = 64;
+
+/// What the fleet is told once.
+#[derive(Clone, Copy, Debug)]
+pub struct FleetConfig {
+    /// The scheduler's settings.
+    pub scheduler: Config,
+    /// The one worker.
+    pub worker: WorkerId,
+    /// What the worker has for instances, MiB.
+    pub memory_mib: u64,
+    /// What the worker has for instances, thousandths of a CPU.
+    pub cpu_millis: u64,
+    /// Instances that may be starting at once; the rest wait their turn.
+    pub starts_at_once: usize,
+    /// How long an instance that is taken out of rotation may finish its requests.
+    pub drain: Duration,
+}
+
+/// Scheduler, workers and rotation as one. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) config: FleetConfig,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) parts: Parts,
+    pub(crate) starts: Semaphore,
+    pub(crate) steering: Mutex<HashMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
+    scheduler: Mutex<Scheduler>,
+    validations: Mutex<HashMap<RevisionId, Vec<Validation>>>,
+    tasks: Tasks,
+    runtime: Handle,
+    due: Notify,
+}
+
+type Validation = oneshot::Sender<Result<InstanceId, StartFailure>>;
+
+impl Fleet {
+    /// A fleet of one worker. Its tasks run on the calling runtime.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    #[must_use]
+    pub fn new(config: FleetConfig, parts: Parts, clock: Arc<dyn Clock>) -> Self {
+        let ids = Arc::clone(&clock);
+        let next_id =
+            Box::new(move || InstanceId::from_parts(ids.unix_ms(), skiff_base::random::u32()));
+        let fleet = Self {
+            inner: Arc::new(Inner {
+                config,
+                clock,
+                parts,
+                starts: Semaphore::new(config.starts_at_once),
+                steering: Mutex::default(),
+                scheduler: Mutex::new(Scheduler::new(config.scheduler, next_id)),
+                validations: Mutex::default(),
+                tasks: Tasks::new(),
+                runtime: Handle::current(),
+                due: Notify::new(),
+            }),
+        };
+        fleet.tell(Input::WorkerUp {
+            worker: config.worker,
+            memory_mib: config.memory_mib,
+            cpu_millis: config.cpu_millis,
+        });
+        fleet
+    }
+
+    /// Gives the scheduler its ticks and samples. Ends when it is dropped.
+    pub async fn run(&self) {
+        let mut sample = tokio::time::interval(SAMPLE_EVERY);
+        sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let now = self.inner.clock.now();
+            let due = lock(&self.inner.scheduler).next_deadline();
+            let wait = due.map_or(SAMPLE_EVERY, |due| due.since(now));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => self.tell(Input::Tick),
+                () = self.inner.due.notified() => {}
+                _ = sample.tick() => self.sample(),
+            }
+        }
+    }
+
+    /// A revision that may have instances; again when something changes.
+    pub fn put_revision(&self, plan: RevisionPlan) {
+        self.tell(Input::RevisionUpsert(plan));
+    }
+
+    /// It may have none any more.
+    pub fn remove_revision(&self, revision: &RevisionId) {
+        self.tell(Input::RevisionRemove(revision.clone()));
+    }
+
+    /// What a project's instances may use at once.
+    pub fn set_quota(&self, project: &ProjectId, quota: Quota) {
+        self.tell(Input::QuotaSet {
+            project: project.clone(),
+            quota,
+        });
+    }
+
+    /// Starts one instance, if there is none, and waits until it serves.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn start_one(&self, revision: &RevisionId) -> Result<InstanceId, StartFailure> {
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut validations = lock(&self.inner.validations);
+            let waiting = validations.entry(revision.clone()).or_default();
+            if waiting.len() >= VALIDATIONS_MAX {
+                return Err(failure(
+                    ErrorKind::Exhausted,
+                    "too many wait for the first instance of this revision",
+                ));
+            }
+            waiting.push(sender);
+        }
+        self.tell(Input::Queued {
+            revision: revision.clone(),
+            waiting: 1,
+            in_flight: 0,
+        });
+        receiver.await.unwrap_or_else(|_| {
+            Err(failure(
+                ErrorKind::Unavailable,
+                "the server is shutting down",
+            ))
+        })
+    }
+
+    /// Takes over an instance that was running before. Its revision was put
+    /// before; one that is not wanted any more is ended.
+    pub fn adopt(&self, adopted: Adopted) {
+        let instance = adopted.upstream.instance();
+        let state = if adopted.paused {
+            AdoptedState::Paused
+        } else {
+            AdoptedState::Ready
+        };
+        self.register(instance);
+        self.inner
+            .parts
+            .rotation
+            .add(&adopted.revision, adopted.upstream, None);
+        if adopted.paused {
+            self.inner.parts.rotation.set_paused(instance, true);
+        }
+        self.tell(Input::Adopted {
+            instance,
+            revision: adopted.revision,
+            worker: self.inner.config.worker,
+            state,
+        });
+    }
+
+    /// An instance has ended by itself: nothing of it is left.
+    pub fn ended(&self, instance: InstanceId) {
+        let fleet = self.clone();
+        self.spawn("ended", async move {
+            fleet.out_of_rotation(instance, Duration::ZERO).await;
+            fleet.forget(instance);
+            fleet.tell(Input::InstanceGone(instance));
+        });
+    }
+
+    /// Instances that are not gone.
+    #[must_use]
+    pub fn instance_count(&self) -> usize {
+        lock(&self.inner.scheduler).instance_count()
+    }
+
+    /// Starts nothing more; what is under way ends or is cut off.
+    pub async fn stop(&self, deadline: Duration) {
+        self.inner.starts.close();
+        if let Err(error) = self.inner.tasks.drain(deadline).await {
+            tracing::warn!(%error, "the fleet stops");
+        }
+    }
+
+    pub(crate) fn tell(&self, input: Input) {
+        let mut actions = Vec::new();
+        let now = self.inner.clock.now();
+        let earlier = {
+            let mut scheduler = lock(&self.inner.scheduler);
+            let before = scheduler.next_deadline();
+            scheduler.handle(now, input, &mut actions);
+            let after = scheduler.next_deadline();
+            after.is_some_and(|after| before.is_none_or(|before| after < before))
+        };
+        if earlier {
+            self.inner.due.notify_one();
+        }
+        for action in actions {
+            self.carry_out(action);
+        }
+    }
+
+    fn carry_out(&self, action: Action) {
+        let fleet = self.clone();
+        match action {
+            Action::Start {
+                instance, revision, ..
+            } => {
+                let decided = self.inner.clock.now();
+                self.spawn("start", async move {
+                    fleet.start(instance, revision, decided).await
+                });
+            }
+            Action::Stop { instance, reason } => {
+                self.spawn(
+                    "stop",
+                    async move { fleet.end(instance, reason.as_str()).await },
+                );
+            }
+            Action::Pause(instance) => {
+                self.spawn("pause", async move { fleet.pause(instance).await })
+            }
+            Action::Resume(instance) => self.spawn("resume", async move {
+                if let Err(WakeError(message)) = fleet.resume(instance).await {
+                    tracing::warn!(%instance, message, "an instance could not be resumed");
+                }
+            }),
+            Action::Refuse { revision, shortage } => self.refuse(&revision, shortage),
+        }
+    }
+
+    fn refuse(&self, revision: &RevisionId, shortage: Shortage) {
+        let message = shortage.to_string();
+        // At its maximum a revision still serves: what waits gets its turn.
+        if !matches!(shortage, Shortage::MaxInstances { .. }) {
+            self.inner
+                .parts
+                .rotation
+                .refuse(revision, shortage.kind(), &message);
+        }
+        if !matches!(shortage, Shortage::CrashLoop { .. }) {
+            self.validated(revision, Err(failure(shortage.kind(), &message)));
+        }
+    }
+
+    /// Answers those who wait for the first instance of the revision.
+    pub(crate) fn validated(
+        &self,
+        revision: &RevisionId,
+        result: Result<InstanceId, StartFailure>,
+    ) {
+        let Some(waiting) = lock(&self.inner.validations).remove(revision) else {
+            return;
+        };
+        for sender in waiting {
+            // Who has gone away needs no answer.
+            let _gone = sender.send(result.clone());
+        }
+        self.tell(Input::Queued {
+            revision: revision.clone(),
+            waiting: 0,
+            in_flight: 0,
+        });
+    }
+
+    pub(crate) fn spawn(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.inner.tasks.spawn_on(name, task, &self.inner.runtime);
+    }
+
+    fn sample(&self) {
+        for load in self.inner.parts.rotation.loads() {
+            self.tell(Input::Queued {
+                revision: load.revision,
+                waiting: load.waiting,
+                in_flight: load.in_flight,
+            });
+        }
+        let busy: Vec<InstanceId> = lock(&self.inner.steering).keys().copied().collect();
+        for instance in busy {
+            let in_flight = self.inner.parts.rotation.in_flight(instance);
+            if in_flight > 0 {
+                self.tell(Input::InFlight {
+                    instance,
+                    in_flight,
+                });
+            }
+        }
+    }
+}
+
+impl Demand for Fleet {
+    fn queued(&self, revision: &RevisionId, waiting: u32, in_flight: u32) {
+        self.tell(Input::Queued {
+            revision: revision.clone(),
+            waiting,
+            in_flight,
+        });
+    }
+
+    fn busy(&self, instance: InstanceId) {
+        self.tell(Input::InFlight {
+            instance,
+            in_flight: 1,
+        });
+    }
+
+    fn idle(&self, instance: InstanceId) {
+        self.tell(Input::InFlight {
+            instance,
+            in_flight: 0,
+        });
+    }
+
+    fn dead(&self, instance: InstanceId, reason: &str) {
+        tracing::warn!(%instance, reason, "an instance does not answer and is ended");
+        let (fleet, reason) = (self.clone(), reason.to_owned());
+        self.spawn(
+            "dead",
+            async move { fleet.end_now(instance, &reason).await },
+        );
+    }
+
+    fn wake(&self, instance: InstanceId) -> BoxFuture<'_, Result<(), WakeError>> {
+        Box::pin(self.resume(instance))
+    }
+}
+
+pub(crate) fn failure(kind: ErrorKind, message: &str) -> StartFailure {
+    StartFailure {
+        kind,
+        message: message.to_owned(),
+        log: Vec::new(),
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
