@@ -1,5 +1,26 @@
 //! What isolates an instance: one trait, and the classes behind it.
+//!
+//! [`ContainerBackend`] makes namespaced containers by asking the launcher, a
+//! process of its own, over [`LauncherClient`]; [`NullBackend`] makes nothing
+//! and answers every request itself, for measuring what stands around a
+//! sandbox. This crate holds no capability and makes no kernel object: it
+//! asks for them and passes descriptors on. It does not decide when a sandbox
+//! begins or ends; the worker does.
+//!
+//! Invariants: a creation that nobody waits for any more is undone; nobody
+//! who holds a [`Sandbox`] learns an address; every question to the launcher
+//! has a deadline.
+//!
+//! Entry points: [`Backend`], [`Sandbox`], [`host_checks`].
 
+mod container;
+mod doctor;
+mod launcher;
+mod null;
 mod port;
 
-pub use port::{Backend, CreateSpec, Created, LayerFile, Output, Sandbox, SandboxError};
+pub use container::ContainerBackend;
+pub use doctor::{Check, host_checks};
+pub use launcher::{Exits, LauncherClient, LauncherError};
+pub use null::{NullBackend, NullOptions};
+pub use port::{Backend, CreateSpec, Created, Found, LayerFile, Output, Sandbox, SandboxError};

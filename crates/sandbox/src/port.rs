@@ -14,11 +14,23 @@ use skiff_wire::launcher::{Exit, ProcessSpec, Stats, Writable};
 pub trait Backend: Debug + Send + Sync + 'static {
     /// The class of everything it makes.
     fn class(&self) -> IsolationClass;
-    /// Makes a sandbox and starts its process. On an error nothing is left.
+    /// Makes layers ready ahead of [`Backend::create`], which does it itself
+    /// for those that are not: the time this takes can then be told apart.
+    fn prepare<'a>(&'a self, layers: &'a [LayerFile]) -> BoxFuture<'a, Result<(), SandboxError>> {
+        let _nothing = layers;
+        Box::pin(async { Ok(()) })
+    }
+    /// Lets go of a layer that no sandbox uses, so that its file can be removed.
+    fn release<'a>(&'a self, layer: &'a Digest) -> BoxFuture<'a, Result<(), SandboxError>> {
+        let _nothing = layer;
+        Box::pin(async { Ok(()) })
+    }
+    /// Makes a sandbox and starts its process. On an error, or when the
+    /// future is dropped, nothing is left.
     fn create(&self, spec: CreateSpec) -> BoxFuture<'_, Result<Created, SandboxError>>;
     /// The sandboxes that exist, with the labels they were created with:
     /// asked once, at start.
-    fn adopt(&self) -> BoxFuture<'_, Result<Vec<(Created, Vec<u8>)>, SandboxError>>;
+    fn adopt(&self) -> BoxFuture<'_, Result<Vec<Found>, SandboxError>>;
 }
 
 /// A sandbox that runs, or has ended and was not destroyed yet.
@@ -38,7 +50,9 @@ pub trait Sandbox: Debug + Send + Sync + 'static {
     fn resume(&self) -> BoxFuture<'_, Result<(), SandboxError>>;
     /// What it uses.
     fn stats(&self) -> BoxFuture<'_, Result<Stats, SandboxError>>;
-    /// Waits for the end of its first process; ready at once when it has ended.
+    /// Waits for the end of its first process; ready at once when it has
+    /// ended. An exit with neither code nor signal says that the sandbox is
+    /// gone and nobody knows how.
     fn exited(&self) -> BoxFuture<'_, Exit>;
     /// Kills what runs and removes everything. Nothing is left when it is done.
     fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>>;
@@ -53,6 +67,17 @@ pub struct Created {
     pub output: Option<Output>,
     /// The steps of its making and how long each took, microseconds.
     pub steps_us: Vec<(String, u32)>,
+    /// Whether nothing in it runs, as a former server left it.
+    pub paused: bool,
+}
+
+/// A sandbox that a former server left.
+#[derive(Debug)]
+pub struct Found {
+    /// It.
+    pub created: Created,
+    /// What it was created with.
+    pub label: Vec<u8>,
 }
 
 /// The read ends of a sandbox's output.
@@ -132,6 +157,16 @@ pub enum SandboxError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A layer cannot be mounted.
+    #[error("the layer {layer} was refused at `{step}`: {message}")]
+    LayerRefused {
+        /// Which.
+        layer: Digest,
+        /// What was being done.
+        step: String,
+        /// Why not.
+        message: String,
     },
     /// The class cannot do this.
     #[error("the class {class} cannot {what}")]

@@ -1,0 +1,148 @@
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::future::BoxFuture;
+use skiff_base::ByteStream;
+use skiff_types::{InstanceId, IsolationClass};
+use skiff_wire::launcher::{Exit, Reply, Request, Stats};
+use tokio::sync::watch;
+
+use super::connect::{Tried, finish, into_stream, try_now};
+use super::{Link, refused, unexpected};
+use crate::launcher::UNKNOWN_EXIT;
+use crate::{Sandbox, SandboxError};
+
+/// Sockets asked for at once: a probe, a request, and some in reserve.
+const SOCKETS_ASKED: u8 = 4;
+/// Sockets kept prepared.
+const SOCKETS_KEPT: usize = 8;
+
+/// One container, or what is left of it.
+#[derive(Debug)]
+pub struct ContainerSandbox {
+    id: InstanceId,
+    link: Arc<Link>,
+    exit: watch::Receiver<Option<Exit>>,
+    /// Sockets of its network namespace, not connected.
+    stock: Mutex<Vec<OwnedFd>>,
+}
+
+impl ContainerSandbox {
+    pub fn new(id: InstanceId, link: Arc<Link>, exit: watch::Receiver<Option<Exit>>) -> Self {
+        Self {
+            id,
+            link,
+            exit,
+            stock: Mutex::default(),
+        }
+    }
+
+    fn take_prepared(&self) -> Option<OwnedFd> {
+        let mut stock = self.stock.lock().unwrap_or_else(PoisonError::into_inner);
+        stock.pop()
+    }
+
+    fn keep(&self, sockets: impl IntoIterator<Item = OwnedFd>) {
+        let mut stock = self.stock.lock().unwrap_or_else(PoisonError::into_inner);
+        stock.extend(sockets);
+        stock.truncate(SOCKETS_KEPT);
+    }
+
+    async fn socket(&self) -> io::Result<OwnedFd> {
+        if let Some(socket) = self.take_prepared() {
+            return Ok(socket);
+        }
+        let request = Request::Sockets {
+            sandbox: self.id,
+            count: SOCKETS_ASKED,
+        };
+        match self.ask(request).await.map_err(io::Error::other)? {
+            (Reply::Descriptors, mut sockets) => {
+                let socket = sockets.pop().ok_or(io::ErrorKind::UnexpectedEof)?;
+                self.keep(sockets);
+                Ok(socket)
+            }
+            _ => Err(io::Error::other(unexpected("sockets"))),
+        }
+    }
+
+    async fn connect_to(&self, port: u16) -> io::Result<ByteStream> {
+        let socket = self.socket().await?;
+        let stream = match try_now(socket, port)? {
+            Tried::Connected(socket) => into_stream(socket)?,
+            Tried::Pending(socket) => finish(socket).await?,
+            Tried::Refused(socket) => {
+                self.keep([socket]);
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+        };
+        Ok(ByteStream::Tcp(stream))
+    }
+
+    async fn ask(&self, request: Request) -> Result<(Reply, Vec<OwnedFd>), SandboxError> {
+        let client = self.link.client();
+        let asked = client.call(request, vec![]).await;
+        asked.map_err(|error| refused(self.id, error))
+    }
+
+    fn tell(&self, request: Request) -> BoxFuture<'_, Result<(), SandboxError>> {
+        Box::pin(async move { self.ask(request).await.map(drop) })
+    }
+}
+
+impl Sandbox for ContainerSandbox {
+    fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    fn class(&self) -> IsolationClass {
+        IsolationClass::Container
+    }
+
+    fn connect(&self, port: u16) -> BoxFuture<'_, io::Result<ByteStream>> {
+        Box::pin(self.connect_to(port))
+    }
+
+    fn signal(&self, signal: i32) -> BoxFuture<'_, Result<(), SandboxError>> {
+        self.tell(Request::Signal {
+            sandbox: self.id,
+            signal,
+        })
+    }
+
+    fn pause(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+        self.tell(Request::Freeze { sandbox: self.id })
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+        self.tell(Request::Thaw { sandbox: self.id })
+    }
+
+    fn stats(&self) -> BoxFuture<'_, Result<Stats, SandboxError>> {
+        Box::pin(async move {
+            match self.ask(Request::Stats { sandbox: self.id }).await? {
+                (Reply::Stats(stats), _) => Ok(stats),
+                _ => Err(unexpected("stats")),
+            }
+        })
+    }
+
+    fn exited(&self) -> BoxFuture<'_, Exit> {
+        let mut exit = self.exit.clone();
+        Box::pin(async move {
+            let known = exit.wait_for(Option::is_some).await;
+            known.ok().and_then(|exit| *exit).unwrap_or(UNKNOWN_EXIT)
+        })
+    }
+
+    fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+        Box::pin(async move {
+            self.ask(Request::Destroy { sandbox: self.id }).await?;
+            let stock =
+                std::mem::take(&mut *self.stock.lock().unwrap_or_else(PoisonError::into_inner));
+            drop(stock);
+            Ok(())
+        })
+    }
+}
