@@ -1,4 +1,5 @@
 //! The fleet with a scripted worker and a rotation that keeps a record.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 use std::collections::HashMap;
 use std::io;

@@ -1,0 +1,33 @@
+# The commands of this repository. `make up` and `make test` do all set-up.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help up test test-v2 bench soak lint clean setup build
+
+help:
+	@echo "make up        build, make sample images, start a server and deploy to it (ONESHOT=1 ends by itself)"
+	@echo "make test      set up and pass every test"
+	@echo "make test-v2   only the container class's tests in a machine with pure cgroup v2"
+	@echo "make bench     take the figures, into target/bench.json"
+	@echo "make soak      the long counts"
+	@echo "make lint      formatting, clippy, and the crates' edges"
+	@echo "make clean     remove what was built"
+
+setup:
+	@scripts/setup.sh
+
+build: setup
+	cargo build --release -p skiff
+
+up: build
+	@scripts/up.sh
+
+test: setup
+	@scripts/test.sh
+
+lint:
+	cargo fmt --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@scripts/edges.sh
+
+clean:
+	cargo clean
