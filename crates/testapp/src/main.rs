@@ -50,8 +50,14 @@ fn main() {
         log("leaving as told");
         std::process::exit(code);
     }
-    let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(8080u16);
-    if let Some(wait) = std::env::var("START_DELAY_MS").ok().and_then(|text| text.parse().ok()) {
+    let port = std::env::var("PORT")
+        .ok()
+        .and_then(|port| port.parse().ok())
+        .unwrap_or(8080u16);
+    if let Some(wait) = std::env::var("START_DELAY_MS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+    {
         thread::sleep(Duration::from_millis(wait));
     }
     let listener = match TcpListener::bind(("0.0.0.0", port)) {
@@ -92,7 +98,10 @@ fn serve(stream: TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-fn read_request(reader: &mut BufReader<TcpStream>, writer: &mut TcpStream) -> std::io::Result<Option<Request>> {
+fn read_request(
+    reader: &mut BufReader<TcpStream>,
+    writer: &mut TcpStream,
+) -> std::io::Result<Option<Request>> {
     let mut head = String::new();
     loop {
         let before = head.len();
@@ -106,21 +115,36 @@ fn read_request(reader: &mut BufReader<TcpStream>, writer: &mut TcpStream) -> st
     let field = |name: &str| {
         head.lines().skip(1).find_map(|line| {
             let (key, value) = line.split_once(':')?;
-            key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+            key.eq_ignore_ascii_case(name)
+                .then(|| value.trim().to_owned())
         })
     };
     if field("expect").is_some() {
         writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
-    let length = field("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
-    let chunked = field("transfer-encoding").is_some_and(|value| value.to_lowercase().contains("chunked"));
-    let body = if chunked { read_chunks(reader)? } else { read_exact(reader, length)? };
+    let length = field("content-length")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
+    let chunked =
+        field("transfer-encoding").is_some_and(|value| value.to_lowercase().contains("chunked"));
+    let body = if chunked {
+        read_chunks(reader)?
+    } else {
+        read_exact(reader, length)?
+    };
     let mut words = head.split_whitespace();
     let method = words.next().unwrap_or_default().to_owned();
     let path = words.next().unwrap_or("/").to_owned();
     let close = field("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
     let upgrade = field("upgrade").is_some();
-    Ok(Some(Request { method, path, body, upgrade, close, head }))
+    Ok(Some(Request {
+        method,
+        path,
+        body,
+        upgrade,
+        close,
+        head,
+    }))
 }
 
 fn read_exact(reader: &mut impl Read, length: usize) -> std::io::Result<Vec<u8>> {
@@ -134,7 +158,8 @@ fn read_chunks(reader: &mut BufReader<TcpStream>) -> std::io::Result<Vec<u8>> {
     loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
-        let length = usize::from_str_radix(line.trim().split(';').next().unwrap_or("0"), 16).unwrap_or(0);
+        let length =
+            usize::from_str_radix(line.trim().split(';').next().unwrap_or("0"), 16).unwrap_or(0);
         if length > 0 {
             body.extend(read_exact(reader, length)?);
         }
@@ -147,7 +172,9 @@ fn read_chunks(reader: &mut BufReader<TcpStream>) -> std::io::Result<Vec<u8>> {
 }
 
 fn echo_forever(mut reader: BufReader<TcpStream>, mut writer: TcpStream) -> std::io::Result<()> {
-    writer.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")?;
+    writer.write_all(
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n",
+    )?;
     let mut buffer = [0; 4096];
     loop {
         let count = reader.read(&mut buffer)?;
@@ -160,7 +187,12 @@ fn echo_forever(mut reader: BufReader<TcpStream>, mut writer: TcpStream) -> std:
 
 fn answer(request: &Request, writer: &mut TcpStream) -> std::io::Result<()> {
     let parts: Vec<&str> = request.path.trim_start_matches('/').split('/').collect();
-    let number = |index: usize| parts.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let number = |index: usize| {
+        parts
+            .get(index)
+            .and_then(|text| text.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
     let word = |index: usize| parts.get(index).copied().unwrap_or_default().to_owned();
     let size = usize::try_from(number(1)).unwrap_or(0);
     let body: Vec<u8> = match parts[0] {
@@ -188,9 +220,14 @@ fn answer(request: &Request, writer: &mut TcpStream) -> std::io::Result<()> {
             b"logged\n".to_vec()
         }
         "requests" => format!("{}\n", REQUESTS.load(Ordering::SeqCst)).into_bytes(),
-        _ => format!("hello from {}\n", std::env::var("K_REVISION").unwrap_or_default()).into_bytes(),
+        _ => format!(
+            "hello from {}\n",
+            std::env::var("K_REVISION").unwrap_or_default()
+        )
+        .into_bytes(),
     };
-    let mut reply = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+    let mut reply =
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
     if request.method != "HEAD" {
         reply.extend(body);
     }
@@ -235,7 +272,9 @@ fn burn(ms: u64) -> Vec<u8> {
 fn start_threads(count: u64) -> Vec<u8> {
     let started = (0..count).take_while(|_| {
         let thread = thread::Builder::new().stack_size(64 * 1024);
-        thread.spawn(|| thread::sleep(Duration::from_secs(600))).is_ok()
+        thread
+            .spawn(|| thread::sleep(Duration::from_secs(600)))
+            .is_ok()
     });
     format!("{}\n", started.count()).into_bytes()
 }
@@ -277,7 +316,9 @@ fn get(host: &str, port: &str, path: &str) -> Vec<u8> {
     let attempt = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect(format!("{host}:{port}"))?;
         let path = path.replace(',', "/");
-        stream.write_all(format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
+        stream.write_all(
+            format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes(),
+        )?;
         let mut reply = Vec::new();
         stream.read_to_end(&mut reply)?;
         Ok(reply)

@@ -1,0 +1,18 @@
+//! What end-to-end tests drive: the real binaries, as a user would, with real
+//! clients.
+//!
+//! Everything here ends what it started when it is dropped, and panics with a
+//! full account when something is not as expected: it is for tests only.
+//! Deadlines are stretched by how slow this machine is now.
+
+mod leaks;
+mod registry;
+mod server;
+mod speed;
+mod tools;
+
+pub use leaks::Leaks;
+pub use registry::Registry;
+pub use server::{Reply, Server, ServerOptions};
+pub use speed::{deadline, wait_for};
+pub use tools::{Finished, fixture, run, skiff_binary};
