@@ -66,9 +66,6 @@ pub enum NetError {
         /// The deadline.
         seconds: u64,
     },
-    /// Egress was asked for and is not to be had.
-    #[error("egress is not available")]
-    NoEgress,
     /// The saved state is not one this program wrote.
     #[error("the saved state of networks does not fit its {fds} descriptors")]
     BadState {

@@ -11,19 +11,21 @@
 //! Entry points: [`Networks`] makes and removes, [`Network`] is one
 //! instance's.
 
+mod egress;
+#[cfg(test)]
+mod egress_tests;
 mod error;
 mod inside;
 mod namespace;
-#[allow(dead_code, reason = "egress is what uses the rest")]
 mod netlink;
 mod network;
 mod networks;
-#[allow(dead_code, reason = "egress is what uses the rest")]
 mod nft;
-#[allow(dead_code, reason = "egress is what uses the rest")]
 mod route;
+mod share;
+mod table;
 
 pub use error::NetError;
 pub use inside::{DNS_LISTEN_PORT, GATEWAY_LISTEN_PORT, SERVICE_ADDRESS};
 pub use network::{EgressState, Network, NetworkState};
-pub use networks::{NetOptions, Networks, READY_MAX};
+pub use networks::{NetOptions, Networks, NetworksState, READY_MAX, SweepReport};

@@ -4,7 +4,7 @@
 //! every answer is queued when it returns: nothing here ever waits.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -121,6 +121,11 @@ impl Socket {
         Self::open(Some(netlink::NETFILTER))
     }
 
+    /// For what else the kernel answers by namespace.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     fn open(protocol: Option<Protocol>) -> io::Result<Self> {
         let fd = socket_with(
             AddressFamily::NETLINK,
@@ -158,7 +163,7 @@ impl Socket {
         first.map_or(Ok(()), Err)
     }
 
-    /// Sends one dump request and hands every answer to `each`: its kind and
+    /// Sends one request to dump or to look one thing up, and hands every answer to `each`: its kind and
     /// what follows the header.
     pub(crate) fn dump(
         &self,

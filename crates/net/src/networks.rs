@@ -4,13 +4,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 use skiff_types::ServerId;
 use skiff_wire::launcher::PoolConfig;
 
+use crate::egress::{self, Egress, EgressPoolState};
 use crate::error::{NetError, Step};
 use crate::inside;
 use crate::namespace::{Visit, current};
+use crate::netlink::Socket;
 use crate::network::{Network, NetworkState};
+use crate::share;
+use crate::table;
 
 /// The most namespaces of one kind that are kept ready.
 pub const READY_MAX: u32 = 1024;
@@ -39,30 +44,100 @@ impl Default for NetOptions {
     }
 }
 
+/// What of [`Networks`] survives an execve, beside the descriptors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworksState {
+    ready: Vec<NetworkState>,
+    egress: Option<EgressPoolState>,
+}
+
+/// What a sweep found and removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// Interfaces.
+    pub links: usize,
+    /// nftables tables.
+    pub tables: usize,
+    /// Claims of a part of the pool.
+    pub claims: usize,
+}
+
 /// Makes, keeps ready and removes the networks of one server's instances.
+///
+/// Egress is set up when it is first asked for; a host without nftables or a
+/// free part of the pool serves instances without egress.
 #[derive(Debug)]
 pub struct Networks {
     server: ServerId,
+    options: NetOptions,
     home: OwnedFd,
     wanted: PoolConfig,
     ready: VecDeque<Network>,
+    ready_egress: VecDeque<Network>,
+    egress: Option<Egress>,
 }
 
 impl Networks {
-    /// Nothing is made yet.
+    /// Nothing is made yet. What an earlier launcher left is still there:
+    /// [`Self::sweep`].
     ///
     /// # Errors
     /// When the calling thread's namespace cannot be opened.
-    pub fn open(server: ServerId, _options: NetOptions) -> Result<Self, NetError> {
+    pub fn open(server: ServerId, options: NetOptions) -> Result<Self, NetError> {
         Ok(Self {
             server,
+            options,
             home: current().step("open the network namespace of", "this thread")?,
             wanted: PoolConfig {
                 networks: 0,
                 egress_networks: 0,
             },
             ready: VecDeque::new(),
+            ready_egress: VecDeque::new(),
+            egress: None,
         })
+    }
+
+    /// Puts together what [`Self::into_parts`] took apart.
+    ///
+    /// # Errors
+    /// When the state and the descriptors do not fit, or the kernel refuses.
+    pub fn from_parts(
+        server: ServerId,
+        options: NetOptions,
+        state: NetworksState,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Self, NetError> {
+        let bad_state = NetError::BadState { fds: fds.len() };
+        let expected = state.ready.len() + usize::from(state.egress.is_some());
+        if fds.len() != expected {
+            return Err(bad_state);
+        }
+        let mut networks = Self::open(server, options)?;
+        let mut fds = fds.into_iter();
+        for (state, fd) in state.ready.into_iter().zip(&mut fds) {
+            networks.keep(Network::from_parts(state, fd));
+        }
+        if let Some((state, claim)) = state.egress.zip(fds.next()) {
+            let egress = Egress::from_parts(server, &networks.options, state, claim)?;
+            networks.egress = Some(egress);
+        }
+        Ok(networks)
+    }
+
+    /// What a launcher keeps when it executes another program file; the
+    /// descriptors are closed by execve unless it says otherwise. Networks
+    /// that were taken are the launcher's to keep.
+    #[must_use]
+    pub fn into_parts(self) -> (NetworksState, Vec<OwnedFd>) {
+        let ready = self.ready.into_iter().chain(self.ready_egress);
+        let (ready, mut fds): (Vec<_>, Vec<_>) = ready.map(Network::into_parts).unzip();
+        let egress = self.egress.map(|egress| {
+            let (state, claim) = egress.into_parts();
+            fds.push(claim);
+            state
+        });
+        (NetworksState { ready, egress }, fds)
     }
 
     /// How many to keep ready, at most [`READY_MAX`] of each kind.
@@ -73,17 +148,32 @@ impl Networks {
         };
     }
 
-    /// Prepares one network if one is missing, and says whether it did.
+    /// Prepares one network if one is missing, or frees what the kernel has
+    /// removed of released ones, and says whether it did anything. To be
+    /// called again at once if it did, within a second or so while
+    /// [`Self::leaving`] is not zero, and after each take.
     ///
     /// # Errors
     /// When the kernel refuses; nothing is left of the attempt.
     pub fn refill_one(&mut self) -> Result<bool, NetError> {
-        if self.ready.len() >= usize::try_from(self.wanted.networks).unwrap_or(usize::MAX) {
-            return Ok(false);
-        }
-        let network = self.prepare()?;
-        self.ready.push_back(network);
+        let short = |ready: &VecDeque<_>, wanted: u32| {
+            ready.len() < usize::try_from(wanted).unwrap_or(usize::MAX)
+        };
+        let network = if short(&self.ready, self.wanted.networks) {
+            self.prepare()?
+        } else if short(&self.ready_egress, self.wanted.egress_networks) {
+            self.prepare_egress()?
+        } else {
+            return self.egress.as_mut().map_or(Ok(false), Egress::collect);
+        };
+        self.keep(network);
         Ok(true)
+    }
+
+    /// How many released networks the kernel has yet to remove.
+    #[must_use]
+    pub fn leaving(&self) -> usize {
+        self.egress.as_ref().map_or(0, Egress::leaving)
     }
 
     /// A ready network, or one made now.
@@ -91,22 +181,74 @@ impl Networks {
     /// # Errors
     /// When none is ready and the kernel refuses to make one.
     pub fn take(&mut self, egress: bool) -> Result<Network, NetError> {
-        if egress {
-            return Err(NetError::NoEgress);
+        if !egress {
+            let ready = self.ready.pop_front();
+            return ready.map_or_else(|| self.prepare(), Ok);
         }
-        match self.ready.pop_front() {
-            Some(network) => Ok(network),
-            None => self.prepare(),
+        let network = match self.ready_egress.pop_front() {
+            Some(network) => network,
+            None => self.prepare_egress()?,
+        };
+        if let (Some(state), Some(egress)) = (&network.state().egress, &self.egress) {
+            egress.wait_operational(state)?;
+        }
+        Ok(network)
+    }
+
+    /// Removes a network whose instance has ended. No packet passes any more
+    /// when it returns; the kernel removes the namespace and its links soon
+    /// after, at the latest when [`Self::refill_one`] insists.
+    ///
+    /// # Errors
+    /// When the kernel refuses to remove what it has on the host.
+    pub fn release(&mut self, network: Network) -> Result<(), NetError> {
+        let (state, namespace) = network.into_parts();
+        drop(namespace);
+        match (state.egress, &mut self.egress) {
+            (Some(state), Some(egress)) => egress.release(&state),
+            _ => Ok(()),
         }
     }
 
-    /// Removes a network whose instance has ended.
+    /// Removes what carries this server's id and belongs to no network that
+    /// is ready or taken.
     ///
     /// # Errors
-    /// When the kernel refuses to remove what it leaves.
-    pub fn release(&mut self, network: Network) -> Result<(), NetError> {
-        drop(network);
-        Ok(())
+    /// When the kernel refuses to list or remove something.
+    pub fn sweep(&mut self) -> Result<SweepReport, NetError> {
+        let mut report = SweepReport::default();
+        let socket = Socket::route().step("open a netlink socket for", self.server)?;
+        let live = |link: &str| self.egress.as_ref().is_some_and(|egress| egress.owns(link));
+        report.links = egress::remove_links(&socket, self.server, |link| !live(link))
+            .step("remove the links of", self.server)?;
+        if self.egress.is_none() {
+            let filter = Socket::netfilter().step("open a netlink socket for", self.server)?;
+            let removed = egress::remove_table(&filter, &table::name(self.server))?;
+            report.tables = usize::from(removed);
+        }
+        report.claims = share::sweep(&self.options.lock_folder, self.server)?;
+        Ok(report)
+    }
+
+    /// Removes everything: the ways out of networks still taken, too.
+    ///
+    /// # Errors
+    /// When the kernel refuses to remove something.
+    pub fn close(mut self) -> Result<(), NetError> {
+        self.ready.clear();
+        self.ready_egress.clear();
+        match self.egress {
+            Some(egress) => egress.close(self.server, &self.options),
+            None => Ok(()),
+        }
+    }
+
+    fn keep(&mut self, network: Network) {
+        if network.address().is_some() {
+            self.ready_egress.push_back(network);
+        } else {
+            self.ready.push_back(network);
+        }
     }
 
     fn prepare(&self) -> Result<Network, NetError> {
@@ -119,6 +261,15 @@ impl Networks {
             namespace,
         ))
     }
+
+    fn prepare_egress(&mut self) -> Result<Network, NetError> {
+        let egress = match &mut self.egress {
+            Some(egress) => egress,
+            none => none.insert(Egress::open(self.server, &self.options)?),
+        };
+        egress.collect()?;
+        egress.prepare(self.home.as_fd())
+    }
 }
 
 #[cfg(test)]
@@ -128,7 +279,6 @@ mod tests {
 
     use super::*;
     use crate::inside::SERVICE_ADDRESS;
-    use crate::netlink::Socket;
     use crate::route;
 
     fn networks() -> Networks {

@@ -10,6 +10,7 @@ const SUBSYS_NFTABLES: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 const NEWTABLE: u16 = SUBSYS_NFTABLES;
+const DELTABLE: u16 = SUBSYS_NFTABLES | 2;
 const NEWCHAIN: u16 = SUBSYS_NFTABLES | 3;
 const NEWRULE: u16 = SUBSYS_NFTABLES | 6;
 const NEWSETELEM: u16 = SUBSYS_NFTABLES | 12;
@@ -73,6 +74,13 @@ pub(crate) fn add_table(request: &mut Request, table: &str) {
             message.text(TABLE_NAME, table);
         },
     );
+}
+
+/// Removes an inet table, which must be there.
+pub(crate) fn delete_table(request: &mut Request, table: &str) {
+    request.message(DELTABLE, ACK, &nfgenmsg(NFPROTO_INET, 0), |message| {
+        message.text(TABLE_NAME, table);
+    });
 }
 
 /// Makes a filter chain for what the namespace itself sends.

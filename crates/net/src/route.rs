@@ -17,7 +17,9 @@ const RTM_GETROUTE: u16 = 26;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -30,6 +32,7 @@ const RTA_GATEWAY: u16 = 5;
 
 const IFF_UP: u32 = 1;
 const IFF_NOARP: u32 = 0x80;
+const IF_OPER_UP: u8 = 6;
 const AF_INET: u8 = 2;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_STATIC: u8 = 4;
@@ -51,6 +54,8 @@ pub(crate) struct Veth<'a> {
     pub(crate) index: u32,
     /// Of the end there.
     pub(crate) peer_name: &'a str,
+    /// Of the end there.
+    pub(crate) peer_group: u32,
     /// Where the other end goes.
     pub(crate) peer_namespace: BorrowedFd<'a>,
     /// Of both ends: without ARP a frame bears its sender's own address as
@@ -66,10 +71,9 @@ fn ifinfomsg(index: u32, flags: u32, change: u32) -> [u8; IFINFOMSG_LEN] {
     fixed
 }
 
-/// Makes the pair; this end is up, the other still down.
+/// Makes the pair; both ends are down.
 pub(crate) fn add_veth(request: &mut Request, veth: &Veth<'_>) {
-    let up = IFF_UP | IFF_NOARP;
-    let fixed = ifinfomsg(veth.index, up, up);
+    let fixed = ifinfomsg(veth.index, IFF_NOARP, IFF_NOARP);
     request.message(RTM_NEWLINK, ACK | CREATE | EXCL, &fixed, |link| {
         link.text(IFLA_IFNAME, veth.name);
         link.attribute(IFLA_ADDRESS, &veth.mac);
@@ -80,6 +84,7 @@ pub(crate) fn add_veth(request: &mut Request, veth: &Veth<'_>) {
                     peer.raw(&ifinfomsg(0, IFF_NOARP, IFF_NOARP));
                     peer.text(IFLA_IFNAME, veth.peer_name);
                     peer.attribute(IFLA_ADDRESS, &veth.mac);
+                    peer.attribute(IFLA_GROUP, &veth.peer_group.to_ne_bytes());
                     let fd = veth.peer_namespace.as_raw_fd();
                     peer.attribute(IFLA_NET_NS_FD, &fd.to_ne_bytes());
                 });
@@ -98,6 +103,13 @@ pub(crate) fn set_up(request: &mut Request, index: u32) {
 pub(crate) fn delete_link(request: &mut Request, name: &str) {
     request.message(RTM_DELLINK, ACK, &ifinfomsg(0, 0, 0), |link| {
         link.text(IFLA_IFNAME, name);
+    });
+}
+
+/// Removes every link of a group in the time that one takes.
+pub(crate) fn delete_group(request: &mut Request, group: u32) {
+    request.message(RTM_DELLINK, ACK, &ifinfomsg(0, 0, 0), |links| {
+        links.attribute(IFLA_GROUP, &group.to_ne_bytes());
     });
 }
 
@@ -142,6 +154,7 @@ pub(crate) fn add_route(request: &mut Request, index: u32, to: Ipv4Net, gateway:
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
+    pub(crate) group: u32,
 }
 
 /// Every interface of the socket's namespace.
@@ -157,12 +170,31 @@ pub(crate) fn links(socket: &Socket) -> io::Result<Vec<Link>> {
     Ok(links)
 }
 
+/// Whether a link carries packets: after its peer came up the kernel takes a
+/// moment, in the background, and drops what is sent until then.
+pub(crate) fn is_operational(socket: &Socket, index: u32) -> io::Result<bool> {
+    let mut request = Request::new();
+    request.message(RTM_GETLINK, ACK, &ifinfomsg(index, 0, 0), |_| {});
+    let mut up = false;
+    socket.dump(&request, |_, payload| {
+        let mut found = attributes(payload.get(IFINFOMSG_LEN..).unwrap_or_default());
+        up |= found.any(|(kind, value)| kind == IFLA_OPERSTATE && value == [IF_OPER_UP]);
+    })?;
+    Ok(up)
+}
+
 fn read_link(payload: &[u8]) -> Option<Link> {
     let index = read_u32(payload.get(4..8)?)?;
-    let (_, name) =
-        attributes(payload.get(IFINFOMSG_LEN..)?).find(|(kind, _)| *kind == IFLA_IFNAME)?;
-    let name = String::from_utf8_lossy(name.strip_suffix(&[0])?).into_owned();
-    Some(Link { index, name })
+    let (mut found, mut group) = (None, 0);
+    for (kind, value) in attributes(payload.get(IFINFOMSG_LEN..)?) {
+        match kind {
+            IFLA_IFNAME => found = value.strip_suffix(&[0]),
+            IFLA_GROUP => group = read_u32(value)?,
+            _ => {}
+        }
+    }
+    let name = String::from_utf8_lossy(found?).into_owned();
+    Some(Link { index, name, group })
 }
 
 /// One route of the main table.
