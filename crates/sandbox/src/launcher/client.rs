@@ -274,6 +274,7 @@ fn kind(request: &Request) -> (&'static str, About, Duration) {
         Request::List { .. } => quick("list"),
         Request::Output { .. } => quick("output"),
         Request::Upgrade => quick("upgrade"),
+        Request::Listeners { .. } => quick("listeners"),
         Request::Shutdown => ("shutdown", About::Other, SLOW_DEADLINE),
     }
 }

@@ -1,0 +1,107 @@
+//! Reads an instance's output.
+
+use std::io;
+
+use skiff_sandbox::Output;
+use tokio::net::unix::pipe::Receiver;
+use tokio::sync::watch;
+
+use super::line::Stream;
+use super::split::Splitter;
+use super::store::LogSink;
+
+/// What is read at once.
+const READ_BYTES: usize = 16 * 1024;
+/// Reads after the end: what a pipe can hold, and more.
+const LAST_READS_MAX: usize = 256;
+
+/// How long an instance's output is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reader {
+    /// Until both ends are closed.
+    #[default]
+    Open,
+    /// The instance has ended: what is in the pipes now is all there is.
+    Ended,
+    /// Somebody else will go on: not one byte more.
+    Left,
+}
+
+/// Reads both streams until they end or `until` says so.
+pub async fn read_output(output: Output, sink: LogSink, until: watch::Receiver<Reader>) {
+    let stdout = read_stream(output.stdout, Stream::Stdout, &sink, until.clone());
+    let stderr = read_stream(output.stderr, Stream::Stderr, &sink, until);
+    futures_util::future::join(stdout, stderr).await;
+}
+
+async fn read_stream(
+    fd: std::os::fd::OwnedFd,
+    stream: Stream,
+    sink: &LogSink,
+    mut until: watch::Receiver<Reader>,
+) {
+    let pipe = match Receiver::from_owned_fd(fd) {
+        Ok(pipe) => pipe,
+        Err(error) => {
+            sink.note(format!("{} cannot be read: {error}", stream.as_str()))
+                .await;
+            return;
+        }
+    };
+    let mut splitter = Splitter::default();
+    let mut reads_left = LAST_READS_MAX;
+    loop {
+        let state = *until.borrow_and_update();
+        match (state, read_some(&pipe, &mut splitter, state)) {
+            (_, Some(Ok(lines))) => sink.append(stream, lines).await,
+            (Reader::Open, Some(Err(error))) if would_block(&error) => {
+                // Either an end of waiting is looked at above.
+                tokio::select! {
+                    _readable = pipe.readable() => {}
+                    changed = until.changed() => if changed.is_err() { break },
+                }
+            }
+            _ => break,
+        }
+        if state == Reader::Ended {
+            reads_left -= 1;
+            if reads_left == 0 {
+                break;
+            }
+        }
+    }
+    let mut last = Vec::new();
+    splitter.finish(&mut last);
+    sink.append(stream, last).await;
+}
+
+/// The lines of one read; `None` at the end.
+fn read_some(
+    pipe: &Receiver,
+    splitter: &mut Splitter,
+    state: Reader,
+) -> Option<io::Result<Vec<String>>> {
+    // On the stack, and only while it is needed: instances are many and
+    // mostly silent.
+    let mut buffer = [0; READ_BYTES];
+    let read = match state {
+        Reader::Left => return None,
+        // Through the event loop's knowledge, so that it is told to wait.
+        Reader::Open => pipe.try_read(&mut buffer),
+        // Not through it: it may not know yet of bytes that are there.
+        Reader::Ended => rustix::io::read(pipe, &mut buffer).map_err(io::Error::from),
+    };
+    match read {
+        Ok(0) => None,
+        Ok(len) => {
+            let mut lines = Vec::new();
+            splitter.feed(&buffer[..len], &mut lines);
+            Some(Ok(lines))
+        }
+        Err(error) => Some(Err(error)),
+    }
+}
+
+fn would_block(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}

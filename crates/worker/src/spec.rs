@@ -1,0 +1,57 @@
+//! From a launch to what a sandbox is made of.
+
+use skiff_sandbox::{CreateSpec, LayerFile};
+use skiff_types::{InstanceId, Launch, WritableLayer};
+use skiff_wire::launcher::{ProcessSpec, Writable};
+
+const fn mib(count: u32) -> u64 {
+    (count as u64) << 20
+}
+
+/// The launch's layers.
+pub fn layer_files(launch: &Launch) -> Vec<LayerFile> {
+    let file = |(digest, path): &(_, std::path::PathBuf)| LayerFile {
+        digest: skiff_types::Digest::clone(digest),
+        path: path.clone(),
+    };
+    launch.layers.iter().map(file).collect()
+}
+
+/// What the sandbox is made of.
+pub fn create_spec(
+    instance: InstanceId,
+    launch: &Launch,
+    layers: Vec<LayerFile>,
+    nofile: u64,
+    label: Vec<u8>,
+) -> CreateSpec {
+    let resources = &launch.resources;
+    let memory_bytes = mib(resources.memory_mib);
+    CreateSpec {
+        instance,
+        layers,
+        process: ProcessSpec {
+            args: launch.args.clone(),
+            env: launch.env.clone(),
+            cwd: launch.cwd.clone(),
+            uid: launch.uid,
+            gid: launch.gid,
+            additional_gids: launch.additional_gids.clone(),
+            nofile,
+        },
+        hostname: instance.to_string(),
+        memory_bytes,
+        cpu_millis: resources.cpu_millis,
+        pids: resources.pids,
+        writable: match resources.writable {
+            WritableLayer::Tmpfs(0) => Writable::Tmpfs {
+                bytes: memory_bytes,
+            },
+            WritableLayer::Tmpfs(size) => Writable::Tmpfs { bytes: mib(size) },
+            WritableLayer::Disk(size) => Writable::Disk { bytes: mib(size) },
+        },
+        readonly_root: false,
+        egress: launch.egress,
+        label,
+    }
+}
