@@ -1,8 +1,56 @@
 //! Takes HTTP requests and hands each to an instance of its revision.
+//!
+//! Each serving thread has its own runtime, listener and connections to
+//! instances; a request is read, routed, queued, sent, answered and recorded
+//! on one thread. The gateway knows no addresses of instances, starts none
+//! and decides nothing about their number: it says what waits
+//! ([`Demand`]) and is told what is ready ([`Gateway::add_instance`]).
+//!
+//! Invariants
+//! - An instance never has more requests than its revision's concurrency.
+//! - A request is sent again only while no byte of it can have been processed.
+//! - Whatever reached an instance is recorded exactly once, before the end of
+//!   its answer is sent.
+//! - Every queue and buffer has a bound; bodies are never held whole.
+//!
+//! Answers of its own: 400 malformed, 404 no such host, 405 CONNECT, 429 over
+//! the project's quota, 502 the instance broke off, 503 no slot (queue full
+//! or its deadline passed, or nobody can start an instance), 504 the
+//! request's time ran out; the time counts from the slot, not from the queue.
+//!
+//! Entry points: [`Gateway::new`], [`Gateway::serve`].
 
+mod access;
+mod answer;
+mod body;
+mod config;
+mod connection;
+mod forward;
+mod gateway;
+mod headers;
+mod host;
+mod lane;
+mod link;
+mod load;
+mod metrics;
+mod pool;
 mod port;
+mod probe;
+mod random;
+mod revision;
+mod serve;
+mod shards;
+mod shared;
+mod table;
+mod tunnel;
+mod visit;
 
+pub use config::GatewayConfig;
+pub use gateway::{AddError, Gateway, ServiceCount};
+pub use metrics::MetricsSnapshot;
 pub use port::{
     ColdPhases, Demand, Load, Records, RequestRecord, RevisionRoute, ServiceRoute, Upstream,
     WakeError,
 };
+pub use serve::{DrainError, InnerHandle, ServeError, ServeHandle};
+pub use table::RouteError;

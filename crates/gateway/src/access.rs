@@ -1,0 +1,193 @@
+//! The access log: one line for each request through a bounded buffer and a
+//! thread of its own; a full buffer drops lines and counts them.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::IpAddr;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use http::{HeaderValue, Method, Uri};
+use skiff_types::RevisionId;
+
+/// Batches that may wait for the disk.
+const BATCHES_MAX: usize = 64;
+/// A lane hands its lines on at this size, and at every tick.
+pub(crate) const BATCH_BYTES: usize = 32 * 1024;
+/// Of a path or a host that is written.
+const FIELD_BYTES_MAX: usize = 1024;
+
+/// The way to the writing thread.
+#[derive(Debug)]
+pub(crate) struct AccessLog {
+    sender: Option<SyncSender<Vec<u8>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a line tells that the record does not.
+#[derive(Debug)]
+pub(crate) struct AccessLine {
+    pub(crate) client: IpAddr,
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) host: HeaderValue,
+}
+
+/// The figures of a line.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures<'a> {
+    pub(crate) unix_ms: u64,
+    pub(crate) status: u16,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) duration_us: u64,
+    pub(crate) revision: Option<&'a RevisionId>,
+}
+
+impl AccessLog {
+    pub(crate) fn start(file: File) -> Self {
+        let (sender, receiver) = sync_channel(BATCHES_MAX);
+        let thread = std::thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || write(file, &receiver));
+        if let Err(error) = &thread {
+            tracing::error!(%error, "the access log's thread cannot start: no lines are written");
+        }
+        Self {
+            sender: Some(sender),
+            thread: thread.ok(),
+        }
+    }
+
+    /// Whether the batch was taken.
+    pub(crate) fn send(&self, batch: Vec<u8>) -> bool {
+        let sender = self.sender.as_ref();
+        sender.is_some_and(|sender| sender.try_send(batch).is_ok())
+    }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        self.sender = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the access log's thread panicked");
+        }
+    }
+}
+
+fn write(mut file: File, batches: &Receiver<Vec<u8>>) {
+    let mut failing = false;
+    while let Ok(batch) = batches.recv() {
+        match file.write_all(&batch) {
+            Ok(()) => failing = false,
+            Err(error) => {
+                if !failing {
+                    tracing::error!(%error, "the access log cannot be written");
+                }
+                failing = true;
+            }
+        }
+    }
+}
+
+impl AccessLine {
+    /// `MS CLIENT METHOD HOST PATH STATUS IN OUT DURATION_US REVISION`, parted by blanks.
+    pub(crate) fn append(&self, out: &mut Vec<u8>, figures: Figures<'_>) {
+        number(out, figures.unix_ms);
+        out.push(b' ');
+        match self.client {
+            IpAddr::V4(address) => {
+                let octets = address.octets();
+                for (at, octet) in octets.into_iter().enumerate() {
+                    if at > 0 {
+                        out.push(b'.');
+                    }
+                    number(out, octet.into());
+                }
+            }
+            IpAddr::V6(_) => out.extend_from_slice(self.client.to_string().as_bytes()),
+        }
+        field(out, self.method.as_str().as_bytes());
+        field(out, self.host.as_bytes());
+        field(out, self.uri.path().as_bytes());
+        for value in [
+            figures.status.into(),
+            figures.bytes_in,
+            figures.bytes_out,
+            figures.duration_us,
+        ] {
+            out.push(b' ');
+            number(out, value);
+        }
+        match figures.revision {
+            Some(revision) => {
+                field(out, revision.project.as_str().as_bytes());
+                out.push(b'/');
+                out.extend_from_slice(revision.service.as_str().as_bytes());
+                out.push(b'-');
+                number(out, revision.number.into());
+            }
+            None => out.extend_from_slice(b" -"),
+        }
+        out.push(b'\n');
+    }
+}
+
+fn field(out: &mut Vec<u8>, text: &[u8]) {
+    out.push(b' ');
+    let text = &text[..text.len().min(FIELD_BYTES_MAX)];
+    // A header's value may hold blanks and high bytes; a line must not break.
+    if text.iter().all(u8::is_ascii_graphic) {
+        out.extend_from_slice(text);
+    } else {
+        out.extend(
+            text.iter()
+                .map(|&b| if b.is_ascii_graphic() { b } else { b'?' }),
+        );
+    }
+}
+
+fn number(out: &mut Vec<u8>, mut value: u64) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + u8::try_from(value % 10).unwrap_or(0);
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_ten_fields_whatever_the_client_sends() {
+        let line = AccessLine {
+            client: "127.0.0.1".parse().unwrap(),
+            method: Method::GET,
+            uri: "/a?secret=1".parse().unwrap(),
+            host: HeaderValue::from_bytes(b"h \xff").unwrap(),
+        };
+        let mut out = Vec::new();
+        line.append(
+            &mut out,
+            Figures {
+                unix_ms: 1,
+                status: 200,
+                bytes_in: 0,
+                bytes_out: 12,
+                duration_us: 345,
+                revision: None,
+            },
+        );
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text, "1 127.0.0.1 GET h?? /a 200 0 12 345 -\n");
+    }
+}

@@ -1,0 +1,243 @@
+//! What belongs to one serving thread: its tasks, its idle connections to
+//! instances, the client connections it watches and its lines of the access
+//! log. Locks here are only ever held by their own thread, and by the drain.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use skiff_base::{Monotonic, Tasks};
+
+use crate::access::BATCH_BYTES;
+use crate::link::Link;
+use crate::revision::{Instance, lock};
+use crate::shared::Shared;
+
+/// Idle connections kept to one instance by one thread.
+const LINKS_PER_INSTANCE: usize = 256;
+/// Added to a request's deadline before its connection is cut from outside:
+/// the request's own timer comes first.
+const CUT_GRACE: Duration = Duration::from_secs(1);
+/// No deadline.
+const NEVER: u64 = u64::MAX;
+
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) tasks: Tasks,
+    links: Mutex<HashMap<u64, Parked>>,
+    connections: Mutex<Connections>,
+    lines: Mutex<Vec<u8>>,
+}
+
+#[derive(Debug)]
+struct Parked {
+    instance: Arc<Instance>,
+    /// The most recently used is last.
+    links: Vec<(Monotonic, Box<Link>)>,
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    next: u64,
+    all: HashMap<u64, Arc<Watched>>,
+    draining: bool,
+}
+
+/// One client connection, steered from outside of its task.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    shared: Arc<Shared>,
+    /// Requests under way.
+    open: AtomicU32,
+    /// When it is cut, nanoseconds of the monotonic clock.
+    deadline: AtomicU64,
+    cut: AtomicBool,
+    drain: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// What a connection's task is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    GoOn,
+    /// Finish what is under way and close.
+    Drain,
+    /// Close now.
+    Cut,
+}
+
+impl Watched {
+    fn new(shared: &Arc<Shared>, deadline: Monotonic) -> Self {
+        shared.metrics.connections.up();
+        Self {
+            shared: shared.clone(),
+            open: AtomicU32::new(0),
+            deadline: AtomicU64::new(deadline.as_nanos()),
+            cut: AtomicBool::new(false),
+            drain: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    pub(crate) fn register(&self, waker: &std::task::Waker) {
+        self.waker.register(waker);
+    }
+
+    pub(crate) fn word(&self) -> Word {
+        if self.cut.load(Ordering::Relaxed) {
+            Word::Cut
+        } else if self.drain.load(Ordering::Relaxed) {
+            Word::Drain
+        } else {
+            Word::GoOn
+        }
+    }
+
+    /// A request begins: it has no deadline before it has a slot.
+    pub(crate) fn begin(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.deadline.store(NEVER, Ordering::Relaxed);
+    }
+
+    /// The only request of an HTTP/1 connection got a deadline.
+    pub(crate) fn until(&self, deadline: Monotonic) {
+        let nanos = deadline.plus(CUT_GRACE).as_nanos();
+        self.deadline.store(nanos, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self, now: Monotonic, idle: Duration) {
+        if self.open.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let nanos = now.plus(idle).as_nanos();
+            self.deadline.store(nanos, Ordering::Relaxed);
+        }
+    }
+
+    fn tell(&self, flag: &AtomicBool) {
+        flag.store(true, Ordering::Relaxed);
+        self.waker.wake();
+    }
+}
+
+/// An upgraded connection counts until its tunnel ends, which keeps this.
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.shared.metrics.connections.down();
+    }
+}
+
+impl Lane {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            tasks: Tasks::new(),
+            links: Mutex::default(),
+            connections: Mutex::default(),
+            lines: Mutex::default(),
+        }
+    }
+
+    /// The most recently used idle connection to the instance.
+    pub(crate) fn unpark(&self, instance: &Instance) -> Option<Box<Link>> {
+        let mut links = lock(&self.links);
+        Some(links.get_mut(&instance.serial)?.links.pop()?.1)
+    }
+
+    /// Keeps a connection that is ready for another request.
+    pub(crate) fn park(&self, instance: &Arc<Instance>, link: Box<Link>, now: Monotonic) {
+        if instance.is_out() {
+            return;
+        }
+        let mut links = lock(&self.links);
+        let parked = links.entry(instance.serial).or_insert_with(|| Parked {
+            instance: instance.clone(),
+            links: Vec::new(),
+        });
+        if parked.links.len() < LINKS_PER_INSTANCE {
+            parked.links.push((now, link));
+        }
+    }
+
+    /// Watches a new connection; `None` while draining.
+    pub(crate) fn watch(&self, deadline: Monotonic) -> Option<(u64, Arc<Watched>)> {
+        let mut connections = lock(&self.connections);
+        if connections.draining {
+            return None;
+        }
+        let watched = Arc::new(Watched::new(&self.shared, deadline));
+        let number = connections.next;
+        connections.next += 1;
+        connections.all.insert(number, watched.clone());
+        Some((number, watched))
+    }
+
+    pub(crate) fn unwatch(&self, number: u64) {
+        lock(&self.connections).all.remove(&number);
+    }
+
+    /// Tells every connection to finish and close; new ones are not taken.
+    pub(crate) fn drain(&self) {
+        let mut connections = lock(&self.connections);
+        connections.draining = true;
+        for watched in connections.all.values() {
+            watched.tell(&watched.drain);
+        }
+    }
+
+    /// Buffers a line of the access log.
+    pub(crate) fn line(&self, append: impl FnOnce(&mut Vec<u8>)) {
+        let mut lines = lock(&self.lines);
+        append(&mut lines);
+        if lines.len() >= BATCH_BYTES {
+            self.send_lines(&mut lines);
+        }
+    }
+
+    /// Several times a second: cuts what is over its deadline, lets go of
+    /// unused connections, hands lines on.
+    pub(crate) fn tick(&self, now: Monotonic) {
+        self.cut_late(now);
+        self.close_unused(now);
+        let mut lines = lock(&self.lines);
+        if !lines.is_empty() {
+            self.send_lines(&mut lines);
+        }
+    }
+
+    fn cut_late(&self, now: Monotonic) {
+        let connections = lock(&self.connections);
+        for watched in connections.all.values() {
+            if watched.deadline.load(Ordering::Relaxed) < now.as_nanos() {
+                watched.tell(&watched.cut);
+            }
+        }
+    }
+
+    fn close_unused(&self, now: Monotonic) {
+        let longest = self.shared.config.upstream_idle_timeout;
+        lock(&self.links).retain(|_, parked| {
+            if parked.instance.is_out() {
+                return false;
+            }
+            parked
+                .links
+                .retain_mut(|(since, link)| now.since(*since) < longest && link.is_alive());
+            !parked.links.is_empty()
+        });
+    }
+
+    fn send_lines(&self, lines: &mut Vec<u8>) {
+        let batch = std::mem::replace(lines, Vec::with_capacity(BATCH_BYTES + 1024));
+        let Some(log) = &self.shared.access else {
+            return;
+        };
+        let count = batch.iter().filter(|&&b| b == b'\n').count();
+        if !log.send(batch) {
+            for _ in 0..count {
+                self.shared.metrics.access_lines_dropped.up();
+            }
+        }
+    }
+}
