@@ -16,7 +16,8 @@ pub(crate) fn opaque() -> Xattr {
 /// Room that [`opaque`] may take.
 pub(crate) const OPAQUE_BYTES: usize = HEADER_BYTES + 20;
 
-const HEADER_BYTES: usize = 12;
+/// `erofs_xattr_ibody_header`.
+pub(crate) const HEADER_BYTES: usize = 12;
 const ENTRY_BYTES: usize = 4;
 
 /// EROFS stores well-known prefixes as a number.
