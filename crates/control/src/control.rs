@@ -1,78 +1,43 @@
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use skiff_base::Tasks;
-use skiff_types::{ErrorKind, Launch, ProjectId, ProjectName, RevisionId, ServerId};
+use skiff_types::{ErrorKind, ProjectId, ProjectName, ServiceName};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, watch};
 
+use crate::db::{Db, Found};
+use crate::error::{ControlError, conflict, exhausted, not_found, timeout, unavailable};
+use crate::hold::{Ticket, Turns};
+use crate::key;
+use crate::library::Library;
+use crate::limit::{OPERATIONS_MAX, PORT_TIMEOUT, SERVICE_WAITERS_MAX};
 use crate::port::Ports;
+use crate::record::ProjectRecord;
+use crate::resolver::{Base, Resolver};
 
-/// What the control plane is told once.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The server's version.
-    pub version: String,
-    /// The data folder's id.
-    pub server_id: ServerId,
-    /// Services are hosts under it.
-    pub domain: String,
-    /// `http` or `https`, for URLs.
-    pub url_scheme: String,
-    /// The gateway's port, for URLs; absent is the scheme's own.
-    pub url_port: Option<u16>,
-    /// Where the gateway listens, as told to clients.
-    pub gateway: Vec<String>,
-    /// The data folder: the key may not be in it.
-    pub data_dir: PathBuf,
-    /// The file of the key that encrypts secrets; made when it is absent.
-    pub secret_key_file: PathBuf,
-    /// Whether revisions may ask for the null class.
-    pub allow_null: bool,
-    /// Requests that wait for an instance of one revision.
-    pub queue_requests: u32,
-    /// How long one waits, milliseconds.
-    pub queue_ms: u64,
-}
-
-/// The control plane refuses, or cannot go on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct ControlError {
-    /// What kind of failure.
-    pub kind: ErrorKind,
-    /// What happened, to what, with its causes, on one line.
-    pub message: String,
-}
-
-/// Answers what instances are made of. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Resolver {}
-
-impl Resolver {
-    // pub async fn open(config: Config, store: Arc<dyn Store>, images: Arc<dyn Images>) -> Result<Self, ControlError>
-
-    /// Everything a worker needs to start one instance.
-    ///
-    /// # Errors
-    /// When the revision or its image is gone, or a secret cannot be read.
-    pub async fn launch(&self, _revision: &RevisionId) -> Result<Launch, ControlError> {
-        Err(ControlError {
-            kind: ErrorKind::Unavailable,
-            message: "the store is not open".to_owned(),
-        })
-    }
-
-    /// A project's name, for bills.
-    pub async fn project_name(&self, _project: &ProjectId) -> Option<ProjectName> {
-        None
-    }
-}
+/// A service within a project.
+pub(crate) type ServiceKey = (ProjectId, ServiceName);
 
 /// The control plane. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Control {
-    ports: Ports,
-    tasks: Tasks,
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub base: Arc<Base>,
+    pub ports: Ports,
+    pub library: Library,
+    pub turns: Turns<ServiceKey>,
+    /// Read while something is put into a project, written while one ends.
+    pub projects: RwLock<()>,
+    /// Read while a token is made, written never: see `tokens`.
+    pub tokens: tokio::sync::Mutex<()>,
+    pub operations: Arc<Semaphore>,
+    pub tasks: Tasks,
+    pub stopping: watch::Sender<bool>,
 }
 
 impl Control {
@@ -81,29 +46,93 @@ impl Control {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn start(_resolver: Resolver, ports: Ports) -> Result<Self, ControlError> {
-        Ok(Self {
-            ports,
+    pub async fn start(resolver: Resolver, ports: Ports) -> Result<Self, ControlError> {
+        let base = Arc::clone(resolver.base());
+        let inner = Inner {
+            library: Library::new(Arc::clone(&base.images), base.db.clone()),
+            turns: Turns::new(SERVICE_WAITERS_MAX),
+            projects: RwLock::new(()),
+            tokens: tokio::sync::Mutex::new(()),
+            operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),
             tasks: Tasks::new(),
-        })
-    }
-
-    /// Serves the API to whoever the socket's permissions let in: the
-    /// operator. Returns after [`Self::stop`].
-    pub async fn serve_unix(&self, _listener: tokio::net::UnixListener) {}
-
-    /// Serves the API over TCP to bearers of tokens.
-    pub async fn serve_tcp(
-        &self,
-        _listener: tokio::net::TcpListener,
-        _tls: Option<Arc<rustls::ServerConfig>>,
-    ) {
+            stopping: watch::Sender::new(false),
+            base,
+            ports,
+        };
+        let control = Self {
+            inner: Arc::new(inner),
+        };
+        control.recover().await?;
+        Ok(control)
     }
 
     /// Accepts nothing new, lets calls and deployments end until the
-    /// deadline, then cuts off the rest.
+    /// deadline, then cuts off the rest; what is cut off is repaired at the
+    /// next start.
     pub async fn stop(&self, deadline: Duration) {
-        let _ended = self.tasks.drain(deadline).await;
-        let _ = &self.ports;
+        self.inner.stopping.send_replace(true);
+        self.inner.operations.close();
+        if let Err(error) = self.inner.tasks.drain(deadline).await {
+            tracing::warn!(%error, "the control plane stops");
+        }
     }
+
+    /// Ready once [`Self::stop`] was called.
+    pub(crate) fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut stopping = self.inner.stopping.subscribe();
+        async move {
+            // An error means that the control plane is gone, which is as good.
+            let _gone = stopping.wait_for(|stopping| *stopping).await.is_err();
+        }
+    }
+
+    pub(crate) fn db(&self) -> &Db {
+        &self.inner.base.db
+    }
+
+    /// A place among the long operations, unless there are too many.
+    pub(crate) fn operation(&self) -> Result<OwnedSemaphorePermit, ControlError> {
+        let operations = Arc::clone(&self.inner.operations);
+        operations.try_acquire_owned().map_err(|error| match error {
+            tokio::sync::TryAcquireError::Closed => unavailable("the server is stopping"),
+            tokio::sync::TryAcquireError::NoPermits => exhausted(format!(
+                "{OPERATIONS_MAX} deployments, pulls and imports are under way: try again later"
+            )),
+        })
+    }
+
+    /// A place in the line of those who change a service.
+    pub(crate) fn ticket(
+        &self,
+        project: &ProjectId,
+        service: &ServiceName,
+    ) -> Result<Ticket<ServiceKey>, ControlError> {
+        let ticket = self.inner.turns.ticket((project.clone(), service.clone()));
+        ticket.ok_or_else(|| {
+            conflict(format!(
+                "{SERVICE_WAITERS_MAX} changes of {service} are waiting already: try again later"
+            ))
+        })
+    }
+
+    pub(crate) async fn project(
+        &self,
+        name: &ProjectName,
+    ) -> Result<Found<ProjectRecord>, ControlError> {
+        let missing = || not_found(format!("there is no project {name}"));
+        let id = self.db().get::<ProjectId>(&key::project_name(name)).await?;
+        let id = id.ok_or_else(missing)?.record;
+        self.db().get(&key::project(&id)).await?.ok_or_else(missing)
+    }
+}
+
+/// An answer of another part, within the time that is given to it.
+pub(crate) async fn asked<T>(what: &str, answer: BoxFuture<'_, T>) -> Result<T, ControlError> {
+    let answered = tokio::time::timeout(PORT_TIMEOUT, answer).await;
+    answered.map_err(|_| timeout(format!("{what} did not answer in time")))
+}
+
+/// Whether a failure is our own and a human must look.
+pub(crate) fn is_fault(error: &ControlError) -> bool {
+    error.kind == ErrorKind::Internal
 }

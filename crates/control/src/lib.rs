@@ -11,7 +11,34 @@
 //! then [`Control::start`] (the rest, which needs the fleet that needs the
 //! resolver).
 
+mod cipher;
+mod compose;
+mod config;
 mod control;
+mod db;
+mod deploy;
+mod error;
+mod events;
+mod hold;
+mod http;
+mod key;
+mod library;
+mod limit;
+mod operations;
 pub mod port;
+mod projects;
+mod publish;
+mod record;
+mod recover;
+mod resolver;
+mod services;
+mod tokens;
+mod traffic;
+mod vault;
 
-pub use control::{Config, Control, ControlError, Resolver};
+pub use config::Config;
+pub use control::Control;
+pub use db::{Entry, Kv, MemoryKv};
+pub use error::ControlError;
+pub use http::openapi_json;
+pub use resolver::Resolver;

@@ -1,0 +1,214 @@
+//! How an image's wishes and a revision's settings become one process: the
+//! rules of Docker and Kubernetes, as pure functions.
+
+use skiff_types::{ContainerSpec, RevisionId};
+
+use crate::error::{ControlError, failed};
+use crate::port::ImageConfig;
+
+/// Where programs are looked for when nothing says so (Docker's default).
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// signal(7) numbers that an image can name.
+const SIGNALS: [(&str, i32); 15] = [
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ABRT", 6),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("WINCH", 28),
+    ("PWR", 30),
+];
+const SIGTERM: i32 = 15;
+const SIGRTMIN: i32 = 34;
+const SIGRTMAX: i32 = 64;
+
+/// Program and arguments: a command replaces the entrypoint and, with it, the
+/// image's arguments; arguments alone replace the image's.
+pub(crate) fn args(
+    container: &ContainerSpec,
+    image: &ImageConfig,
+) -> Result<Vec<String>, ControlError> {
+    let (program, rest) = match (container.command.is_empty(), container.args.is_empty()) {
+        (false, _) => (&container.command, &container.args),
+        (true, false) => (&image.entrypoint, &container.args),
+        (true, true) => (&image.entrypoint, &image.cmd),
+    };
+    let args: Vec<String> = program.iter().chain(rest).cloned().collect();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(failed(format!(
+            "the image {} names no program to run: give a command",
+            container.image
+        )));
+    }
+    Ok(args)
+}
+
+/// The environment: the image's, then the user's, then the contract's
+/// (Knative's container contract), later names winning; `PATH` and `HOME`
+/// when nobody set them.
+pub(crate) fn env(
+    image: &[String],
+    user: Vec<(String, String)>,
+    revision: &RevisionId,
+    port: u16,
+    home: &str,
+) -> Vec<String> {
+    let mut env: Vec<(String, String)> = Vec::with_capacity(image.len() + user.len() + 6);
+    for line in image {
+        let (name, value) = line.split_once('=').unwrap_or((line, ""));
+        set(&mut env, name, value);
+    }
+    for (name, value) in user {
+        set(&mut env, &name, &value);
+    }
+    set(&mut env, "PORT", &port.to_string());
+    set(&mut env, "K_SERVICE", revision.service.as_str());
+    set(&mut env, "K_REVISION", &revision.name());
+    set(&mut env, "K_CONFIGURATION", revision.service.as_str());
+    default(&mut env, "PATH", DEFAULT_PATH);
+    default(&mut env, "HOME", if home.is_empty() { "/" } else { home });
+    let line = |(name, value): (String, String)| format!("{name}={value}");
+    env.into_iter().map(line).collect()
+}
+
+fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {
+    if name.is_empty() || name.contains('\0') || value.contains('\0') {
+        return;
+    }
+    match env.iter_mut().find(|(known, _)| known == name) {
+        Some((_, old)) => value.clone_into(old),
+        None => env.push((name.to_owned(), value.to_owned())),
+    }
+}
+
+fn default(env: &mut Vec<(String, String)>, name: &str, value: &str) {
+    if !env.iter().any(|(known, _)| known == name) {
+        env.push((name.to_owned(), value.to_owned()));
+    }
+}
+
+/// Absolute; what is relative starts at the root.
+pub(crate) fn working_dir(image: &str) -> String {
+    if image.starts_with('/') {
+        return image.to_owned();
+    }
+    format!("/{image}")
+}
+
+/// Reads `SIGTERM`, `TERM`, `15` or `SIGRTMIN+3`; anything else is SIGTERM.
+pub(crate) fn stop_signal(text: &str) -> i32 {
+    let text = text.trim();
+    let known = |number: &i32| (1..=SIGRTMAX).contains(number);
+    if let Ok(number) = text.parse::<i32>() {
+        return Some(number).filter(known).unwrap_or(SIGTERM);
+    }
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    if let Some((_, number)) = SIGNALS.iter().find(|(known, _)| *known == name) {
+        return *number;
+    }
+    let from_min = name.strip_prefix("RTMIN").map(|rest| (SIGRTMIN, rest));
+    let from_max = name.strip_prefix("RTMAX").map(|rest| (SIGRTMAX, rest));
+    let Some((base, rest)) = from_min.or(from_max) else {
+        return SIGTERM;
+    };
+    let offset = if rest.is_empty() { Ok(0) } else { rest.parse() };
+    offset
+        .ok()
+        .and_then(|offset: i32| base.checked_add(offset))
+        .filter(|number| (SIGRTMIN..=SIGRTMAX).contains(number))
+        .unwrap_or(SIGTERM)
+}
+
+#[cfg(test)]
+mod tests {
+    use skiff_types::{Digest, Probe, ProjectId};
+
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn command_and_arguments_replace_as_in_kubernetes() {
+        let check = |command: &str, given: &str, entrypoint: &str, cmd: &str, expect: &str| {
+            let container = ContainerSpec {
+                name: "main".into(),
+                image: "i".into(),
+                digest: Digest::from_sha256([0; 32]),
+                command: words(command),
+                args: words(given),
+                env: vec![],
+                port: 8080,
+                probe: Probe::default(),
+                essential: true,
+            };
+            let image = ImageConfig {
+                entrypoint: words(entrypoint),
+                cmd: words(cmd),
+                ..ImageConfig::default()
+            };
+            assert_eq!(args(&container, &image).unwrap_or_default(), words(expect));
+        };
+        check("", "", "e", "c", "e c");
+        check("", "a", "e", "c", "e a");
+        check("p", "", "e", "c", "p");
+        check("p", "a", "e", "c", "p a");
+        check("", "", "", "c d", "c d");
+        check("", "a b", "", "c", "a b");
+        check("", "", "", "", "");
+    }
+
+    #[test]
+    fn the_environment_is_layered_and_the_contract_wins() {
+        let revision = RevisionId::parse(&ProjectId::default_project(), "hello-00003").unwrap();
+        let image = ["PATH=/bin", "A=1", "B", "=x"].map(str::to_owned);
+        let user = vec![("A".into(), "2=2".into()), ("PORT".into(), "1".into())];
+        let env = env(&image, user, &revision, 9000, "/home/u");
+        assert_eq!(
+            env,
+            [
+                "PATH=/bin",
+                "A=2=2",
+                "B=",
+                "PORT=9000",
+                "K_SERVICE=hello",
+                "K_REVISION=hello-00003",
+                "K_CONFIGURATION=hello",
+                "HOME=/home/u"
+            ]
+        );
+        let bare = super::env(&[], vec![], &revision, 8080, "");
+        assert!(bare.contains(&format!("PATH={DEFAULT_PATH}")));
+        assert!(bare.contains(&"HOME=/".to_owned()));
+    }
+
+    #[test]
+    fn signals_have_many_names() {
+        for (text, number) in [
+            ("SIGTERM", 15),
+            ("QUIT", 3),
+            ("9", 9),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-1", 63),
+            ("", 15),
+            ("nonsense", 15),
+            ("0", 15),
+            ("SIGRTMIN-1", 15),
+            ("RTMIN+2147483647", 15),
+        ] {
+            assert_eq!(stop_signal(text), number, "{text}");
+        }
+        assert_eq!(working_dir(""), "/");
+        assert_eq!(working_dir("srv"), "/srv");
+    }
+}

@@ -1,0 +1,54 @@
+use std::path::PathBuf;
+
+use skiff_types::{ProjectId, ProjectName, ServerId, ServiceName};
+
+/// What the control plane is told once.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The server's version.
+    pub version: String,
+    /// The data folder's id.
+    pub server_id: ServerId,
+    /// Services are hosts under it.
+    pub domain: String,
+    /// `http` or `https`, for URLs.
+    pub url_scheme: String,
+    /// The gateway's port, for URLs; absent is the scheme's own.
+    pub url_port: Option<u16>,
+    /// Where the gateway listens, as told to clients.
+    pub gateway: Vec<String>,
+    /// The data folder: the key may not be in it.
+    pub data_dir: PathBuf,
+    /// The file of the key that encrypts secrets; made when it is absent.
+    pub secret_key_file: PathBuf,
+    /// Whether revisions may ask for the null class.
+    pub allow_null: bool,
+    /// Requests that wait for an instance of one revision.
+    pub queue_requests: u32,
+    /// How long one waits, milliseconds.
+    pub queue_ms: u64,
+    /// Bytes of one imported tar.
+    pub import_bytes_max: u64,
+}
+
+impl Config {
+    /// `NAME.DOMAIN` in the default project, else `NAME.PROJECT.DOMAIN`.
+    pub(crate) fn host(
+        &self,
+        project: &ProjectId,
+        project_name: &ProjectName,
+        service: &ServiceName,
+    ) -> String {
+        if *project == ProjectId::default_project() {
+            return format!("{service}.{}", self.domain);
+        }
+        format!("{service}.{project_name}.{}", self.domain)
+    }
+
+    pub(crate) fn url(&self, host: &str) -> String {
+        match self.url_port {
+            Some(port) => format!("{}://{host}:{port}", self.url_scheme),
+            None => format!("{}://{host}", self.url_scheme),
+        }
+    }
+}

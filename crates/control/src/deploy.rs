@@ -1,0 +1,583 @@
+//! A deployment: from what a user asks for to requests that reach it.
+//!
+//! ```text
+//!   asked ── checked ── image pinned ──┬── same as the newest ready ──▶ unchanged
+//!     │         │            │         │                                (traffic moves if it must)
+//!     ▼         ▼            ▼         ▼ one transaction: number, revision, use of its image
+//!  refused   refused      failed    PENDING ── fleet knows it ── one instance is probed
+//!                                      │                              │            │
+//!                        crash ────────┤                       no answer        answers
+//!             next start: FAILED, "interrupted"                       │            │
+//!                                                                     ▼            ▼ one transaction:
+//!                                                                  FAILED     READY, traffic moved
+//!                                                       old one serves on          │
+//!                                                                                  ▼
+//!                                                        gateway and fleet told, old revisions collected
+//!                                                        (a crash before: the next start tells them)
+//! ```
+//! What stands in one transaction happens whole or not at all. A deployment
+//! that has begun runs to its end also when its client goes away: it belongs
+//! to the server's tasks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use skiff_types::api::{self, ApiError, DeployEvent, RevisionState};
+use skiff_types::{
+    ContainerSpec, Digest, EnvValue, IsolationRequest, RevisionId, RevisionSpec, ServiceName, Tag,
+};
+
+use crate::compose;
+use crate::control::{Control, is_fault};
+use crate::db::{Change, Found};
+use crate::error::{
+    ControlError, conflict, exhausted, failed, forbidden, internal, invalid, not_found, unsupported,
+};
+use crate::events::Events;
+use crate::key;
+use crate::library::Pin;
+use crate::limit::START_MARGIN;
+use crate::operations::check_reference;
+use crate::port::{PullRequest, StartFailure};
+use crate::publish::{Publication, plan};
+use crate::record::{Mark, NumberRecord, ProjectRecord, RevisionRecord, ServiceRecord, Target};
+use crate::traffic::revision_id;
+
+/// What a user asks for.
+#[derive(Debug)]
+pub(crate) enum Wish {
+    Deploy(api::Deploy),
+    Scale(api::Scale),
+}
+
+/// One deployment under way.
+#[derive(Debug)]
+pub(crate) struct Deployment {
+    control: Control,
+    project: ProjectRecord,
+    service: ServiceName,
+    wish: Wish,
+    events: Events<DeployEvent>,
+}
+
+/// A revision before its images are pinned, and how it is to be put in place.
+#[derive(Debug)]
+struct Draft {
+    spec: RevisionSpec,
+    auth: Option<api::RegistryAuth>,
+    tag: Option<Tag>,
+    stay: bool,
+    force: bool,
+    /// The digests are those of a revision that exists.
+    pinned: bool,
+}
+
+/// Why it does not serve, and what its instance wrote last.
+#[derive(Debug)]
+struct Refusal {
+    error: ControlError,
+    log: Vec<String>,
+}
+
+impl From<ControlError> for Refusal {
+    fn from(error: ControlError) -> Self {
+        Self {
+            error,
+            log: Vec::new(),
+        }
+    }
+}
+
+impl Control {
+    /// Checks what can be checked at once and starts the deployment; its
+    /// last event says how it ended.
+    pub(crate) async fn begin_deploy(
+        &self,
+        project: ProjectRecord,
+        service: ServiceName,
+        wish: Wish,
+        events: Events<DeployEvent>,
+    ) -> Result<(), ControlError> {
+        check_service_name(&service)?;
+        let place = key::service(&project.id, &service);
+        let current = self.db().get::<ServiceRecord>(&place).await?;
+        let deployment = Deployment {
+            control: self.clone(),
+            project,
+            service,
+            wish,
+            events,
+        };
+        let draft = deployment.draft(current.as_ref()).await?;
+        deployment.check(&draft, current.as_ref()).await?;
+        let operation = self.operation()?;
+        let ticket = self.ticket(&deployment.project.id, &deployment.service)?;
+        self.inner.tasks.spawn("deploy", async move {
+            let _operation = operation;
+            let _turn = ticket.wait().await;
+            deployment.run().await;
+        });
+        Ok(())
+    }
+}
+
+/// `TAG---NAME` is the host of a tagged revision: no service may look like one.
+fn check_service_name(service: &ServiceName) -> Result<(), ControlError> {
+    if service.as_str().contains("---") {
+        return Err(invalid(format!(
+            "the service name {service} contains ---, which stands between a tag and a name in host names"
+        )));
+    }
+    Ok(())
+}
+
+impl Deployment {
+    async fn run(self) {
+        let last = match self.steps().await {
+            Ok(service) => DeployEvent::Done {
+                service: Box::new(service),
+            },
+            Err(refusal) => {
+                self.log_refusal(&refusal.error);
+                let error: ApiError = refusal.error.to_api();
+                let log = refusal.log;
+                DeployEvent::Failed { error, log }
+            }
+        };
+        self.events.tell(last);
+    }
+
+    fn log_refusal(&self, error: &ControlError) {
+        let (project, service) = (&self.project.id, &self.service);
+        if is_fault(error) {
+            tracing::error!(%project, %service, %error, "a deployment failed");
+        } else {
+            tracing::info!(%project, %service, %error, "a deployment was refused");
+        }
+    }
+
+    async fn steps(&self) -> Result<api::Service, Refusal> {
+        let place = key::service(&self.project.id, &self.service);
+        let current = self.control.db().get::<ServiceRecord>(&place).await?;
+        let mut draft = self.draft(current.as_ref()).await?;
+        self.check(&draft, current.as_ref()).await?;
+        // Held until the revision that uses them is stored.
+        let pins = self.pin_images(&mut draft).await?;
+        if !draft.force
+            && let Some(current) = &current
+            && let Some(number) = self.same_as(current, &draft.spec).await?
+        {
+            self.unchanged(current, number, &draft).await?;
+        } else {
+            let id = self.store_pending(current.as_ref(), &draft.spec).await?;
+            drop(pins);
+            self.validate(&id, &draft).await?;
+        }
+        self.control
+            .collect_revisions(&self.project, &self.service)
+            .await;
+        Ok(self.control.describe(&self.project, &self.service).await?)
+    }
+
+    /// The revision that is asked for, with digests still open.
+    async fn draft(&self, current: Option<&Found<ServiceRecord>>) -> Result<Draft, ControlError> {
+        match &self.wish {
+            Wish::Deploy(deploy) => Ok(Draft {
+                spec: open_spec(deploy),
+                auth: deploy.registry_auth.clone(),
+                tag: deploy.tag.clone(),
+                stay: deploy.no_traffic,
+                force: deploy.force,
+                pinned: false,
+            }),
+            Wish::Scale(scale) => self.scaled(scale, current).await,
+        }
+    }
+
+    /// The newest ready revision with another scaling.
+    async fn scaled(
+        &self,
+        scale: &api::Scale,
+        current: Option<&Found<ServiceRecord>>,
+    ) -> Result<Draft, ControlError> {
+        if scale.min.is_none() && scale.max.is_none() {
+            return Err(invalid("neither min nor max is given"));
+        }
+        let service = &self.service;
+        let current = current.ok_or_else(|| not_found(format!("there is no service {service}")))?;
+        let latest = current.record.latest_ready;
+        let latest = latest.ok_or_else(|| {
+            conflict(format!(
+                "no revision of {service} is ready: there is nothing to scale"
+            ))
+        })?;
+        let mut spec = self.revision(latest).await?.spec;
+        spec.scaling.min = scale.min.unwrap_or(spec.scaling.min);
+        spec.scaling.max = scale.max.unwrap_or(spec.scaling.max);
+        Ok(Draft {
+            spec,
+            auth: None,
+            tag: None,
+            stay: false,
+            force: false,
+            pinned: true,
+        })
+    }
+
+    async fn revision(&self, number: u32) -> Result<RevisionRecord, ControlError> {
+        let id = revision_id(&self.project.id, &self.service, number);
+        let found = self
+            .control
+            .db()
+            .get::<RevisionRecord>(&key::revision(&id))
+            .await?;
+        let found = found
+            .ok_or_else(|| internal(format!("the revision {id} is ready and does not exist")))?;
+        Ok(found.record)
+    }
+
+    /// All that can be refused before anything is fetched or changed.
+    async fn check(
+        &self,
+        draft: &Draft,
+        current: Option<&Found<ServiceRecord>>,
+    ) -> Result<(), ControlError> {
+        draft.spec.validate()?;
+        check_containers(&draft.spec)?;
+        let null = draft.spec.isolation == IsolationRequest::Null;
+        if null && !self.control.inner.base.config.allow_null {
+            return Err(forbidden(
+                "the null class is for measuring: the server's configuration does not allow it",
+            ));
+        }
+        if draft.stay && current.is_none_or(|found| found.record.latest_ready.is_none()) {
+            return Err(invalid(format!(
+                "no revision of {} serves yet: the first one gets the traffic, leave no_traffic out",
+                self.service
+            )));
+        }
+        check_quota(&self.project, &draft.spec)?;
+        self.check_secrets(&draft.spec).await
+    }
+
+    async fn check_secrets(&self, spec: &RevisionSpec) -> Result<(), ControlError> {
+        for var in spec.containers.iter().flat_map(|container| &container.env) {
+            if let EnvValue::Secret(name) = &var.value
+                && !self
+                    .control
+                    .inner
+                    .base
+                    .vault
+                    .exists(&self.project.id, name)
+                    .await?
+            {
+                return Err(failed(format!(
+                    "the secret {name}, which {} is to be set from, does not exist: `skiff secret set {name}` makes it",
+                    var.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds or pulls each image and writes its digest into the draft.
+    async fn pin_images(&self, draft: &mut Draft) -> Result<Vec<Pin>, ControlError> {
+        let mut pins = Vec::with_capacity(draft.spec.containers.len());
+        for container in &mut draft.spec.containers {
+            let name = if draft.pinned {
+                container.digest.as_str().to_owned()
+            } else {
+                container.image.clone()
+            };
+            let request = PullRequest {
+                reference: name,
+                platform: None,
+                auth: draft.auth.clone(),
+            };
+            let image = container.image.clone();
+            let progress = self.events.progress(move |bytes, total| DeployEvent::Pull {
+                image: image.clone(),
+                bytes,
+                total,
+            });
+            let (image, pin) = self.control.inner.library.ensure(request, progress).await?;
+            container.digest = image.digest;
+            compose::args(container, &image.config)?;
+            pins.push(pin);
+        }
+        Ok(pins)
+    }
+
+    /// The number of the newest ready revision, if it is this one.
+    async fn same_as(
+        &self,
+        current: &Found<ServiceRecord>,
+        spec: &RevisionSpec,
+    ) -> Result<Option<u32>, ControlError> {
+        let Some(latest) = current.record.latest_ready else {
+            return Ok(None);
+        };
+        let same = self.revision(latest).await?.spec == *spec;
+        Ok(same.then_some(latest))
+    }
+
+    /// No new revision: only the traffic may have to move.
+    async fn unchanged(
+        &self,
+        current: &Found<ServiceRecord>,
+        number: u32,
+        draft: &Draft,
+    ) -> Result<(), ControlError> {
+        let name = revision_id(&self.project.id, &self.service, number).name();
+        self.events.tell(DeployEvent::Unchanged { name });
+        let new = current
+            .record
+            .after_deploy(number, draft.tag.clone(), draft.stay);
+        if new.routed() == current.record.routed()
+            && new.shares() == current.record.shares()
+            && new.tags() == current.record.tags()
+        {
+            return Ok(());
+        }
+        self.control
+            .move_traffic(&self.project, &self.service, current, new)
+            .await
+    }
+
+    /// One transaction: the number is taken, the revision exists and uses its
+    /// images, and so does the service if it is the first.
+    async fn store_pending(
+        &self,
+        current: Option<&Found<ServiceRecord>>,
+        spec: &RevisionSpec,
+    ) -> Result<RevisionId, ControlError> {
+        let _projects = self.control.inner.projects.read().await;
+        let db = self.control.db();
+        if !db.exists(&key::project(&self.project.id)).await? {
+            return Err(not_found(format!(
+                "there is no project {}",
+                self.project.name
+            )));
+        }
+        let number_key = key::number(&self.project.id, &self.service);
+        let number = db.get::<NumberRecord>(&number_key).await?;
+        let (last, version) = number.map_or((0, 0), |found| (found.record.last, found.version));
+        let last = last
+            .checked_add(1)
+            .ok_or_else(|| exhausted("the service has no number left"))?;
+        let id = revision_id(&self.project.id, &self.service, last);
+        let now = self.control.inner.base.now();
+        let record = RevisionRecord {
+            created_unix_ms: now,
+            state: RevisionState::Pending,
+            reason: None,
+            spec: spec.clone(),
+        };
+        let mut change = Change::default()
+            .expect(&number_key, version)
+            .put(&number_key, &NumberRecord { last })?
+            .put(key::revision(&id), &record)?
+            .put(key::pending(&id), &Mark {})?;
+        for container in &spec.containers {
+            change = change.put(key::used(&container.digest, &id), &Mark {})?;
+        }
+        if current.is_none() {
+            let place = key::service(&id.project, &id.service);
+            change = change
+                .expect_absent(&place)
+                .put(&place, &new_service(now))?;
+        }
+        db.commit(change).await?;
+        self.events.tell(DeployEvent::Revision { name: id.name() });
+        Ok(id)
+    }
+
+    /// Starts one instance; what it does decides.
+    async fn validate(&self, id: &RevisionId, draft: &Draft) -> Result<(), Refusal> {
+        let fleet = Arc::clone(&self.control.inner.ports.fleet);
+        fleet.put_revision(plan(id, &draft.spec, false));
+        self.events.tell(DeployEvent::Validating);
+        let deadline = start_deadline(&draft.spec);
+        let started = tokio::time::timeout(deadline, fleet.start_one(id)).await;
+        let started = started.unwrap_or_else(|_| Err(late(id, deadline)));
+        let ended = match started {
+            Ok(_instance) => self.promote(id, draft).await.map_err(Refusal::from),
+            Err(failure) => Err(Refusal {
+                log: failure.log.clone(),
+                error: failure.into(),
+            }),
+        };
+        if let Err(refusal) = &ended {
+            fleet.remove_revision(id);
+            self.control.inner.base.forget(id);
+            let reason = refusal.error.to_api().message;
+            self.control.fail_pending(id, reason).await?;
+        }
+        ended
+    }
+
+    /// One transaction: the revision is ready and the traffic moved.
+    async fn promote(&self, id: &RevisionId, draft: &Draft) -> Result<(), ControlError> {
+        let db = self.control.db();
+        let place = key::service(&id.project, &id.service);
+        let current = db.get::<ServiceRecord>(&place).await?;
+        let current =
+            current.ok_or_else(|| conflict(format!("the service {} is gone", id.service)))?;
+        let revision = db.get::<RevisionRecord>(&key::revision(id)).await?;
+        let revision =
+            revision.ok_or_else(|| conflict(format!("the revision {} is gone", id.name())))?;
+        let new = current
+            .record
+            .after_deploy(id.number, draft.tag.clone(), draft.stay);
+        let before = current.record.routed();
+        let config = &self.control.inner.base.config;
+        let told =
+            Publication::prepare(db, config, &self.project, &self.service, &before, &new).await?;
+        let ready = RevisionRecord {
+            state: RevisionState::Ready,
+            ..revision.record
+        };
+        let change = Change::default()
+            .expect(&place, current.version)
+            .expect(key::revision(id), revision.version)
+            .put(key::revision(id), &ready)?
+            .put(&place, &new)?
+            .delete(key::pending(id));
+        db.commit(change).await?;
+        told.apply(&self.control.inner.ports);
+        Ok(())
+    }
+}
+
+impl Control {
+    /// One transaction: a revision that was being validated has failed.
+    pub(crate) async fn fail_pending(
+        &self,
+        id: &RevisionId,
+        reason: String,
+    ) -> Result<(), ControlError> {
+        let place = key::revision(id);
+        let mut change = Change::default().delete(key::pending(id));
+        let found = self.db().get::<RevisionRecord>(&place).await?;
+        // A transaction that was told as failed may yet have happened: what is
+        // ready stays so.
+        if let Some(found) = found.filter(|f| f.record.state == RevisionState::Pending) {
+            let record = RevisionRecord {
+                state: RevisionState::Failed,
+                reason: Some(reason),
+                ..found.record
+            };
+            change = change.expect(&place, found.version).put(&place, &record)?;
+        }
+        self.db().commit(change).await
+    }
+}
+
+fn new_service(created_unix_ms: u64) -> ServiceRecord {
+    ServiceRecord {
+        created_unix_ms,
+        latest_ready: None,
+        targets: vec![Target {
+            revision: None,
+            percent: 100,
+            tag: None,
+        }],
+    }
+}
+
+/// The spec that a body asks for; its digests are filled in by the pull.
+fn open_spec(deploy: &api::Deploy) -> RevisionSpec {
+    let open = Digest::from_sha256([0; 32]);
+    let container = |given: &api::DeployContainer| ContainerSpec {
+        name: given.name.clone(),
+        image: given.image.clone(),
+        digest: open.clone(),
+        command: given.command.clone(),
+        args: given.args.clone(),
+        env: given.env.clone(),
+        port: given.port,
+        probe: given.probe.clone(),
+        essential: given.essential,
+    };
+    RevisionSpec {
+        containers: deploy.containers.iter().map(container).collect(),
+        resources: deploy.resources,
+        scaling: deploy.scaling,
+        timeout_s: deploy.timeout_s,
+        egress: deploy.egress,
+        isolation: deploy.isolation,
+    }
+}
+
+/// What the types leave open.
+fn check_containers(spec: &RevisionSpec) -> Result<(), ControlError> {
+    if spec.containers.len() > 1 {
+        return Err(unsupported(format!(
+            "the revision has {} containers: no class of isolation runs more than one yet",
+            spec.containers.len()
+        )));
+    }
+    for container in &spec.containers {
+        check_reference(&container.image)?;
+        if container.name.parse::<ServiceName>().is_err() {
+            return Err(invalid(
+                "a container's name is 1 to 50 of a-z, 0-9 and -, a letter first",
+            ));
+        }
+        let start = container.probe.start_timeout_s;
+        if !(1..=3600).contains(&start) {
+            return Err(invalid(format!(
+                "probe.start_timeout_s is {start}: between 1 and 3600 is expected"
+            )));
+        }
+        let period = container.probe.liveness_period_s;
+        if period > 86_400 {
+            return Err(invalid(format!(
+                "probe.liveness_period_s is {period}: between 0 and 86400 is expected"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A revision that can never have the instances it always wants is refused.
+fn check_quota(project: &ProjectRecord, spec: &RevisionSpec) -> Result<(), ControlError> {
+    let least = spec.scaling.min.max(1);
+    let memory = u64::from(spec.resources.memory_mib) * u64::from(least);
+    let name = &project.name;
+    match project.quota {
+        api::Quota {
+            instances: Some(most),
+            ..
+        } if least > most => Err(exhausted(format!(
+            "{least} instances are wanted always and the project {name} may have {most}"
+        ))),
+        api::Quota {
+            memory_mib: Some(most),
+            ..
+        } if memory > most => Err(exhausted(format!(
+            "{least} instances need {memory} MiB of memory and the project {name} may have {most} MiB"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn start_deadline(spec: &RevisionSpec) -> Duration {
+    let probe = spec
+        .containers
+        .iter()
+        .map(|container| container.probe.start_timeout_s);
+    Duration::from_secs(probe.max().unwrap_or_default().into()) + START_MARGIN
+}
+
+fn late(id: &RevisionId, deadline: Duration) -> StartFailure {
+    StartFailure {
+        kind: skiff_types::ErrorKind::Timeout,
+        message: format!(
+            "the first instance of {} did not come up within {} s",
+            id.name(),
+            deadline.as_secs()
+        ),
+        log: Vec::new(),
+    }
+}

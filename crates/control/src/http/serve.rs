@@ -1,0 +1,116 @@
+//! Connections to the API: bounded, with deadlines, drained at the end.
+
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+
+use super::{Transport, router};
+use crate::control::Control;
+use crate::limit::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT, HEADER_TIMEOUT};
+
+/// Before accepting again after a failure (descriptors may be short).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+impl Control {
+    /// Serves the API to whoever the socket's permissions let in: the
+    /// operator. Returns after [`Self::stop`].
+    pub async fn serve_unix(&self, listener: UnixListener) {
+        let router = router(self.clone(), Transport::Unix);
+        let accept = async || Ok(listener.accept().await?.0);
+        self.accept_all(accept, async |stream| Some(stream), router)
+            .await;
+    }
+
+    /// Serves the API over TCP to bearers of tokens; with TLS unless the
+    /// listener is one that only this machine reaches. Returns after
+    /// [`Self::stop`].
+    pub async fn serve_tcp(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>) {
+        let router = router(self.clone(), Transport::Tcp);
+        let accept = async || Ok(listener.accept().await?.0);
+        let Some(tls) = tls else {
+            self.accept_all(accept, async |stream| Some(stream), router)
+                .await;
+            return;
+        };
+        let tls = TlsAcceptor::from(tls);
+        let shake = move |stream| {
+            let tls = tls.clone();
+            async move {
+                let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await;
+                shaken.ok()?.ok()
+            }
+        };
+        self.accept_all(accept, shake, router).await;
+    }
+
+    async fn accept_all<S, T, F>(
+        &self,
+        accept: impl AsyncFn() -> io::Result<S>,
+        prepare: impl Fn(S) -> F,
+        router: Router,
+    ) where
+        S: Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        F: Future<Output = Option<T>> + Send + 'static,
+    {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let next = async {
+                // Never closed: there is always a place in the end.
+                let place = Arc::clone(&places).acquire_owned().await.ok();
+                (place, accept().await)
+            };
+            let (place, accepted) = tokio::select! {
+                next = next => next,
+                () = self.stopped() => return,
+            };
+            match accepted {
+                Ok(stream) => self.connection(prepare(stream), router.clone(), place),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection to the admin API was not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn connection<T, F>(&self, stream: F, router: Router, place: Option<OwnedSemaphorePermit>)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        F: Future<Output = Option<T>> + Send + 'static,
+    {
+        let stopped = self.stopped();
+        self.inner.tasks.spawn("admin connection", async move {
+            let _place = place;
+            let Some(stream) = stream.await else { return };
+            let service = TowerToHyperService::new(router);
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(skiff_types::limits::HEADER_BYTES_MAX)
+                .serve_connection(TokioIo::new(stream), service);
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = stopped => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection to the admin API ended early");
+            }
+        });
+    }
+}

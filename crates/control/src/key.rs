@@ -1,0 +1,80 @@
+//! The keys of the store. Each begins with the project's id, or with `_` for
+//! what belongs to the whole server.
+
+use skiff_types::{Digest, ProjectId, ProjectName, RevisionId, SecretName, ServiceName};
+
+pub(crate) const PROJECTS: &str = "_/project/";
+pub(crate) const TOKENS: &str = "_/token/";
+pub(crate) const USED: &str = "_/used/";
+
+pub(crate) fn project(id: &ProjectId) -> String {
+    format!("{PROJECTS}{id}")
+}
+
+pub(crate) fn project_name(name: &ProjectName) -> String {
+    format!("_/project-name/{name}")
+}
+
+pub(crate) fn token(id: &str) -> String {
+    format!("{TOKENS}{id}")
+}
+
+/// That a revision uses an image.
+pub(crate) fn used(image: &Digest, revision: &RevisionId) -> String {
+    format!(
+        "{USED}{}/{}/{}",
+        image.hex(),
+        revision.project,
+        revision.name()
+    )
+}
+
+pub(crate) fn used_by(image: &Digest) -> String {
+    format!("{USED}{}/", image.hex())
+}
+
+pub(crate) fn services(project: &ProjectId) -> String {
+    format!("{project}/service/")
+}
+
+pub(crate) fn service(project: &ProjectId, name: &ServiceName) -> String {
+    format!("{project}/service/{name}")
+}
+
+pub(crate) fn number(project: &ProjectId, name: &ServiceName) -> String {
+    format!("{project}/number/{name}")
+}
+
+pub(crate) fn numbers(project: &ProjectId) -> String {
+    format!("{project}/number/")
+}
+
+pub(crate) fn revisions(project: &ProjectId, name: &ServiceName) -> String {
+    format!("{project}/revision/{name}/")
+}
+
+pub(crate) fn revision(id: &RevisionId) -> String {
+    format!("{}/revision/{}/{:05}", id.project, id.service, id.number)
+}
+
+/// That a revision is being validated: what a start has to repair.
+pub(crate) fn pending(id: &RevisionId) -> String {
+    format!("{}/pending/{}", id.project, id.name())
+}
+
+pub(crate) fn pendings(project: &ProjectId) -> String {
+    format!("{project}/pending/")
+}
+
+pub(crate) fn secrets(project: &ProjectId) -> String {
+    format!("{project}/secret/")
+}
+
+pub(crate) fn secret(project: &ProjectId, name: &SecretName) -> String {
+    format!("{project}/secret/{name}")
+}
+
+/// What stands behind the last `/`.
+pub(crate) fn last_part(key: &str) -> &str {
+    key.rsplit('/').next().unwrap_or_default()
+}

@@ -1,0 +1,131 @@
+//! Tells the gateway and the fleet what a service's record says. All that
+//! can fail happens in [`Publication::prepare`], before the record is stored;
+//! [`Publication::apply`] cannot fail.
+
+use std::collections::BTreeSet;
+
+use skiff_gateway::{RevisionRoute, ServiceRoute};
+use skiff_types::{ProbeKind, RevisionId, RevisionSpec, ServiceName};
+
+use crate::config::Config;
+use crate::db::Db;
+use crate::error::{ControlError, internal};
+use crate::key;
+use crate::port::{Ports, RevisionPlan};
+use crate::record::{ProjectRecord, RevisionRecord, ServiceRecord};
+use crate::traffic::revision_id;
+
+/// All that has to be told after one change of a service.
+#[derive(Debug)]
+pub(crate) struct Publication {
+    serving: Vec<(RevisionPlan, RevisionRoute)>,
+    unrouted: Vec<RevisionPlan>,
+    route: Option<ServiceRoute>,
+}
+
+impl Publication {
+    /// What changes when `new` follows a record that routed `before`.
+    pub(crate) async fn prepare(
+        db: &Db,
+        config: &Config,
+        project: &ProjectRecord,
+        service: &ServiceName,
+        before: &BTreeSet<u32>,
+        new: &ServiceRecord,
+    ) -> Result<Self, ControlError> {
+        let routed = new.routed();
+        let mut serving = Vec::with_capacity(routed.len());
+        for number in &routed {
+            let id = revision_id(&project.id, service, *number);
+            let spec = spec_of(db, &id).await?;
+            serving.push((plan(&id, &spec, true), revision_route(config, &id, &spec)?));
+        }
+        let mut unrouted = Vec::new();
+        for number in before.difference(&routed) {
+            let id = revision_id(&project.id, service, *number);
+            let spec = spec_of(db, &id).await?;
+            unrouted.push(plan(&id, &spec, false));
+        }
+        let route = (!serving.is_empty()).then(|| service_route(config, project, service, new));
+        Ok(Self {
+            serving,
+            unrouted,
+            route,
+        })
+    }
+
+    /// Revisions first, then who leads to them, then what nobody leads to.
+    pub(crate) fn apply(self, ports: &Ports) {
+        for (plan, route) in self.serving {
+            ports.fleet.put_revision(plan);
+            ports.router.put_revision(route);
+        }
+        if let Some(route) = self.route {
+            ports.router.put_service(route);
+        }
+        for plan in self.unrouted {
+            ports.router.remove_revision(&plan.id);
+            // It may still have instances: requests that wait for it are answered.
+            ports.fleet.put_revision(plan);
+        }
+    }
+}
+
+async fn spec_of(db: &Db, id: &RevisionId) -> Result<RevisionSpec, ControlError> {
+    let found = db.get::<RevisionRecord>(&key::revision(id)).await?;
+    let found =
+        found.ok_or_else(|| internal(format!("the revision {id} is routed and does not exist")))?;
+    Ok(found.record.spec)
+}
+
+/// A revision as scheduler and workers see it.
+pub(crate) fn plan(id: &RevisionId, spec: &RevisionSpec, serving: bool) -> RevisionPlan {
+    RevisionPlan {
+        id: id.clone(),
+        scaling: spec.scaling,
+        resources: spec.resources,
+        isolation: spec.isolation,
+        serving,
+    }
+}
+
+fn revision_route(
+    config: &Config,
+    id: &RevisionId,
+    spec: &RevisionSpec,
+) -> Result<RevisionRoute, ControlError> {
+    let first = spec.containers.first();
+    let first = first.ok_or_else(|| internal(format!("the revision {id} has no container")))?;
+    Ok(RevisionRoute {
+        id: id.clone(),
+        concurrency: spec.scaling.concurrency,
+        timeout_ms: u64::from(spec.timeout_s) * 1000,
+        queue_requests: config.queue_requests,
+        queue_ms: config.queue_ms,
+        liveness_period_ms: u64::from(first.probe.liveness_period_s) * 1000,
+        liveness_path: match &first.probe.kind {
+            ProbeKind::Tcp => None,
+            ProbeKind::Http(path) => Some(path.clone()),
+        },
+    })
+}
+
+fn service_route(
+    config: &Config,
+    project: &ProjectRecord,
+    service: &ServiceName,
+    record: &ServiceRecord,
+) -> ServiceRoute {
+    let id = |number| revision_id(&project.id, service, number);
+    let shares = record.shares().into_iter();
+    let tags = record.tags().into_iter();
+    ServiceRoute {
+        project: project.id.clone(),
+        service: service.clone(),
+        hosts: vec![config.host(&project.id, &project.name, service)],
+        traffic: shares
+            .map(|(number, percent)| (id(number), percent))
+            .collect(),
+        tags: tags.map(|(tag, number)| (tag, id(number))).collect(),
+    }
+}

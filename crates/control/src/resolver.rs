@@ -1,0 +1,223 @@
+//! What an instance is made of: looked up in the store, the image store and
+//! the vault when an instance starts.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use skiff_base::{Clock, SystemClock};
+use skiff_types::api::Quota;
+use skiff_types::{EnvValue, EnvVar, Launch, ProjectId, ProjectName, RevisionId};
+
+use crate::compose;
+use crate::config::Config;
+use crate::db::{Change, Db, Kv};
+use crate::error::{ControlError, internal, not_found, unavailable};
+use crate::key;
+use crate::limit::PREPARED_MAX;
+use crate::port::{ImageConfig, Images};
+use crate::record::{ProjectRecord, RevisionRecord};
+use crate::vault::Vault;
+
+/// Answers what instances are made of. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Resolver {
+    base: Arc<Base>,
+}
+
+/// What everything here stands on.
+#[derive(Debug)]
+pub(crate) struct Base {
+    pub config: Config,
+    pub db: Db,
+    pub images: Arc<dyn Images>,
+    pub vault: Vault,
+    pub clock: Arc<dyn Clock>,
+    prepared: Mutex<HashMap<RevisionId, Arc<Prepared>>>,
+}
+
+/// A launch but for its environment, which holds secrets and is made anew
+/// for each instance.
+#[derive(Debug)]
+struct Prepared {
+    launch: Launch,
+    image: ImageConfig,
+    env: Vec<EnvVar>,
+    home: String,
+}
+
+impl Resolver {
+    /// Opens the state: makes the project `default` and the secrets' key at
+    /// the first start.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or the key is not where and what it
+    /// should be.
+    pub async fn open(
+        config: Config,
+        store: Arc<dyn Kv>,
+        images: Arc<dyn Images>,
+    ) -> Result<Self, ControlError> {
+        let db = Db::new(store);
+        make_default_project(&db).await?;
+        let vault = Vault::open(db.clone(), &config.secret_key_file, &config.data_dir).await?;
+        let base = Base {
+            config,
+            db,
+            images,
+            vault,
+            clock: Arc::new(SystemClock),
+            prepared: Mutex::default(),
+        };
+        Ok(Self {
+            base: Arc::new(base),
+        })
+    }
+
+    /// Everything a worker needs to start one instance.
+    ///
+    /// # Errors
+    /// When the revision or its image is gone, or a secret cannot be read.
+    pub async fn launch(&self, revision: &RevisionId) -> Result<Launch, ControlError> {
+        let prepared = match self.base.prepared(revision) {
+            Some(prepared) => prepared,
+            None => self.base.prepare(revision).await?,
+        };
+        let user = self.base.env_values(revision, &prepared.env).await?;
+        let mut launch = prepared.launch.clone();
+        launch.env = compose::env(
+            &prepared.image.env,
+            user,
+            revision,
+            launch.port,
+            &prepared.home,
+        );
+        Ok(launch)
+    }
+
+    /// A project's name, for bills.
+    pub async fn project_name(&self, project: &ProjectId) -> Option<ProjectName> {
+        let found = self
+            .base
+            .db
+            .get::<ProjectRecord>(&key::project(project))
+            .await;
+        Some(found.ok()??.record.name)
+    }
+
+    pub(crate) fn base(&self) -> &Arc<Base> {
+        &self.base
+    }
+}
+
+async fn make_default_project(db: &Db) -> Result<(), ControlError> {
+    let id = ProjectId::default_project();
+    if db.exists(&key::project(&id)).await? {
+        return Ok(());
+    }
+    let name: ProjectName = "default"
+        .parse()
+        .map_err(|e| internal(format!("the default project has no name: {e}")))?;
+    let record = ProjectRecord {
+        id: id.clone(),
+        name: name.clone(),
+        quota: Quota::default(),
+    };
+    let change = Change::default()
+        .expect_absent(key::project(&id))
+        .put(key::project(&id), &record)?
+        .put(key::project_name(&name), &id)?;
+    db.commit(change).await
+}
+
+impl Base {
+    fn prepared(&self, revision: &RevisionId) -> Option<Arc<Prepared>> {
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        prepared.get(revision).cloned()
+    }
+
+    /// Nobody will ask for this revision any more.
+    pub(crate) fn forget(&self, revision: &RevisionId) {
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        prepared.remove(revision);
+    }
+
+    async fn prepare(&self, revision: &RevisionId) -> Result<Arc<Prepared>, ControlError> {
+        let found = self
+            .db
+            .get::<RevisionRecord>(&key::revision(revision))
+            .await?;
+        let spec = found
+            .ok_or_else(|| not_found(format!("there is no revision {}", revision.name())))?
+            .record
+            .spec;
+        let container = spec.containers.into_iter().next();
+        let container = container
+            .ok_or_else(|| internal(format!("the revision {revision} has no container")))?;
+        let image = self.images.find(container.digest.as_str()).await?;
+        let image = image.ok_or_else(|| {
+            unavailable(format!(
+                "the image {} ({}) of {} is not in the image store: pull it again",
+                container.image,
+                container.digest,
+                revision.name()
+            ))
+        })?;
+        let user = &image.config.user;
+        let user = self.images.resolve_user(&container.digest, user).await?;
+        let launch = Launch {
+            revision: revision.clone(),
+            isolation: spec.isolation,
+            layers: image.layers,
+            args: compose::args(&container, &image.config)?,
+            env: Vec::new(),
+            cwd: compose::working_dir(&image.config.working_dir),
+            uid: user.uid,
+            gid: user.gid,
+            additional_gids: user.additional_gids,
+            stop_signal: compose::stop_signal(&image.config.stop_signal),
+            port: container.port,
+            probe: container.probe,
+            resources: spec.resources,
+            egress: spec.egress,
+        };
+        let prepared = Arc::new(Prepared {
+            launch,
+            image: image.config,
+            env: container.env,
+            home: user.home,
+        });
+        self.keep(revision, &prepared);
+        Ok(prepared)
+    }
+
+    fn keep(&self, revision: &RevisionId, made: &Arc<Prepared>) {
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if prepared.len() >= PREPARED_MAX {
+            // Which one goes hardly matters: it costs two reads to make again.
+            let some = prepared.keys().next().cloned();
+            some.map(|some| prepared.remove(&some));
+        }
+        prepared.insert(revision.clone(), Arc::clone(made));
+    }
+
+    async fn env_values(
+        &self,
+        revision: &RevisionId,
+        vars: &[EnvVar],
+    ) -> Result<Vec<(String, String)>, ControlError> {
+        let mut values = Vec::with_capacity(vars.len());
+        for var in vars {
+            let value = match &var.value {
+                EnvValue::Value(value) => value.clone(),
+                EnvValue::Secret(name) => self.vault.reveal(&revision.project, name).await?,
+            };
+            values.push((var.name.clone(), value));
+        }
+        Ok(values)
+    }
+
+    /// Now, milliseconds since 1970.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.unix_ms()
+    }
+}
