@@ -93,6 +93,13 @@ pub enum Request {
         /// How many, at most [`crate::FRAME_FDS_MAX`].
         count: u8,
     },
+    /// Sockets in the sandbox's network namespace where the application's
+    /// calls to Skiff's own services arrive. The reply carries three: the
+    /// gateway's (TCP, listening), the DNS forwarder's UDP and TCP.
+    Listeners {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
     /// What the sandbox uses.
     Stats {
         /// Which sandbox.
@@ -230,7 +237,7 @@ pub enum Reply {
     Stats(Stats),
     /// To `List`: as many as fit a frame.
     List(Vec<Listed>),
-    /// To `Sockets` and `Output` [the descriptors].
+    /// To `Sockets`, `Listeners` and `Output` [the descriptors].
     Descriptors,
 }
 

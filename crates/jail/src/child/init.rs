@@ -1,0 +1,258 @@
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, SendFlags};
+use rustix::process::Signal;
+use rustix::thread::LinkNameSpaceType;
+use skiff_base::{Clock, Monotonic, SystemClock};
+use skiff_wire::FRAME_BYTES_MAX;
+use skiff_wire::launcher::Refusal;
+
+use super::plan::{Birth, Plan, Report};
+use super::{app, root};
+use crate::channel;
+use crate::failure::{Context, Step, refuse};
+use crate::seccomp::Filters;
+use crate::sys::{self, Cloned};
+
+/// The launcher's end is gone; so is the reason to go on.
+const ABANDONED: i32 = 1;
+const FAILED: i32 = 2;
+/// Above every score that a process has by its size unless it takes two
+/// thirds of the memory: the application goes first, never the init.
+const APP_OOM_SCORE: &str = "300";
+
+/// The first process of a sandbox, from its birth to its end.
+///
+/// It is a copy of the launcher with one thread and never returns.
+pub(crate) fn run(birth: &Birth, control: OwnedFd, filters: &Filters) -> ! {
+    let code = match live(birth, &control, filters) {
+        Ok(code) => code,
+        Err(refusal) => {
+            report(&control, &Report::Failed(refusal), &[]);
+            FAILED
+        }
+    };
+    sys::exit_now(code)
+}
+
+fn report(control: &OwnedFd, report: &Report, fds: &[BorrowedFd<'_>]) {
+    if let Ok(frame) = skiff_wire::encode(report) {
+        // A launcher that is gone needs no report.
+        channel::send(control, &frame, fds, SendFlags::empty()).ok();
+    }
+}
+
+fn live(birth: &Birth, control: &OwnedFd, filters: &Filters) -> Step<i32> {
+    park(birth, control)?;
+    report(control, &Report::Parked, &[]);
+    let Some((plan, fds)) = receive_plan(control)? else {
+        return Ok(ABANDONED);
+    };
+    let clock = SystemClock;
+    let begun = clock.now();
+    let (users, streams) = settle(birth, &plan, fds)?;
+    let built = clock.now();
+    let (streams, terminal) = open_streams(birth, &plan, streams)?;
+    let app = start(&plan, &users, streams, filters)?;
+    let started = Report::Started {
+        root_us: micros(begun, built),
+        exec_us: micros(built, clock.now()),
+    };
+    let pidfd = app.1.as_fd();
+    match &terminal {
+        Some(master) => report(control, &started, &[pidfd, master.as_fd()]),
+        None => report(control, &started, &[pidfd]),
+    }
+    drop((plan, terminal));
+    // Its work from here on takes no privilege.
+    sys::set_capabilities(0).at("exec", "drop the init's capabilities")?;
+    let status = reap(app.0)?;
+    report(control, &Report::Exited(status), &[]);
+    Ok(0)
+}
+
+fn micros(from: Monotonic, to: Monotonic) -> u32 {
+    u32::try_from(to.since(from).as_micros()).unwrap_or(u32::MAX)
+}
+
+fn park(birth: &Birth, control: &OwnedFd) -> Step<()> {
+    const STEP: &str = "park";
+    die_with_launcher(control)?;
+    keep_only(control)?;
+    rustix::process::setsid().at(STEP, "setsid")?;
+    // Each entry may wait for every processor to pass a quiet point; the
+    // launcher does not.
+    for door in &birth.doors {
+        std::fs::write(door, "0").at("cgroup", door.display())?;
+    }
+    // SAFETY: the process has one thread, and cgroups have no part in its
+    // open files.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
+        .at(STEP, "unshare the cgroup namespace")?;
+    root::prepare(birth)
+}
+
+fn die_with_launcher(control: &OwnedFd) -> Step<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .at("park", "tie to the launcher")?;
+    // It may have died before that call.
+    let mut polled = [PollFd::new(control, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec::default())).at("park", "poll")?;
+    if polled[0].revents().contains(PollFlags::HUP) {
+        return Err(refuse("park", "the launcher is gone"));
+    }
+    Ok(())
+}
+
+/// Closes what the copy of the launcher has open, but for the channel and the
+/// standard streams.
+fn keep_only(control: &OwnedFd) -> Step<()> {
+    let kept = control.as_raw_fd().cast_unsigned();
+    // SAFETY: nothing below uses a descriptor of the launcher's.
+    let closed = unsafe {
+        (kept <= 3 || libc::syscall(libc::SYS_close_range, 3, kept - 1, 0) == 0)
+            && libc::syscall(libc::SYS_close_range, kept + 1, u32::MAX, 0) == 0
+    };
+    if closed {
+        return Ok(());
+    }
+    Err(std::io::Error::last_os_error()).at("park", "close_range")
+}
+
+fn receive_plan(control: &OwnedFd) -> Step<Option<(Plan, Vec<OwnedFd>)>> {
+    let mut buffer = vec![0; FRAME_BYTES_MAX];
+    let received = channel::receive(control, &mut buffer, RecvFlags::empty());
+    let Some((length, fds)) = received.at("park", "receive the plan")? else {
+        return Ok(None);
+    };
+    let frame = buffer.get(..length).unwrap_or_default();
+    let plan = skiff_wire::decode(frame).map_err(|error| refuse("park", error))?;
+    buffer.fill(0);
+    Ok(Some((plan, fds)))
+}
+
+/// The application's standard streams, before there is a terminal.
+type Streams = Option<[OwnedFd; 3]>;
+
+/// Builds the sandbox around this process; what is left to do takes its user
+/// namespace and its streams.
+fn settle(birth: &Birth, plan: &Plan, fds: Vec<OwnedFd>) -> Step<(OwnedFd, Streams)> {
+    let mut fds = fds.into_iter();
+    let mut next = || {
+        fds.next()
+            .ok_or_else(|| refuse("park", "a descriptor is missing"))
+    };
+    let (users, network) = (next()?, next()?);
+    let streams = match plan.terminal {
+        None => Some([next()?, next()?, next()?]),
+        Some(_) => None,
+    };
+    rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+        .at("network", "enter the namespace")?;
+    rustix::system::sethostname(plan.hostname.as_bytes()).at("root", "sethostname")?;
+    sys::join_new_keyring();
+    limit_resources(plan)?;
+    root::build(birth, plan, fds.collect())?;
+    Ok((users, streams))
+}
+
+/// Leaves the host's users for those of the sandbox.
+fn enter_users(users: &OwnedFd) -> Step<()> {
+    rustix::thread::move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))
+        .at("user", "enter the namespace")?;
+    sys::become_user(0, 0, &[]).at("user", "become its root")?;
+    // The change of user cleared both; neither may be left to the image.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .at("user", "tie to the parent")?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .at("user", "forbid tracing")
+}
+
+/// While the launcher's privilege to raise limits, if it has it, is here.
+fn limit_resources(plan: &Plan) -> Step<()> {
+    sys::limit_resource(libc::RLIMIT_NOFILE, plan.process.nofile).at("rlimit", "open files")?;
+    sys::limit_resource(libc::RLIMIT_CORE, 0).at("rlimit", "core")?;
+    // The cgroup counts processes; users of ranges need no second limit.
+    sys::limit_resource(libc::RLIMIT_NPROC, u64::MAX).at("rlimit", "processes")
+}
+
+/// The streams that were given, or those of a new terminal with its
+/// controlling side.
+fn open_streams(
+    birth: &Birth,
+    plan: &Plan,
+    streams: Streams,
+) -> Step<([OwnedFd; 3], Option<OwnedFd>)> {
+    match (plan.terminal, streams) {
+        (Some((columns, rows)), _) => {
+            let (master, slave) = app::open_terminal(columns, rows)?;
+            app::own_terminal(&slave, birth.owner, plan.process.uid)?;
+            let copy = || slave.try_clone().at("terminal", "dup");
+            Ok(([copy()?, copy()?, copy()?], Some(master)))
+        }
+        (None, Some(streams)) => Ok((streams, None)),
+        (None, None) => Err(refuse("exec", "there are no streams")),
+    }
+}
+
+/// Forks and waits for the application's `execve`.
+fn start(
+    plan: &Plan,
+    users: &OwnedFd,
+    streams: [OwnedFd; 3],
+    filters: &Filters,
+) -> Step<(i32, OwnedFd)> {
+    let (reader, writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).at("exec", "pipe")?;
+    // SAFETY: this process has one thread.
+    match unsafe { sys::clone3(0, None) }.at("exec", "clone")? {
+        Cloned::Child => {
+            drop(reader);
+            // Only the host's root may, so before it is left. Best effort:
+            // without it the score is the process's size alone.
+            std::fs::write("/proc/self/oom_score_adj", APP_OOM_SCORE).ok();
+            let entered = enter_users(users);
+            app::run(
+                &plan.process,
+                streams,
+                plan.terminal.is_some(),
+                entered,
+                filters,
+                writer,
+            )
+        }
+        Cloned::Parent { pid, pidfd } => {
+            drop((writer, streams));
+            enter_users(users)?;
+            await_execve(&reader)?;
+            Ok((pid.as_raw_pid(), pidfd))
+        }
+    }
+}
+
+/// The pipe closes without a word when `execve` has succeeded.
+fn await_execve(reader: &OwnedFd) -> Step<()> {
+    let mut buffer = vec![0; 4096];
+    let length = loop {
+        match rustix::io::read(reader, &mut buffer) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => break result.at("exec", "read the outcome")?,
+        }
+    };
+    if length == 0 {
+        return Ok(());
+    }
+    let frame = buffer.get(..length).unwrap_or_default();
+    Err(skiff_wire::decode::<Refusal>(frame).unwrap_or_else(|error| refuse("exec", error)))
+}
+
+/// Waits for whatever ends in the sandbox until the application does.
+fn reap(app: i32) -> Step<i32> {
+    loop {
+        let (pid, status) = sys::wait_any().at("init", "wait")?;
+        if pid == app {
+            return Ok(status);
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! What runs in a sandbox's first process, from its birth on.
+//!
+//! ```text
+//!  born (launcher's copy, new pid, mount, uts and ipc namespaces)
+//!   │ cgroups entered, /dev and /proc prepared
+//!  parked ── the launcher closes ──▶ gone
+//!   │ plan and descriptors come
+//!  root built, pivot_root, user namespace entered
+//!   │ fork ──────────▶ application: user, capabilities, filter, execve
+//!  init: reaps until the application ends, reports, ends; the kernel kills
+//!        what else is left in the pid namespace
+//! ```
+//!
+//! The init has no capability once the application runs, takes no input any
+//! more, and cannot be traced or signalled from inside.
+
+mod app;
+mod devices;
+mod init;
+mod plan;
+mod root;
+
+pub(crate) use init::run;
+pub(crate) use plan::{Birth, Plan, Report};

@@ -1,0 +1,55 @@
+//! What launcher and init say to each other.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use skiff_wire::launcher::{ProcessSpec, Refusal};
+
+/// What a prepared process needs from its birth. It is passed by the copy of
+/// the launcher's memory.
+#[derive(Debug)]
+pub(crate) struct Birth {
+    /// `cgroup.procs` files to enter by.
+    pub(crate) doors: Vec<PathBuf>,
+    /// Shown below `/sys/fs/cgroup`.
+    pub(crate) cgroup_views: Vec<(String, PathBuf)>,
+    /// The folder of the launcher's layers, to be left.
+    pub(crate) layers: PathBuf,
+    /// An empty folder to build on.
+    pub(crate) stage: PathBuf,
+    /// The first id of the sandbox's range.
+    pub(crate) owner: u32,
+}
+
+/// What turns a prepared process into a sandbox. Descriptors go along: the
+/// user namespace, the network namespace, stdin, stdout and stderr unless
+/// there is a terminal, then the layers, lowest first.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub(crate) process: ProcessSpec,
+    pub(crate) hostname: String,
+    pub(crate) writable_bytes: u64,
+    pub(crate) readonly_root: bool,
+    /// Columns and rows.
+    pub(crate) terminal: Option<(u16, u16)>,
+    pub(crate) resolv_conf: String,
+    pub(crate) hosts: String,
+}
+
+/// What the init reports, in this order; a failure may take any one's place.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// It has everything that needs no plan.
+    Parked,
+    /// The application's `execve` has succeeded [its pidfd, the terminal's
+    /// controlling side if there is one].
+    Started {
+        /// Microseconds for the root and for the rest.
+        root_us: u32,
+        exec_us: u32,
+    },
+    /// A step has failed; the init ends.
+    Failed(Refusal),
+    /// The application has ended, with wait(2)'s status.
+    Exited(i32),
+}

@@ -1,0 +1,290 @@
+//! From a request to a process that builds its sandbox.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::PipeFlags;
+use skiff_base::{Clock, Monotonic};
+use skiff_net::Network;
+use skiff_types::Digest;
+use skiff_wire::launcher::{ProcessSpec, SandboxSpec, Stdio, Writable};
+
+use super::Launcher;
+use super::client::ReplyTo;
+use super::sandbox::{Outputs, Sandbox, State};
+use crate::cgroup::Limits;
+use crate::child::Plan;
+use crate::failure::{Context, Step, refuse};
+use crate::handle::Handle;
+use crate::ids::{RANGE_IDS, Ranges};
+
+/// For everything from the request to the application's `execve`.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// Sandboxes at a time.
+const SANDBOXES_MAX: usize = 4096;
+/// Overlayfs takes more, the option string and a plan's descriptors do not.
+const LAYERS_MAX: usize = 127;
+const LABEL_BYTES_MAX: usize = 16 * 1024;
+const GROUPS_MAX: usize = 64;
+/// Below this the init itself would not fit.
+const MEMORY_BYTES_MIN: u64 = 4 * 1024 * 1024;
+const PIDS_MIN: u32 = 2;
+const CWD_BYTES_MAX: usize = 4000;
+
+/// Everything about a sandbox before its process is told.
+struct Prepared {
+    seat: u64,
+    network: Network,
+    streams: Streams,
+    views: Vec<OwnedFd>,
+    steps_us: Vec<(String, u32)>,
+}
+
+/// The application's streams, and what the launcher and the client hold.
+#[derive(Default)]
+struct Streams {
+    app: Vec<OwnedFd>,
+    outputs: Outputs,
+}
+
+impl Launcher {
+    pub(super) fn create(&mut self, to: ReplyTo, spec: SandboxSpec, fds: Vec<OwnedFd>) -> Step<()> {
+        check(&spec, fds.len())?;
+        if self.kept.shutting_down {
+            return Err(refuse("request", "the launcher is ending"));
+        }
+        if self.kept.sandboxes.contains_key(&spec.sandbox) {
+            let message = format!("sandbox {} is there already", spec.sandbox);
+            return Err(refuse("request", message));
+        }
+        if self.kept.sandboxes.len() >= SANDBOXES_MAX {
+            let message = format!("there are {SANDBOXES_MAX} sandboxes");
+            return Err(refuse("request", message));
+        }
+        let begun = self.clock.now();
+        let network = self.networks.take(spec.egress);
+        let network = network.map_err(|error| refuse("network", skiff_base::chain(&error)))?;
+        self.refill_networks = true;
+        let networked = self.clock.now();
+        let prepared = match self.prepare(&spec, network, fds, (begun, networked)) {
+            Ok(prepared) => prepared,
+            Err((network, refusal)) => {
+                self.release_network(network);
+                return Err(refusal);
+            }
+        };
+        self.start(to, spec, prepared);
+        Ok(())
+    }
+
+    fn prepare(
+        &mut self,
+        spec: &SandboxSpec,
+        network: Network,
+        fds: Vec<OwnedFd>,
+        (begun, networked): (Monotonic, Monotonic),
+    ) -> Result<Prepared, (Network, skiff_wire::launcher::Refusal)> {
+        let seat = match self.take_seat(spec.sandbox) {
+            Ok(seat) => seat,
+            Err(refusal) => return Err((network, refusal)),
+        };
+        let seated = self.clock.now();
+        match self.furnish(spec, seat, fds) {
+            Ok((streams, views)) => Ok(Prepared {
+                seat,
+                network,
+                streams,
+                views,
+                steps_us: vec![
+                    step("network", begun, networked),
+                    step("clone", networked, seated),
+                    step("cgroup", seated, self.clock.now()),
+                ],
+            }),
+            Err(refusal) => {
+                self.abandon_seat(seat);
+                Err((network, refusal))
+            }
+        }
+    }
+
+    fn furnish(
+        &mut self,
+        spec: &SandboxSpec,
+        seat: u64,
+        fds: Vec<OwnedFd>,
+    ) -> Step<(Streams, Vec<OwnedFd>)> {
+        let range = self.seat(seat)?.range;
+        let limits = Limits {
+            memory_bytes: spec.memory_bytes,
+            cpu_millis: spec.cpu_millis,
+            pids: spec.pids,
+        };
+        self.cgroups.limit(seat, limits)?;
+        let namespace = self.kept.ranges.namespace(range)?;
+        let view = |layer: &Digest| self.kept.layers.view(layer, namespace);
+        let views = spec.layers.iter().map(view).collect::<Step<_>>()?;
+        let streams = open_streams(spec, fds, Ranges::base(range))?;
+        Ok((streams, views))
+    }
+
+    /// Registers the sandbox and tells its process. From here on a failure is
+    /// told once everything is undone.
+    fn start(&mut self, to: ReplyTo, spec: SandboxSpec, prepared: Prepared) {
+        let deadline = self.clock.now().plus(START_DEADLINE).as_nanos();
+        let id = spec.sandbox;
+        let seat = prepared.seat;
+        let plan = plan(&spec, &prepared.network);
+        let sent = self.send(&prepared, &plan);
+        self.kept.layers.use_all(&spec.layers);
+        let sandbox = Sandbox {
+            seat: Some(seat),
+            state: State::Starting {
+                reply: to,
+                deadline,
+                steps_us: prepared.steps_us,
+            },
+            label: spec.label,
+            layers: spec.layers,
+            network: Some(prepared.network),
+            app: None,
+            status: None,
+            outputs: prepared.streams.outputs,
+            frozen: false,
+            freeze_waiter: None,
+            destroy_waiters: Vec::new(),
+            destroy_deadline: 0,
+            last: skiff_wire::launcher::Stats::default(),
+        };
+        self.kept.sandboxes.insert(id, sandbox);
+        self.starting.insert(id);
+        if let Err(refusal) = sent {
+            self.fail(id, refusal);
+        }
+    }
+
+    fn send(&self, prepared: &Prepared, plan: &Plan) -> Step<()> {
+        let range = self.seat(prepared.seat)?.range;
+        let mut fds = vec![self.kept.ranges.namespace(range)?, prepared.network.as_fd()];
+        fds.extend(prepared.streams.app.iter().map(AsFd::as_fd));
+        fds.extend(prepared.views.iter().map(AsFd::as_fd));
+        self.send_plan(prepared.seat, plan, &fds)
+    }
+}
+
+fn step(name: &str, from: Monotonic, to: Monotonic) -> (String, u32) {
+    let us = u32::try_from(to.since(from).as_micros()).unwrap_or(u32::MAX);
+    (name.to_owned(), us)
+}
+
+fn plan(spec: &SandboxSpec, network: &Network) -> Plan {
+    let address = network
+        .address()
+        .map_or_else(|| "127.0.0.1".to_owned(), |address| address.to_string());
+    Plan {
+        process: spec.process.clone(),
+        hostname: spec.hostname.clone(),
+        writable_bytes: match spec.writable {
+            Writable::Tmpfs { bytes } | Writable::Disk { bytes } => bytes,
+        },
+        readonly_root: spec.readonly_root,
+        terminal: match spec.stdio {
+            Stdio::Terminal { columns, rows } => Some((columns, rows)),
+            Stdio::Piped | Stdio::Given => None,
+        },
+        resolv_conf: network.resolv_conf(),
+        hosts: format!("127.0.0.1\tlocalhost\n{address}\t{}\n", spec.hostname),
+    }
+}
+
+fn open_streams(spec: &SandboxSpec, given: Vec<OwnedFd>, owner: u32) -> Step<Streams> {
+    const STEP: &str = "stdio";
+    match spec.stdio {
+        Stdio::Given => Ok(Streams {
+            app: given,
+            outputs: Outputs::default(),
+        }),
+        Stdio::Terminal { .. } => Ok(Streams::default()),
+        Stdio::Piped => {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let empty = rustix::fs::open("/dev/null", flags, Mode::empty());
+            let mut app = vec![empty.at(STEP, "/dev/null")?];
+            let mut outputs = Outputs::default();
+            for _ in 0..2 {
+                let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
+                let (reader, writer) = pipe.at(STEP, "pipe")?;
+                // An application may open /dev/stdout, and needs leave to.
+                let uid = rustix::fs::Uid::from_raw(owner + spec.process.uid);
+                rustix::fs::fchown(&writer, Some(uid), None).at(STEP, "chown")?;
+                app.push(writer.try_clone().at(STEP, "dup")?);
+                outputs.readers.push(Handle::from(reader));
+                outputs.writers.push(Handle::from(writer));
+            }
+            Ok(Streams { app, outputs })
+        }
+    }
+}
+
+/// Everything that the kernel would refuse late, or not at all.
+fn check(spec: &SandboxSpec, fds: usize) -> Step<()> {
+    let expected = if spec.stdio == Stdio::Given { 3 } else { 0 };
+    let problem = if fds != expected {
+        format!("{expected} descriptors are expected, {fds} came")
+    } else if spec.layers.is_empty() || spec.layers.len() > LAYERS_MAX {
+        format!("{} layers are not 1 to {LAYERS_MAX}", spec.layers.len())
+    } else if matches!(spec.writable, Writable::Disk { .. }) {
+        "writable layers on disk are not available".to_owned()
+    } else if spec.memory_bytes < MEMORY_BYTES_MIN {
+        format!("{} bytes of memory are too few", spec.memory_bytes)
+    } else if spec.pids < PIDS_MIN {
+        format!("{} processes are fewer than {PIDS_MIN}", spec.pids)
+    } else if spec.cpu_millis == 0 {
+        "no part of a cpu is not enough".to_owned()
+    } else if !is_hostname(&spec.hostname) {
+        "the host name is not 1 to 64 of a-z, 0-9, - and .".to_owned()
+    } else if spec.label.len() > LABEL_BYTES_MAX {
+        format!("the label is over {LABEL_BYTES_MAX} bytes")
+    } else {
+        return check_process(&spec.process);
+    };
+    Err(refuse("request", problem))
+}
+
+fn check_process(process: &ProcessSpec) -> Step<()> {
+    let groups = &process.additional_gids;
+    let mut ids = [process.uid, process.gid]
+        .into_iter()
+        .chain(groups.iter().copied());
+    let cwd = &process.cwd;
+    let has_parent = std::path::Path::new(cwd)
+        .components()
+        .any(|part| part == std::path::Component::ParentDir);
+    let problem = if process.args.first().is_none_or(String::is_empty) {
+        "there is no program"
+    } else if process
+        .args
+        .iter()
+        .chain(&process.env)
+        .any(|text| text.contains('\0'))
+    {
+        "a string has a zero byte"
+    } else if !cwd.starts_with('/') || cwd.contains('\0') || cwd.len() > CWD_BYTES_MAX || has_parent
+    {
+        "the working folder is not an absolute path without `..`"
+    } else if groups.len() > GROUPS_MAX {
+        "there are too many groups"
+    } else if ids.any(|id| id >= RANGE_IDS) {
+        "a user or group id is over 65,535"
+    } else if process.nofile == 0 {
+        "no open file is not enough"
+    } else {
+        return Ok(());
+    };
+    Err(refuse("request", problem))
+}
+
+fn is_hostname(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    !name.is_empty() && name.len() <= 64 && name.bytes().all(allowed)
+}

@@ -1,0 +1,186 @@
+//! What is heard of inits: their reports and their ends.
+
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use rustix::process::{WaitId, WaitIdOptions};
+use skiff_types::InstanceId;
+use skiff_wire::launcher::{Exit, Reply};
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::Launcher;
+use super::sandbox::State;
+use crate::channel;
+use crate::child::Report;
+use crate::failure::refuse;
+use crate::handle::Handle;
+
+/// A report is far shorter.
+const REPORT_BYTES_MAX: usize = 16 * 1024;
+
+impl Launcher {
+    /// Takes every report that a seat's init has sent.
+    pub(super) fn hear(&mut self, number: u64) {
+        loop {
+            let Some(seat) = self.kept.seats.get(&number) else {
+                return;
+            };
+            let Some(control) = &seat.control else {
+                return;
+            };
+            let holder = seat.holder;
+            let mut buffer = [0; REPORT_BYTES_MAX];
+            match channel::receive(control, &mut buffer, RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN) => return,
+                Ok(Some((length, fds))) => {
+                    let frame = buffer.get(..length).unwrap_or_default();
+                    match skiff_wire::decode::<Report>(frame) {
+                        Ok(report) => self.take_report(number, holder, report, fds),
+                        Err(error) => tracing::error!(%error, "an init's report is not readable"),
+                    }
+                }
+                Ok(None) | Err(_) => {
+                    self.stop_hearing(number);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn stop_hearing(&mut self, number: u64) {
+        let seat = self.kept.seats.get_mut(&number);
+        if let Some(control) = seat.and_then(|seat| seat.control.take()) {
+            self.unwatch(&control);
+        }
+    }
+
+    fn take_report(
+        &mut self,
+        number: u64,
+        holder: Option<InstanceId>,
+        report: Report,
+        fds: Vec<OwnedFd>,
+    ) {
+        match (report, holder) {
+            (Report::Parked, _) => {}
+            (Report::Failed(refusal), Some(id)) => self.fail(id, refusal),
+            (Report::Failed(refusal), None) => {
+                tracing::warn!(%refusal, number, "a seat could not be prepared");
+                if let Some(seat) = self.kept.seats.get_mut(&number) {
+                    seat.dead = true;
+                }
+                self.refill_after = skiff_base::Clock::now(&self.clock).plus(super::NETWORK_LOOK);
+            }
+            (Report::Started { root_us, exec_us }, Some(id)) => {
+                self.started(id, [("root", root_us), ("exec", exec_us)], fds);
+            }
+            (Report::Exited(status), Some(id)) => {
+                if let Some(sandbox) = self.kept.sandboxes.get_mut(&id) {
+                    sandbox.status = Some(status);
+                }
+            }
+            (Report::Started { .. } | Report::Exited(_), None) => {
+                tracing::error!(number, "a spare seat reports an application");
+            }
+        }
+    }
+
+    fn started(&mut self, id: InstanceId, steps: [(&str, u32); 2], fds: Vec<OwnedFd>) {
+        let Some(sandbox) = self.kept.sandboxes.get_mut(&id) else {
+            return;
+        };
+        if !matches!(sandbox.state, State::Starting { .. }) {
+            return;
+        }
+        let mut fds = fds.into_iter();
+        sandbox.app = fds.next().map(Handle::from);
+        sandbox.outputs.readers.extend(fds.map(Handle::from));
+        let copies = sandbox.outputs.copies();
+        let state = std::mem::replace(&mut sandbox.state, State::Running);
+        self.starting.remove(&id);
+        let State::Starting {
+            reply,
+            mut steps_us,
+            ..
+        } = state
+        else {
+            return;
+        };
+        steps_us.extend(steps.map(|(name, us)| (name.to_owned(), us)));
+        // Without its output a client can do as little as without its reply.
+        let copies = copies.unwrap_or_default();
+        self.reply(reply, Ok(Reply::Created { steps_us }), copies);
+    }
+
+    /// A seat's init has ended, and with it everything in its pid namespace.
+    pub(super) fn bury(&mut self, number: u64) {
+        let Some(seat) = self.kept.seats.get(&number) else {
+            return;
+        };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        match rustix::process::waitid(WaitId::PidFd(seat.pidfd.as_fd()), options) {
+            Ok(None) => return,
+            Ok(Some(_)) | Err(Errno::CHILD) => {}
+            Err(errno) => tracing::error!(%errno, number, "an init cannot be waited for"),
+        }
+        self.unwatch(&seat.pidfd);
+        self.hear(number);
+        self.stop_hearing(number);
+        let Some(seat) = self.kept.seats.get_mut(&number) else {
+            return;
+        };
+        seat.dead = true;
+        if let Some(id) = seat.holder {
+            self.ended(id, number);
+        }
+        self.tidy(number);
+    }
+
+    fn ended(&mut self, id: InstanceId, number: u64) {
+        let stats = self.cgroups.stats(number);
+        let Some(sandbox) = self.kept.sandboxes.get_mut(&id) else {
+            return;
+        };
+        sandbox.last = skiff_wire::launcher::Stats {
+            memory_bytes: 0,
+            pids: 0,
+            ..stats
+        };
+        sandbox.outputs.writers.clear();
+        sandbox.frozen = false;
+        match sandbox.state {
+            State::Running => {
+                let exit = exit(sandbox.status, &stats);
+                sandbox.state = State::Ended(exit);
+                sandbox.app = None;
+                self.settle_freeze(id, Err(refuse("freeze", "it has ended")));
+                self.tell_exit(id, exit);
+            }
+            State::Starting { .. } => {
+                let message = if stats.oom_kills > 0 {
+                    "the memory does not suffice to start"
+                } else {
+                    "the sandbox has ended before its application started"
+                };
+                self.fail(id, refuse("start", message));
+            }
+            State::Failed { .. } | State::Ended(_) => {}
+        }
+    }
+}
+
+fn exit(status: Option<i32>, stats: &skiff_wire::launcher::Stats) -> Exit {
+    let (code, signal) = match status {
+        Some(status) if libc::WIFEXITED(status) => (Some(libc::WEXITSTATUS(status)), None),
+        Some(status) => (None, Some(libc::WTERMSIG(status))),
+        // The init was killed before it could tell.
+        None => (None, Some(libc::SIGKILL)),
+    };
+    Exit {
+        code,
+        signal,
+        out_of_memory: stats.oom_kills > 0,
+        cpu_us: stats.cpu_us,
+        memory_peak_bytes: stats.memory_peak_bytes,
+    }
+}

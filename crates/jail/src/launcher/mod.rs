@@ -1,0 +1,231 @@
+//! The launcher: one thread, one loop.
+//!
+//! ```text
+//!  clients ──requests──▶ loop ──plans──▶ inits ──pidfds, reports──▶ loop
+//!     ▲                   │ idle: prepare one network or one seat
+//!     └──answers, events──┘ timer: what the kernel has not let go of yet
+//! ```
+//!
+//! Nothing in the loop waits for a process, a client or the kernel's
+//! clean-up: what is not ready is looked at again.
+
+mod client;
+mod create;
+mod destroy;
+mod events;
+mod kept;
+mod observe;
+mod requests;
+mod sandbox;
+mod seat;
+mod start;
+mod upgrade;
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::event::epoll::{self, Event, EventData, EventFlags};
+use rustix::io::Errno;
+use skiff_base::{Clock, Monotonic, SystemClock};
+use skiff_net::{NetOptions, Networks};
+use skiff_types::{InstanceId, ServerId};
+
+use crate::cgroup::Cgroups;
+use crate::failure::{Context, Step};
+use crate::seccomp::Filters;
+
+use kept::Kept;
+pub use start::{LauncherError, launcher_main};
+
+/// What a launcher is told at its start.
+#[derive(Debug, Clone)]
+pub struct LauncherOptions {
+    /// Whose launcher it is: every kernel object carries it.
+    pub server: ServerId,
+    /// The server's run folder, which exists; the launcher keeps
+    /// `launcher.sock`, `launcher.lock` and `launcher/` in it.
+    pub run_dir: PathBuf,
+    /// The user, beside root, who may connect.
+    pub allowed_uid: u32,
+    /// Where servers of one host divide user ids among themselves.
+    pub lock_dir: PathBuf,
+    /// Of instances' networks.
+    pub network: NetOptions,
+    /// The descriptor of an earlier launcher's state (`--resume`).
+    pub resume: Option<std::os::fd::RawFd>,
+}
+
+impl LauncherOptions {
+    /// The options of a host's launcher.
+    #[must_use]
+    pub fn new(server: ServerId, run_dir: PathBuf, allowed_uid: u32) -> Self {
+        Self {
+            server,
+            run_dir,
+            allowed_uid,
+            lock_dir: PathBuf::from("/run/lock/skiff"),
+            network: NetOptions::default(),
+            resume: None,
+        }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.run_dir.join("launcher.sock")
+    }
+
+    pub(crate) fn own_folder(&self) -> PathBuf {
+        self.run_dir.join("launcher")
+    }
+
+    pub(crate) fn stage(&self) -> PathBuf {
+        self.own_folder().join("stage")
+    }
+}
+
+/// How often the kernel is asked whether it has let go.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// How often networks that the kernel still removes are looked at.
+const NETWORK_LOOK: Duration = Duration::from_secs(1);
+const EVENTS_MAX: usize = 64;
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    Listener,
+    Signal,
+    Client(u64),
+    Control(u64),
+    Process(u64),
+}
+
+const KIND_SHIFT: u32 = 56;
+
+impl Token {
+    fn encode(self) -> EventData {
+        let (kind, number) = match self {
+            Self::Listener => (0, 0),
+            Self::Signal => (1, 0),
+            Self::Client(number) => (2, number),
+            Self::Control(number) => (3, number),
+            Self::Process(number) => (4, number),
+        };
+        EventData::new_u64(kind << KIND_SHIFT | number)
+    }
+
+    fn decode(data: u64) -> Option<Self> {
+        let number = data & ((1 << KIND_SHIFT) - 1);
+        Some(match data >> KIND_SHIFT {
+            0 => Self::Listener,
+            1 => Self::Signal,
+            2 => Self::Client(number),
+            3 => Self::Control(number),
+            4 => Self::Process(number),
+            _ => return None,
+        })
+    }
+}
+
+/// A launcher at work: what it keeps across upgrades, and what it makes anew.
+struct Launcher {
+    options: LauncherOptions,
+    kept: Kept,
+    networks: Networks,
+    epoll: OwnedFd,
+    /// SIGTERM asks for an orderly end.
+    signals: OwnedFd,
+    cgroups: Cgroups,
+    filters: Filters,
+    clock: SystemClock,
+    /// Sandboxes whose start has a deadline.
+    starting: BTreeSet<InstanceId>,
+    /// Sandboxes that do not all stand yet.
+    freezing: BTreeSet<InstanceId>,
+    /// Dead seats whose cgroups the kernel still holds.
+    tidying: BTreeSet<u64>,
+    /// One frame, for all clients in turn.
+    buffer: Vec<u8>,
+    ended: bool,
+    /// The last look at the prepared networks found one missing.
+    refill_networks: bool,
+    /// A seat or a network could not be prepared: not again before this.
+    refill_after: Monotonic,
+}
+
+impl Launcher {
+    fn run(&mut self) -> Step<()> {
+        let mut events: Vec<Event> = Vec::with_capacity(EVENTS_MAX);
+        while !self.ended {
+            events.clear();
+            let timeout = self.timeout().map(|wait| rustix::time::Timespec {
+                tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: wait.subsec_nanos().into(),
+            });
+            let waited = epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout.as_ref(),
+            );
+            match waited {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno).at("loop", "wait for events"),
+            }
+            if events.is_empty() {
+                self.refill();
+            }
+            for event in &events {
+                self.dispatch(*event);
+            }
+            self.look_again();
+        }
+        Ok(())
+    }
+
+    /// How long to wait: not at all while something can be prepared.
+    fn timeout(&self) -> Option<Duration> {
+        let now = self.clock.now();
+        if self.wants_refill() && now >= self.refill_after {
+            return Some(Duration::ZERO);
+        }
+        if !self.tidying.is_empty() || !self.freezing.is_empty() {
+            return Some(LOOK_AGAIN);
+        }
+        let busy = !self.starting.is_empty()
+            || self.wants_refill()
+            || self.networks.leaving() > 0
+            || self.kept.is_destroying();
+        busy.then_some(NETWORK_LOOK)
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        let flags = event.flags;
+        match Token::decode(event.data.u64()) {
+            Some(Token::Listener) => self.accept(),
+            Some(Token::Signal) => {
+                self.unwatch(&self.signals);
+                self.shut_down(None);
+            }
+            Some(Token::Client(number)) => self.serve(number, flags),
+            Some(Token::Control(seat)) => self.hear(seat),
+            Some(Token::Process(seat)) => self.bury(seat),
+            None => tracing::error!("an event is about nothing"),
+        }
+    }
+
+    fn watch(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> Step<()> {
+        epoll::add(&self.epoll, fd, token.encode(), flags).at("loop", "watch a descriptor")
+    }
+
+    fn unwatch(&self, fd: impl AsFd) {
+        // Closing would do as well, if nobody else held the same file.
+        epoll::delete(&self.epoll, fd).ok();
+    }
+}
+
+fn make_folder(path: &Path) -> Step<()> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.at("start", path.display()),
+    }
+}

@@ -1,0 +1,162 @@
+//! Another program in the same process: pids, mounts and children stay, and
+//! the state goes over in a file in memory.
+
+use std::ffi::CString;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+use rustix::event::epoll::EventFlags;
+use rustix::fs::{MemfdFlags, SeekFrom};
+use skiff_net::Networks;
+
+use super::client::ReplyTo;
+use super::kept::{Kept, Saved};
+use super::sandbox::State;
+use super::{Launcher, Token};
+use crate::failure::{Context, Step, refuse};
+use crate::handle;
+use crate::sys;
+
+const STEP: &str = "upgrade";
+/// Of the saved state. A program that knows another one refuses to start,
+/// and the sandboxes end: raise it with every change of what is kept.
+const STATE_VERSION: u32 = 1;
+/// Far above what the largest number of sandboxes takes.
+const STATE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+impl Launcher {
+    /// Returns only if the other program cannot be executed.
+    pub(super) fn upgrade(&mut self, to: ReplyTo, program: &OwnedFd) -> Step<()> {
+        if self.kept.shutting_down {
+            return Err(refuse(STEP, "the launcher is ending"));
+        }
+        probe(program)?;
+        let result = self.execute(to, program);
+        // Whatever was marked to stay open is the next exec's to close.
+        handle::unsave_all().at(STEP, "close_range")?;
+        result
+    }
+
+    fn execute(&mut self, to: ReplyTo, program: &OwnedFd) -> Step<()> {
+        let fresh = Networks::open(self.options.server, self.options.network.clone());
+        let fresh = fresh.map_err(|error| refuse(STEP, skiff_base::chain(&error)))?;
+        let networks = std::mem::replace(&mut self.networks, fresh);
+        let (networks, fds) = networks.into_parts();
+        let state = Saving {
+            kept: &self.kept,
+            networks: &networks,
+            network_fds: fds
+                .iter()
+                .map(handle::save)
+                .collect::<Result<_, _>>()
+                .at(STEP, "keep")?,
+            upgraded: to,
+        };
+        let result = save(&state).and_then(|file| exec(&self.options, program, &file));
+        drop(state);
+        let server = self.options.server;
+        let options = self.options.network.clone();
+        self.networks = Networks::from_parts(server, options, networks, fds)
+            .map_err(|error| refuse(STEP, skiff_base::chain(&error)))?;
+        self.networks.configure(self.kept.pool);
+        result
+    }
+
+    /// Watches the seats that an earlier program had, and takes up what was
+    /// under way.
+    pub(super) fn watch_seats(&mut self) -> Step<()> {
+        for (number, seat) in &self.kept.seats {
+            if seat.dead {
+                self.tidying.insert(*number);
+            } else {
+                self.watch(&seat.pidfd, Token::Process(*number), EventFlags::IN)?;
+            }
+            if let Some(control) = &seat.control {
+                self.watch(control, Token::Control(*number), EventFlags::IN)?;
+            }
+        }
+        for (id, sandbox) in &self.kept.sandboxes {
+            if matches!(sandbox.state, State::Starting { .. }) {
+                self.starting.insert(*id);
+            }
+            if sandbox.freeze_waiter.is_some() {
+                self.freezing.insert(*id);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// [`Saved`], from what is still in use.
+#[derive(serde::Serialize)]
+struct Saving<'a> {
+    kept: &'a Kept,
+    networks: &'a skiff_net::NetworksState,
+    network_fds: Vec<i32>,
+    upgraded: ReplyTo,
+}
+
+/// Refuses what is no program before anything is touched.
+fn probe(program: &OwnedFd) -> Step<()> {
+    let mut magic = [0; 4];
+    let length = rustix::io::pread(program, &mut magic, 0).at(STEP, "read the program")?;
+    if length == magic.len() && magic == *b"\x7fELF" {
+        return Ok(());
+    }
+    Err(refuse(STEP, "the file is not a program"))
+}
+
+fn save(state: &Saving<'_>) -> Step<OwnedFd> {
+    let bytes = postcard::to_extend(state, STATE_VERSION.to_le_bytes().to_vec())
+        .map_err(|error| refuse(STEP, error))?;
+    let file = rustix::fs::memfd_create("skiff-launcher-state", MemfdFlags::CLOEXEC)
+        .at(STEP, "memfd_create")?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(&bytes).at(STEP, "write the state")?;
+    rustix::fs::seek(&file, SeekFrom::Start(0)).at(STEP, "rewind")?;
+    handle::save(&file).at(STEP, "keep the state")?;
+    Ok(file.into())
+}
+
+pub(super) fn load(state: OwnedFd) -> Step<Saved> {
+    let mut bytes = Vec::new();
+    std::fs::File::from(state)
+        .take(STATE_BYTES_MAX)
+        .read_to_end(&mut bytes)
+        .at("resume", "read the state")?;
+    let Some((version, body)) = bytes.split_first_chunk() else {
+        return Err(refuse("resume", "the state is empty"));
+    };
+    let version = u32::from_le_bytes(*version);
+    if version != STATE_VERSION {
+        let message = format!("the state has version {version}, not {STATE_VERSION}");
+        return Err(refuse("resume", message));
+    }
+    postcard::from_bytes(body).map_err(|error| refuse("resume", error))
+}
+
+/// Executes the program with this one's own arguments, `--resume` replaced.
+fn exec(options: &super::LauncherOptions, program: &OwnedFd, state: &OwnedFd) -> Step<()> {
+    let mut words: Vec<_> = std::env::args_os().collect();
+    if options.resume.is_some() {
+        words.truncate(words.len().saturating_sub(2));
+    }
+    words.push("--resume".into());
+    words.push(state.as_raw_fd().to_string().into());
+    let args = c_strings(words.into_iter().map(OsStringExt::into_vec))?;
+    let env = c_strings(std::env::vars_os().map(|(name, value)| {
+        let mut entry = name.into_vec();
+        entry.push(b'=');
+        entry.extend(value.into_vec());
+        entry
+    }))?;
+    let errno = sys::execute_fd(program.as_fd(), &sys::pointers(&args), &sys::pointers(&env));
+    Err(errno).at(STEP, "execute the program")
+}
+
+fn c_strings(words: impl Iterator<Item = Vec<u8>>) -> Step<Vec<CString>> {
+    words
+        .map(|word| CString::new(word).map_err(|error| refuse(STEP, error)))
+        .collect()
+}
