@@ -1,8 +1,10 @@
 //! Image references, read by the rules of the Docker tools.
 //!
 //! `hello` is `docker.io/library/hello:latest`; the first component is a
-//! registry when it has a dot, a colon or a capital, or is `localhost`
-//! (distribution/reference, normalize.go).
+//! registry when it has a dot or a colon, or is `localhost`
+//! (distribution/reference, normalize.go). Other than there, a capital does
+//! not make a registry: hosts are written in small letters here, and would
+//! then read as repositories.
 
 use std::fmt;
 use std::str::FromStr;
@@ -159,11 +161,7 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
 
 /// The registry, by name, and the rest.
 fn split_registry(name: &str) -> (String, &str) {
-    let is_registry = |first: &str| {
-        first == "localhost"
-            || first.contains(['.', ':'])
-            || first.bytes().any(|b| b.is_ascii_uppercase())
-    };
+    let is_registry = |first: &str| first == "localhost" || first.contains(['.', ':']);
     match name.split_once('/') {
         Some(("index.docker.io" | "registry-1.docker.io", rest)) => {
             (DEFAULT_REGISTRY.to_owned(), rest)
@@ -326,6 +324,7 @@ mod tests {
             "a/../b",
             "host.tld/..",
             "a:b:c",
+            "GHCR/a",
             &long,
         ];
         for text in wrong {

@@ -5,6 +5,8 @@
     reason = "each test binary uses a part of this, and a fixture that fails is a failed test"
 )]
 
+pub mod servers;
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
