@@ -167,7 +167,7 @@ impl Builder<'_> {
                 None => self.dropped_xattrs += 1,
             }
         }
-        if xattr::stored_bytes(&xattrs) > xattr::MAX_STORED_BYTES - xattr::OPAQUE_BYTES {
+        if xattr::stored_bytes(&xattrs) > xattr::MAX_STORED_BYTES - xattr::MARK_BYTES {
             return Err(Refusal::XattrTooLong);
         }
         let Entry {

@@ -62,7 +62,7 @@ impl Layout {
             let inode = tree.inode(*id);
             let place = &mut places[index(*id)];
             place.length = content_length(*id, inode);
-            let start = slot_for(&mut cursor, stored_bytes(inode), place);
+            let start = slot_for(&mut cursor, stored_bytes(tree, *id), place);
             place.slot = start / SLOT_BYTES as u64;
             place.block = block;
             let blocks = place.outside().div_ceil(BLOCK);
@@ -120,8 +120,8 @@ fn content_length(id: InodeId, inode: &Inode) -> u64 {
 }
 
 /// Bytes of the inode and its attributes.
-fn stored_bytes(inode: &Inode) -> u64 {
-    let bytes = INODE_BYTES + xattr::stored_bytes(&inode.stored_xattrs());
+fn stored_bytes(tree: &Tree, id: InodeId) -> u64 {
+    let bytes = INODE_BYTES + xattr::stored_bytes(&tree.stored_xattrs(id));
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 

@@ -63,19 +63,6 @@ pub(crate) struct Directory {
     pub(crate) implied: bool,
 }
 
-impl Inode {
-    /// Its attributes and, for an opaque directory, the mark of it.
-    pub(crate) fn stored_xattrs(&self) -> Cow<'_, [Xattr]> {
-        let xattrs = &self.attributes.xattrs;
-        match &self.kind {
-            Kind::Directory(directory) if directory.opaque => {
-                Cow::Owned(xattrs.iter().cloned().chain([xattr::opaque()]).collect())
-            }
-            _ => Cow::Borrowed(xattrs),
-        }
-    }
-}
-
 /// All inodes ever made. Replaced ones stay, unreachable, so that the bounds
 /// count work and not only results.
 #[derive(Debug)]
@@ -141,6 +128,26 @@ impl Tree {
 
     pub(crate) fn child(&self, parent: InodeId, name: &[u8]) -> Option<InodeId> {
         self.directory(parent)?.children.get(name).copied()
+    }
+
+    /// An inode's attributes and the marks that overlayfs needs.
+    pub(crate) fn stored_xattrs(&self, id: InodeId) -> Cow<'_, [Xattr]> {
+        let inode = self.inode(id);
+        let xattrs = &inode.attributes.xattrs;
+        let Kind::Directory(directory) = &inode.kind else {
+            return Cow::Borrowed(xattrs);
+        };
+        let is_whiteout = |child: &InodeId| self.inode(*child).kind == Kind::Whiteout;
+        let hides = directory.children.values().any(is_whiteout);
+        let marks = [
+            directory.opaque.then(xattr::opaque),
+            hides.then(xattr::has_whiteouts),
+        ];
+        if marks.iter().all(Option::is_none) {
+            return Cow::Borrowed(xattrs);
+        }
+        let marks = marks.into_iter().flatten();
+        Cow::Owned(xattrs.iter().cloned().chain(marks).collect())
     }
 
     /// The directory at `path`, made with its parents where they are missing.

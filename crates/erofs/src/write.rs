@@ -97,7 +97,7 @@ impl Writer<'_, '_> {
             Kind::CharDevice(device) | Kind::BlockDevice(device) => (0, *device),
             Kind::Fifo | Kind::Whiteout => (0, 0),
         };
-        let xattrs = inode.stored_xattrs();
+        let xattrs = self.tree.stored_xattrs(id);
         let fields = InodeFields {
             kind_bits: disk::kind_bits(&inode.kind),
             inline: place.inline,

@@ -13,8 +13,20 @@ pub(crate) fn opaque() -> Xattr {
     }
 }
 
-/// Room that [`opaque`] may take.
-pub(crate) const OPAQUE_BYTES: usize = HEADER_BYTES + 20;
+/// Marks a directory with whiteouts in it. Where no other layer has the
+/// directory, overlayfs would list them, but for a directory that it takes for
+/// copied up from somewhere, which is what an empty origin says.
+pub(crate) fn has_whiteouts() -> Xattr {
+    let (name, value) = (b"overlay.origin"[..].into(), b""[..].into());
+    Xattr {
+        namespace: Namespace::Trusted,
+        name,
+        value,
+    }
+}
+
+/// Room that our own marks may take.
+pub(crate) const MARK_BYTES: usize = HEADER_BYTES + 20 + 20;
 
 /// `erofs_xattr_ibody_header`.
 pub(crate) const HEADER_BYTES: usize = 12;

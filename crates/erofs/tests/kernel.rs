@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use common::archive::{Archive, directory, entry, file, hard_link, symlink as link};
+use common::archive::{Archive, Entry, directory, entry, file, hard_link, symlink as link};
 use common::{Image, Mount, assert_same, image, run, walk};
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use skiff_base::process::command;
@@ -201,7 +201,7 @@ fn a_hundred_thousand_entries_in_one_directory() {
 fn data_beyond_four_gibibytes() {
     const LARGE: u64 = (4 << 30) + 5000;
     let mut head = Archive::default();
-    head.raw(&common::archive::Entry {
+    head.raw(&Entry {
         size: Some(LARGE),
         ..entry(b'0', "large")
     });
@@ -300,7 +300,9 @@ fn whiteouts_work_in_an_overlay() {
     assert_eq!(names(&merged.path().join("etc")), ["keep", "new"]);
     assert_eq!(names(&merged.path().join("opaque")), ["shown"]);
     assert_eq!(names(&merged.path().join("replaced")), ["shown"]);
-    assert!(!merged.path().join("fresh/nothing").exists());
+    let fresh = merged.path().join("fresh");
+    assert_eq!(names(&fresh), [""; 0], "no other layer has this directory");
+    assert!(!fresh.join("nothing").exists());
     fs::write(merged.path().join("etc/keep"), "changed").unwrap();
     fs::write(merged.path().join("removed"), "made again").unwrap();
     assert_eq!(
@@ -310,6 +312,34 @@ fn whiteouts_work_in_an_overlay() {
     assert_eq!(fs::read(lower.path().join("etc/keep")).unwrap(), b"lower");
 }
 
+/// What umoci makes of an image of these layers, the lowest first.
+fn umoci_unpack(layers: &[&[u8]], scratch: &Path) -> PathBuf {
+    let layout = scratch.join("layout");
+    let bundle = scratch.join("bundle");
+    let name = format!("{}:test", layout.display());
+    run("umoci", &["init", "--layout", layout.to_str().unwrap()]);
+    run("umoci", &["new", "--image", &name]);
+    let archive = scratch.join("layer.tar");
+    for layer in layers {
+        fs::write(&archive, layer).unwrap();
+        run(
+            "umoci",
+            &[
+                "raw",
+                "add-layer",
+                "--image",
+                &name,
+                archive.to_str().unwrap(),
+            ],
+        );
+    }
+    run(
+        "umoci",
+        &["unpack", "--image", &name, bundle.to_str().unwrap()],
+    );
+    bundle.join("rootfs")
+}
+
 #[test]
 fn umoci_unpacks_the_same() {
     let scratch = tempfile::tempdir().unwrap();
@@ -317,33 +347,67 @@ fn umoci_unpacks_the_same() {
     fs::create_dir(&root).unwrap();
     oddities(&root);
     let tar = tar_up(&root, "posix");
-    let archive = scratch.path().join("layer.tar");
-    fs::write(&archive, &tar).unwrap();
-    let layout = scratch.path().join("layout");
-    let bundle = scratch.path().join("bundle");
-    let name = format!("{}:test", layout.display());
-    run("umoci", &["init", "--layout", layout.to_str().unwrap()]);
-    run("umoci", &["new", "--image", &name]);
-    run(
-        "umoci",
-        &[
-            "raw",
-            "add-layer",
-            "--image",
-            &name,
-            archive.to_str().unwrap(),
-        ],
-    );
-    run(
-        "umoci",
-        &["unpack", "--image", &name, bundle.to_str().unwrap()],
-    );
     let image = image(&tar);
     let mut ours = walk(image.mount().path());
-    let mut theirs = walk(&bundle.join("rootfs"));
+    let mut theirs = walk(&umoci_unpack(&[&tar], scratch.path()));
     // umoci gives the root no times of its own.
     for tree in [&mut ours, &mut theirs] {
         tree.get_mut(&PathBuf::new()).unwrap().mtime = (0, 0);
+    }
+    assert_same(&ours, &theirs);
+}
+
+#[test]
+fn umoci_stacks_the_same() {
+    let lower = Archive::of([
+        directory("etc"),
+        file("etc/keep", "lower"),
+        file("etc/gone", "lower"),
+        file("etc/changed", "lower"),
+        directory("opaque"),
+        directory("opaque/below"),
+        file("opaque/below/hidden", "lower"),
+        directory("removed"),
+        file("removed/hidden", "lower"),
+        directory("becomes-file"),
+        file("becomes-file/hidden", "lower"),
+        file("becomes-directory", "lower"),
+        link("becomes-file-too", "etc"),
+        file("shared", "same"),
+        hard_link("shared-again", "shared"),
+    ]);
+    let upper = Archive::of([
+        Entry {
+            mode: 0o700,
+            ..directory("etc")
+        },
+        file("etc/.wh.gone", ""),
+        Entry {
+            mode: 0o4755,
+            ..file("etc/changed", "upper")
+        },
+        directory("opaque"),
+        file("opaque/.wh..wh..opq", ""),
+        directory("opaque/below"),
+        file("opaque/below/shown", "upper"),
+        file(".wh.removed", ""),
+        file("becomes-file", "upper"),
+        directory("becomes-directory"),
+        file("becomes-directory/shown", "upper"),
+        file("becomes-file-too", "upper"),
+        hard_link("changed-again", "etc/changed"),
+    ]);
+    let scratch = tempfile::tempdir().unwrap();
+    let images = [image(&upper), image(&lower)];
+    let mounts = images.map(|image| image.mount());
+    let merged = Mount::overlay(&[mounts[0].path(), mounts[1].path()], scratch.path());
+    let mut ours = walk(merged.path());
+    let mut theirs = walk(&umoci_unpack(&[&lower, &upper], scratch.path()));
+    for facts in ours.values_mut().chain(theirs.values_mut()) {
+        // A merged directory has one link, and umoci's time of unpacking.
+        if FileType::from_raw_mode(facts.mode) == FileType::Directory {
+            (facts.links, facts.mtime) = (0, (0, 0));
+        }
     }
     assert_same(&ours, &theirs);
 }

@@ -170,7 +170,7 @@ pub fn walk(root: &Path) -> BTreeMap<PathBuf, Facts> {
     found
 }
 
-fn facts(path: &Path, relative: &Path, inodes: &mut BTreeMap<u64, PathBuf>) -> Facts {
+fn facts(path: &Path, relative: &Path, inodes: &mut BTreeMap<(u64, u64), PathBuf>) -> Facts {
     let metadata = fs::symlink_metadata(path).unwrap();
     let kind = metadata.file_type();
     let content = if kind.is_file() {
@@ -198,7 +198,7 @@ fn facts(path: &Path, relative: &Path, inodes: &mut BTreeMap<u64, PathBuf>) -> F
         content,
         xattrs: xattrs(path),
         same_as: inodes
-            .entry(metadata.ino())
+            .entry((metadata.dev(), metadata.ino()))
             .or_insert_with(|| relative.to_owned())
             .clone(),
     }
