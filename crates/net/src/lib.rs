@@ -1,7 +1,9 @@
 //! The networks of instances: namespaces prepared ahead of demand and what
 //! leads into and out of them.
 //!
-//! It knows no project, service or request. Nothing here is asynchronous.
+//! The privileged half is synchronous and made for the single-threaded
+//! launcher; `dns`, behind the feature of that name, is the unprivileged
+//! half that runs in the server. Neither knows services or requests.
 //!
 //! Invariants: an instance without egress has no interface but loopback; a
 //! namespace is held by descriptors only, so that none outlives its owner;
@@ -9,8 +11,10 @@
 //! ends.
 //!
 //! Entry points: [`Networks`] makes and removes, [`Network`] is one
-//! instance's.
+//! instance's; `dns::DnsForwarder` answers instances' queries.
 
+#[cfg(feature = "dns")]
+pub mod dns;
 mod egress;
 #[cfg(test)]
 mod egress_tests;
