@@ -17,6 +17,8 @@ mod output;
 mod query;
 mod split;
 mod store;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use output::{Reader, read_output};

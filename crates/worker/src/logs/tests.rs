@@ -1,0 +1,289 @@
+//! The store as a whole: what is appended, what is read back.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use skiff_base::{ManualClock, Tasks};
+use skiff_sandbox::Output;
+use skiff_types::{InstanceId, ProjectId, RevisionId};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::line::Stream;
+use super::output::{Reader, read_output};
+use super::query::{LogFollow, LogQuery};
+use super::store::{LogLimits, LogSink, LogStore};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Fixture {
+    store: LogStore,
+    clock: ManualClock,
+    folder: TempDir,
+}
+
+fn fixture(limits: LogLimits) -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = ManualClock::default();
+    let store = LogStore::new(folder.path().into(), limits, Arc::new(clock.clone())).unwrap();
+    Fixture {
+        store,
+        clock,
+        folder,
+    }
+}
+
+fn id(number: u32) -> InstanceId {
+    InstanceId::from_parts(1, number)
+}
+
+fn revision(number: u32) -> RevisionId {
+    let name = format!("hello-{number:05}");
+    RevisionId::parse(&ProjectId::default_project(), &name).unwrap()
+}
+
+fn query() -> LogQuery {
+    LogQuery::service(ProjectId::default_project(), revision(1).service)
+}
+
+impl Fixture {
+    fn sink(&self, number: u32) -> LogSink {
+        self.store.sink(id(number), revision(1))
+    }
+
+    async fn say(&self, sink: &LogSink, text: &str) {
+        self.clock.advance(Duration::from_millis(1));
+        sink.append(Stream::Stdout, vec![text.to_owned()]).await;
+    }
+
+    async fn texts(&self, query: LogQuery) -> Vec<String> {
+        let lines = self.store.logs(query).await.unwrap();
+        lines.into_iter().map(|line| line.text).collect()
+    }
+
+    fn file(&self, name: &str) -> std::path::PathBuf {
+        let revision = Path::new("000000000001/hello/hello-00001");
+        self.folder.path().join(revision).join(name)
+    }
+}
+
+#[tokio::test]
+async fn lines_of_instances_are_merged_by_time_and_outlive_them() {
+    let f = fixture(LogLimits::default());
+    let (one, two) = (f.sink(1), f.sink(2));
+    let other = f.store.sink(id(3), revision(2));
+    f.say(&one, "a").await;
+    f.say(&two, "b").await;
+    f.say(&other, "c").await;
+    f.say(&one, "d").await;
+    one.note("exited with code 0".to_owned()).await;
+    one.close().await;
+    assert_eq!(
+        f.texts(query()).await,
+        ["a", "b", "c", "d", "exited with code 0"]
+    );
+    let tail = LogQuery {
+        tail: Some(2),
+        ..query()
+    };
+    assert_eq!(f.texts(tail).await, ["d", "exited with code 0"]);
+    let since = LogQuery {
+        since_unix_ms: 3,
+        instance: Some(id(1)),
+        ..query()
+    };
+    assert_eq!(f.texts(since).await, ["d", "exited with code 0"]);
+    let second = LogQuery {
+        revision: Some(revision(2)),
+        ..query()
+    };
+    let lines = f.store.logs(second).await.unwrap();
+    assert_eq!(lines.len(), 1);
+    assert_eq!((lines[0].unix_ms, lines[0].instance), (3, id(3)));
+    assert_eq!(
+        (lines[0].stream.as_str(), lines[0].revision.as_str()),
+        ("stdout", "hello-00002")
+    );
+    let mut elsewhere = query();
+    elsewhere.service = "other".parse().unwrap();
+    assert!(f.texts(elsewhere).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_full_file_is_rotated_once_and_the_oldest_lines_go() {
+    let f = fixture(LogLimits {
+        file_bytes: 1000,
+        ..LogLimits::default()
+    });
+    let sink = f.sink(1);
+    for number in 0..100 {
+        f.say(&sink, &format!("line {number:02} {}", "x".repeat(40)))
+            .await;
+    }
+    let texts = f.texts(query()).await;
+    assert!(texts.last().unwrap().starts_with("line 99"));
+    assert!((16..=34).contains(&texts.len()), "{}", texts.len());
+    let numbers: Vec<&str> = texts.iter().map(|text| &text[5..7]).collect();
+    assert!(numbers.is_sorted());
+    let len = |name: String| std::fs::metadata(f.file(&name)).unwrap().len();
+    assert!(len(format!("{}.log", id(1))) <= 1000);
+    assert!(len(format!("{}.1.log", id(1))) <= 1000);
+}
+
+async fn next(follow: &mut LogFollow) -> String {
+    let line = timeout(PATIENCE, follow.next()).await.unwrap();
+    line.unwrap().text
+}
+
+#[tokio::test]
+async fn a_follower_sees_each_line_once() {
+    let f = fixture(LogLimits::default());
+    let (one, two) = (f.sink(1), f.sink(2));
+    let writing = async {
+        for number in 0..2000 {
+            let sink = if number % 2 == 0 { &one } else { &two };
+            f.say(sink, &number.to_string()).await;
+            tokio::task::yield_now().await;
+        }
+    };
+    let reading = async {
+        let mut follow = f.store.follow(query()).await.unwrap();
+        for number in 0..2000 {
+            assert_eq!(next(&mut follow).await, number.to_string());
+        }
+    };
+    futures_util::future::join(writing, reading).await;
+    let only_two = LogQuery {
+        instance: Some(id(2)),
+        tail: Some(0),
+        ..query()
+    };
+    let mut follow = f.store.follow(only_two).await.unwrap();
+    f.say(&one, "not this").await;
+    f.say(&two, "this").await;
+    assert_eq!(next(&mut follow).await, "this");
+}
+
+#[tokio::test]
+async fn a_slow_follower_is_told_what_it_missed() {
+    let f = fixture(LogLimits::default());
+    let sink = f.sink(1);
+    let mut follow = f.store.follow(query()).await.unwrap();
+    for number in 0..1500 {
+        f.say(&sink, &number.to_string()).await;
+    }
+    f.store.flush().await.unwrap();
+    let marker = timeout(PATIENCE, follow.next()).await.unwrap().unwrap();
+    assert_eq!(marker.stream, "skiff");
+    assert!(
+        marker.text.starts_with("476 lines were not shown"),
+        "{}",
+        marker.text
+    );
+    assert_eq!(next(&mut follow).await, "476");
+}
+
+#[tokio::test]
+async fn a_full_disk_costs_lines_and_nothing_else() {
+    let f = fixture(LogLimits::default());
+    let sink = f.sink(1);
+    let path = f.file(&format!("{}.log", id(1)));
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+    let mut follow = f.store.follow(query()).await.unwrap();
+    for number in 0..5 {
+        f.say(&sink, &number.to_string()).await;
+        assert_eq!(next(&mut follow).await, number.to_string());
+    }
+    assert_eq!(f.store.dropped(), 5);
+    std::fs::remove_file(&path).unwrap();
+    sink.close().await;
+    f.say(&sink, "again").await;
+    assert_eq!(f.texts(query()).await, ["again"]);
+}
+
+#[tokio::test]
+async fn what_was_lost_is_told_once_the_disk_takes_lines_again() {
+    let f = fixture(LogLimits::default());
+    let sink = f.sink(1);
+    let folder = f.folder.path().join("000000000001");
+    // A file where a folder must be: nothing can be written below.
+    std::fs::write(&folder, "").unwrap();
+    f.say(&sink, "lost").await;
+    f.store.flush().await.unwrap();
+    std::fs::remove_file(&folder).unwrap();
+    f.say(&sink, "kept").await;
+    let texts = f.texts(query()).await;
+    assert_eq!(
+        texts,
+        ["1 lines were dropped: the disk did not take them", "kept"]
+    );
+}
+
+#[tokio::test]
+async fn collection_spares_what_is_still_written() {
+    let f = fixture(LogLimits {
+        service_bytes: 0,
+        ..LogLimits::default()
+    });
+    let (one, two) = (f.sink(1), f.sink(2));
+    f.say(&one, "a").await;
+    f.say(&two, "b").await;
+    one.close().await;
+    f.store.collect().await.unwrap();
+    assert_eq!(f.texts(query()).await, ["b"]);
+    f.say(&two, "c").await;
+    assert_eq!(f.texts(query()).await, ["b", "c"]);
+}
+
+fn pipe() -> (OwnedFd, OwnedFd) {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap()
+}
+
+#[tokio::test]
+async fn output_is_read_to_its_end_even_if_nobody_closes_it() {
+    let f = fixture(LogLimits::default());
+    let (sink, tasks) = (f.sink(1), Tasks::new());
+    let ((stdout, out), (stderr, err)) = (pipe(), pipe());
+    let (until, reader) = watch::channel(Reader::Open);
+    tasks.spawn(
+        "reader",
+        read_output(Output { stdout, stderr }, sink, reader),
+    );
+    let mut follow = f.store.follow(query()).await.unwrap();
+    rustix::io::write(&out, b"first\n").unwrap();
+    assert_eq!(next(&mut follow).await, "first");
+    // 60 KiB are in the pipe when the end is told, and a line without end.
+    rustix::io::write(&out, "0123456789\n".repeat(5000).as_bytes()).unwrap();
+    rustix::io::write(&err, b"no end").unwrap();
+    until.send_replace(Reader::Ended);
+    tasks.drain(PATIENCE).await.unwrap();
+    let texts = f.texts(query()).await;
+    assert_eq!(
+        texts.iter().filter(|text| *text == "0123456789").count(),
+        5000
+    );
+    assert_eq!(texts.iter().filter(|text| *text == "no end").count(), 1);
+    drop((out, err));
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_takes_nothing_more() {
+    let f = fixture(LogLimits::default());
+    let tasks = Tasks::new();
+    let ((stdout, out), (stderr, _err)) = (pipe(), pipe());
+    let rest = stdout.try_clone().unwrap();
+    let (until, reader) = watch::channel(Reader::Left);
+    rustix::io::write(&out, b"for the next\n").unwrap();
+    tasks.spawn(
+        "reader",
+        read_output(Output { stdout, stderr }, f.sink(1), reader),
+    );
+    tasks.drain(PATIENCE).await.unwrap();
+    let mut buffer = [0; 64];
+    assert_eq!(rustix::io::read(&rest, &mut buffer).unwrap(), 13);
+    drop(until);
+}
