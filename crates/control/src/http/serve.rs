@@ -1,6 +1,6 @@
 //! Connections to the API: bounded, with deadlines, drained at the end.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
@@ -22,13 +22,34 @@ use crate::limit::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT, HEADER_TIMEOUT};
 /// Before accepting again after a failure (descriptors may be short).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Where connections come from.
+trait Listener: Sync {
+    type Stream: Send + 'static;
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
 impl Control {
     /// Serves the API to whoever the socket's permissions let in: the
     /// operator. Returns after [`Self::stop`].
     pub async fn serve_unix(&self, listener: UnixListener) {
         let router = router(self.clone(), Transport::Unix);
-        let accept = async || Ok(listener.accept().await?.0);
-        self.accept_all(accept, async |stream| Some(stream), router)
+        self.accept_all(&listener, |stream| ready(Some(stream)), router)
             .await;
     }
 
@@ -37,9 +58,8 @@ impl Control {
     /// [`Self::stop`].
     pub async fn serve_tcp(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>) {
         let router = router(self.clone(), Transport::Tcp);
-        let accept = async || Ok(listener.accept().await?.0);
         let Some(tls) = tls else {
-            self.accept_all(accept, async |stream| Some(stream), router)
+            self.accept_all(&listener, |stream| ready(Some(stream)), router)
                 .await;
             return;
         };
@@ -51,16 +71,16 @@ impl Control {
                 shaken.ok()?.ok()
             }
         };
-        self.accept_all(accept, shake, router).await;
+        self.accept_all(&listener, shake, router).await;
     }
 
-    async fn accept_all<S, T, F>(
+    async fn accept_all<L, T, F>(
         &self,
-        accept: impl AsyncFn() -> io::Result<S>,
-        prepare: impl Fn(S) -> F,
+        listener: &L,
+        prepare: impl Fn(L::Stream) -> F,
         router: Router,
     ) where
-        S: Send + 'static,
+        L: Listener,
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         F: Future<Output = Option<T>> + Send + 'static,
     {
@@ -69,7 +89,7 @@ impl Control {
             let next = async {
                 // Never closed: there is always a place in the end.
                 let place = Arc::clone(&places).acquire_owned().await.ok();
-                (place, accept().await)
+                (place, listener.next().await)
             };
             let (place, accepted) = tokio::select! {
                 next = next => next,
