@@ -209,6 +209,9 @@ impl Pull {
             let saved = self.layer(layer, diff_id).await?;
             Ok((diff_id.clone(), saved))
         });
+        // Collected first: an iterator that borrows would make this future one
+        // that no other thread may carry on.
+        let work: Vec<_> = work.collect();
         stream::iter(work)
             .buffer_unordered(LAYERS_AT_ONCE)
             .try_collect()

@@ -311,6 +311,9 @@ impl Import {
             self.counter.add(section.len);
             Ok((expected.diff_id.clone(), saved))
         });
+        // Collected first: an iterator that borrows would make this future one
+        // that no other thread may carry on.
+        let work: Vec<_> = work.collect();
         stream::iter(work)
             .buffer_unordered(LAYERS_AT_ONCE)
             .try_collect()
