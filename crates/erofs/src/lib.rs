@@ -26,6 +26,7 @@ mod build;
 mod capture;
 mod disk;
 mod error;
+mod fingerprint;
 mod layout;
 mod options;
 mod path;

@@ -6,8 +6,10 @@ use std::os::unix::fs::FileExt;
 
 use crate::disk::BLOCK_BYTES;
 use crate::error::{LayerError, Limit};
+use crate::fingerprint::Fingerprint;
 
-const BUFFER_BYTES: usize = 1 << 20;
+/// Large enough to make few calls, small enough to stay in a core's cache.
+const BUFFER_BYTES: usize = 256 << 10;
 /// Block numbers have 32 bits.
 const MAX_IMAGE_BYTES: u64 = (u32::MAX as u64) * (BLOCK_BYTES as u64);
 
@@ -18,7 +20,7 @@ pub(crate) struct Sink<'a> {
     /// Bytes in the file, those in `buffer` left out.
     written: u64,
     max_bytes: u64,
-    checksum: crc32fast::Hasher,
+    fingerprint: Fingerprint,
 }
 
 impl<'a> Sink<'a> {
@@ -34,7 +36,7 @@ impl<'a> Sink<'a> {
             buffer,
             written: 0,
             max_bytes,
-            checksum: crc32fast::Hasher::new(),
+            fingerprint: Fingerprint::new(),
         })
     }
 
@@ -92,15 +94,15 @@ impl<'a> Sink<'a> {
         self.file
             .write_all(&self.buffer)
             .map_err(LayerError::Write)?;
-        self.checksum.update(&self.buffer);
+        self.fingerprint.update(&self.buffer);
         self.written = self.position();
         self.buffer.clear();
         Ok(())
     }
 
     /// A sum of everything flushed.
-    pub(crate) fn checksum(&self) -> u32 {
-        self.checksum.clone().finalize()
+    pub(crate) fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
     }
 
     /// Overwrites what was flushed.

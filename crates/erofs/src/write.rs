@@ -134,7 +134,7 @@ impl Writer<'_, '_> {
     fn superblock(mut self) -> Result<u64, LayerError> {
         self.sink.flush()?;
         let blocks = self.sink.block();
-        self.digest.update(self.sink.checksum().to_le_bytes());
+        self.digest.update(self.sink.fingerprint().finish());
         let digest = self.digest.finalize();
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&digest[..16]);
