@@ -292,7 +292,7 @@ fn pause_ms(milliseconds: i64) {
         tv_nsec: milliseconds * 1_000_000,
     };
     // Interrupted early is no harm: the caller looks again.
-    let _ = rustix::thread::nanosleep(&time);
+    drop(rustix::thread::nanosleep(&time));
 }
 
 fn make_dir(path: &Path) -> Step<()> {

@@ -2,7 +2,7 @@
 //! little it may, and executes.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use skiff_wire::launcher::{ProcessSpec, Refusal};
@@ -77,7 +77,7 @@ fn place(fd: OwnedFd, number: i32, close_on_exec: bool) -> Step<()> {
         return Err(std::io::Error::last_os_error()).at(STEP, "dup3");
     }
     // close_range closes it with everything else.
-    let _ = fd.into_raw_fd();
+    std::mem::forget(fd);
     Ok(())
 }
 

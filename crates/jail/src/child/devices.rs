@@ -84,9 +84,9 @@ fn make_dev_mounts(dev: impl AsFd, owner: u32) -> Step<()> {
     let plain = secure | MountAttrFlags::MOUNT_ATTR_NODEV;
     let pts = [("mode", "0620"), ("ptmxmode", "0666"), ("gid", &*tty)];
     let shm = [("mode", "1777"), ("size", "64m")];
-    let mounts: [(&str, &str, &[(&str, &str)], MountAttrFlags); 3] = [
-        ("pts", "devpts", &pts, secure),
-        ("shm", "tmpfs", &shm, plain),
+    let mounts = [
+        ("pts", "devpts", &pts[..], secure),
+        ("shm", "tmpfs", &shm[..], plain),
         ("mqueue", "mqueue", &[], plain),
     ];
     for (name, kind, options, attributes) in mounts {

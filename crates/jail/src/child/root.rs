@@ -91,7 +91,11 @@ fn mount_overlay(birth: &Birth, plan: &Plan, layers: Vec<OwnedFd>) -> Step<()> {
 
 /// Writes what the image may not have or may have otherwise.
 fn fill(root: &OwnedFd, owner: u32, plan: &Plan) -> Step<()> {
-    let etc = make_path(root, Path::new("/etc"), owner)?;
+    // A link that leads nowhere inside, or a file, is no place for ours.
+    let etc = match open_inside(root, Path::new("etc")) {
+        Ok(folder) => folder,
+        Err(_) => real_folder(root, "etc", owner)?,
+    };
     let hostname = format!("{}\n", plan.hostname);
     let files = [
         ("hostname", hostname.as_str()),
@@ -103,6 +107,9 @@ fn fill(root: &OwnedFd, owner: u32, plan: &Plan) -> Step<()> {
     }
     if rustix::fs::statat(root, "tmp", AtFlags::SYMLINK_NOFOLLOW).is_err() {
         make_owned(root, "tmp", Mode::from_raw_mode(0o1777), owner).at(STEP, "/tmp")?;
+    }
+    if plan.readonly_root {
+        real_folder(root, "tmp", owner)?;
     }
     make_path(root, Path::new(&plan.process.cwd), owner).map(drop)
 }

@@ -1,0 +1,177 @@
+//! Memory, processors, processes, space; freezing.
+
+mod support;
+
+use skiff_wire::launcher::{Reply, Request};
+use support::{Client, Launcher, busybox, shell, wait_for};
+
+fn start() -> (Launcher, Client) {
+    let launcher = Launcher::start();
+    let mut client = launcher.connect();
+    client.add_layer(busybox());
+    (launcher, client)
+}
+
+#[test]
+fn the_writable_layer_is_as_large_as_asked() {
+    let (_launcher, mut client) = start();
+    let script = "dd if=/dev/zero of=/file bs=1M count=32 2>&1 | grep -o 'No space left on device'; \
+                  stat -c %s /file";
+    let out = client.shell(&[busybox()], script);
+    let (error, size) = out.trim().split_once('\n').unwrap();
+    assert_eq!(error, "No space left on device");
+    let size: u64 = size.parse().unwrap();
+    assert!((15 << 20..=16 << 20).contains(&size), "{size}");
+}
+
+#[test]
+fn too_much_memory_kills_and_is_told() {
+    let (_launcher, mut client) = start();
+    let mut wanted = shell(&[busybox()], "tail /dev/zero; echo survived $?; sleep 1000");
+    wanted.memory_bytes = 24 << 20;
+    let running = client.create(wanted).unwrap();
+    // The greedy process dies, not the init, nor the shell.
+    assert_eq!(running.line(), "survived 137");
+    let stats = client.stats(running.sandbox);
+    assert_eq!(stats.oom_kills, 1);
+    assert!(stats.memory_peak_bytes > 20 << 20, "{stats:?}");
+    client.destroy(running.sandbox);
+}
+
+#[test]
+fn an_application_that_takes_too_much_itself_ends() {
+    let (_launcher, mut client) = start();
+    let mut wanted = support::spec(&[busybox()], &["tail", "/dev/zero"]);
+    wanted.memory_bytes = 24 << 20;
+    let (exit, ..) = client.run(wanted);
+    assert_eq!((exit.signal, exit.out_of_memory), (Some(9), true));
+}
+
+#[test]
+fn what_it_writes_counts_as_its_memory() {
+    let (_launcher, mut client) = start();
+    let script = "dd if=/dev/zero of=/file bs=1M count=12 2>/dev/null; echo done; sleep 1000";
+    let running = client.create(shell(&[busybox()], script)).unwrap();
+    assert_eq!(running.line(), "done");
+    let stats = client.stats(running.sandbox);
+    assert!(stats.memory_bytes > 12 << 20, "{stats:?}");
+    assert!(stats.pids >= 2, "{stats:?}");
+}
+
+#[test]
+fn processor_time_is_counted_and_limited() {
+    let (_launcher, mut client) = start();
+    let mut wanted = shell(&[busybox()], "while :; do :; done");
+    wanted.cpu_millis = 200;
+    let start = skiff_base::Clock::now(&skiff_base::SystemClock);
+    let running = client.create(wanted).unwrap();
+    let used = wait_for("some processor time", || {
+        let stats = client.stats(running.sandbox);
+        (stats.cpu_us > 300_000).then_some(stats.cpu_us)
+    });
+    let elapsed = skiff_base::Clock::now(&skiff_base::SystemClock).since(start);
+    let wall_us = u64::try_from(elapsed.as_micros()).unwrap();
+    assert!(used < wall_us / 2, "{used} of {wall_us} are over a fifth");
+    client.destroy(running.sandbox);
+}
+
+#[test]
+fn processes_are_limited() {
+    let (_launcher, mut client) = start();
+    let script =
+        "i=0; while [ $i -lt 20 ]; do sleep 1000 & i=$((i+1)); done 2>/dev/null; echo unreachable";
+    let mut wanted = shell(&[busybox()], script);
+    wanted.pids = 8;
+    let (exit, out, err) = client.run(wanted);
+    // The shell ends when it cannot fork.
+    assert_ne!(exit.code, Some(0), "{out}");
+    assert!(err.is_empty() || err.contains("fork"), "{err}");
+}
+
+#[test]
+fn a_frozen_sandbox_stands_and_goes_on() {
+    let (_launcher, mut client) = start();
+    let running = client
+        .create(shell(&[busybox()], "echo up; while :; do :; done"))
+        .unwrap();
+    running.line();
+    let sandbox = running.sandbox;
+    assert_eq!(client.ask(Request::Freeze { sandbox }), Ok(Reply::Done));
+    assert!(client.list()[0].frozen);
+    let before = client.stats(sandbox).cpu_us;
+    let spin = client
+        .create(shell(
+            &[busybox()],
+            "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done",
+        ))
+        .unwrap();
+    client.exit_of(spin.sandbox);
+    assert_eq!(client.stats(sandbox).cpu_us, before);
+    assert_eq!(client.ask(Request::Thaw { sandbox }), Ok(Reply::Done));
+    assert!(!client.list()[0].frozen);
+    wait_for("more processor time", || {
+        (client.stats(sandbox).cpu_us > before).then_some(())
+    });
+}
+
+#[test]
+fn a_frozen_sandbox_can_be_destroyed() {
+    let (launcher, mut client) = start();
+    let running = client
+        .create(shell(&[busybox()], "echo up; sleep 1000"))
+        .unwrap();
+    running.line();
+    let sandbox = running.sandbox;
+    assert_eq!(client.ask(Request::Freeze { sandbox }), Ok(Reply::Done));
+    client.destroy(sandbox);
+    launcher.shut_down();
+}
+
+#[test]
+fn a_burst_of_sandboxes_all_start() {
+    let (launcher, mut client) = start();
+    let count = 100;
+    let clock = skiff_base::SystemClock;
+    let begun = skiff_base::Clock::now(&clock);
+    let wanted: Vec<_> = (0..count)
+        .map(|_| {
+            let spec = shell(&[busybox()], "exec sleep 1000");
+            let sandbox = spec.sandbox;
+            (sandbox, client.send(Request::Create(Box::new(spec)), &[]))
+        })
+        .collect();
+    for (_, id) in &wanted {
+        let (result, _) = client.reply_to(*id);
+        assert!(matches!(result, Ok(Reply::Created { .. })), "{result:?}");
+    }
+    let created = skiff_base::Clock::now(&clock);
+    assert_eq!(client.list().len(), count);
+    for (sandbox, _) in wanted {
+        client.destroy(sandbox);
+    }
+    let end = skiff_base::Clock::now(&clock);
+    println!(
+        "{count} created in {:?}, destroyed one by one in {:?}",
+        created.since(begun),
+        end.since(created)
+    );
+    launcher.shut_down();
+}
+
+#[test]
+fn the_steps_of_a_creation_are_timed() {
+    let (_launcher, mut client) = start();
+    client.configure(4);
+    for round in 0..10 {
+        let spec = shell(&[busybox()], "exit 0");
+        let clock = skiff_base::SystemClock;
+        let begun = skiff_base::Clock::now(&clock);
+        let running = client.create(spec).unwrap();
+        let took = skiff_base::Clock::now(&clock).since(begun);
+        let names: Vec<_> = running.steps_us.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["network", "clone", "cgroup", "root", "exec"]);
+        println!("round {round}: {took:?} {:?}", running.steps_us);
+        client.exit_of(running.sandbox);
+        client.destroy(running.sandbox);
+    }
+}
