@@ -20,7 +20,7 @@ use crate::document::Compression;
 use crate::error::{ImageError, LayerError};
 use crate::limits::{CAPTURED_BYTES_MAX, LAYER_BYTES_MAX, TAR_CHUNK_BYTES, TAR_CHUNKS};
 use crate::record::{SavedFile, SavedLayer};
-use crate::store::file::{Temporary, write_record};
+use crate::store::file::{Temporary, temporary_record};
 use crate::store::{GROUP, ImageStore, PASSWD};
 
 /// Where a layer's compressed bytes come from, a piece at a time; waits for them.
@@ -61,11 +61,10 @@ pub(crate) fn store_layer(
         implied_directories = written.report.implied_count,
         dropped_xattrs = written.report.dropped_xattrs, "layer written"
     );
-    write_record(
-        &layout.ingest(),
-        &layout.layer_record(&expected.diff_id),
-        &saved,
-    )?;
+    // Both names are in one folder, which is synced with the second: a layer
+    // without its record counts as none.
+    let record = layout.layer_record(&expected.diff_id);
+    temporary_record(&layout.ingest(), &record, &saved)?.name(&record)?;
     temporary.persist(&layout.layer(&expected.diff_id))?;
     Ok(saved)
 }

@@ -1,4 +1,10 @@
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use crate::layer::Chunks;
 
 /// Told how far a pull or an import is. Called from several threads, for
 /// every chunk that arrives: it must be cheap and never wait.
@@ -23,13 +29,13 @@ impl<F: Fn(u64, Option<u64>) + Send + Sync> Progress for F {
 
 /// Adds up what the layers' workers see.
 pub(crate) struct Counter {
-    progress: std::sync::Arc<dyn Progress>,
+    progress: Arc<dyn Progress>,
     bytes: AtomicU64,
     total: AtomicU64,
 }
 
 impl Counter {
-    pub fn new(progress: std::sync::Arc<dyn Progress>) -> Self {
+    pub fn new(progress: Arc<dyn Progress>) -> Self {
         Self {
             progress,
             bytes: AtomicU64::new(0),
@@ -47,5 +53,21 @@ impl Counter {
         let total = self.total.load(Ordering::Relaxed);
         self.progress
             .report(bytes, (total > 0).then_some(total.max(bytes)));
+    }
+}
+
+/// Tells of the pieces that pass.
+pub(crate) struct Counted<C> {
+    pub chunks: C,
+    pub counter: Arc<Counter>,
+}
+
+impl<C: Chunks> Chunks for Counted<C> {
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let chunk = self.chunks.next()?;
+        if let Some(chunk) = &chunk {
+            self.counter.add(chunk.len() as u64);
+        }
+        Ok(chunk)
     }
 }

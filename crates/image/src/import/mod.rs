@@ -23,7 +23,7 @@ use crate::error::ImageError;
 use crate::layer::{Expected, store_layer};
 use crate::limits::{INDEX_DEPTH_MAX, LAYERS_AT_ONCE, PULL_TIMEOUT};
 use crate::platform::Platform;
-use crate::progress::{Counter, Progress};
+use crate::progress::{Counted, Counter, Progress};
 use crate::record::{ImageRecord, SavedLayer};
 use crate::reference::Reference;
 use crate::store::ImageStore;
@@ -87,16 +87,16 @@ impl ImageStore {
     ) -> Result<ImageRecord, ImageError> {
         let shown = source.shown();
         let what = format!("the import of {shown}");
-        let lock = Arc::new(self.lock(Mode::Shared).await?);
         let import = async {
             let tree = self.tree(source, &shown).await?;
+            let lock = Arc::new(self.lock(Mode::Shared).await?);
             let work = Import {
                 store: self.clone(),
                 lock,
                 tree,
                 shown,
                 options,
-                counter: Counter::new(progress),
+                counter: Arc::new(Counter::new(progress)),
             };
             work.run().await
         };
@@ -149,7 +149,7 @@ struct Import {
     tree: Tree,
     shown: String,
     options: ImportOptions,
-    counter: Counter,
+    counter: Arc<Counter>,
 }
 
 /// An image of the tree, its documents read and proved.
@@ -308,7 +308,6 @@ impl Import {
         }
         let work = once.into_values().map(|(expected, section)| async move {
             let saved = self.store_layer(expected.clone(), section.clone()).await?;
-            self.counter.add(section.len);
             Ok((expected.diff_id.clone(), saved))
         });
         // Collected first: an iterator that borrows would make this future one
@@ -327,13 +326,19 @@ impl Import {
     ) -> Result<SavedLayer, ImageError> {
         let turn = self.store.turn(&expected.diff_id).await?;
         let lock = Arc::clone(&self.lock);
+        let counter = Arc::clone(&self.counter);
         self.store
             .blocking(move |store| {
                 let _held = (&turn, &lock);
                 if let Some(saved) = store.layer(&expected.diff_id)? {
+                    counter.add(section.len);
                     return Ok(saved);
                 }
-                store_layer(store, &mut section.reader(), &expected)
+                let mut chunks = Counted {
+                    chunks: section.reader(),
+                    counter,
+                };
+                store_layer(store, &mut chunks, &expected)
             })
             .await
     }

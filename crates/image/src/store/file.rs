@@ -56,12 +56,19 @@ impl Temporary {
     }
 
     /// Makes the content durable and gives it its name, replacing what had it.
-    pub fn persist(mut self, target: &Path) -> Result<(), ImageError> {
+    /// The name is durable once its folder is synced.
+    pub fn name(mut self, target: &Path) -> Result<(), ImageError> {
         self.file
             .sync_data()
             .map_err(ImageError::io("sync", &self.path))?;
         std::fs::rename(&self.path, target).map_err(ImageError::io("rename to", target))?;
         self.named = true;
+        Ok(())
+    }
+
+    /// Makes the content and its name durable.
+    pub fn persist(self, target: &Path) -> Result<(), ImageError> {
+        self.name(target)?;
         match target.parent() {
             Some(folder) => sync_folder(folder),
             None => Ok(()),
@@ -88,12 +95,7 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), ImageError> {
 
 /// Writes a small file whole.
 pub(crate) fn write_whole(ingest: &Path, target: &Path, bytes: &[u8]) -> Result<(), ImageError> {
-    let mut temporary = Temporary::new(ingest)?;
-    temporary
-        .file()
-        .write_all(bytes)
-        .map_err(ImageError::io("write", target))?;
-    temporary.persist(target)
+    temporary_file(ingest, target, bytes)?.persist(target)
 }
 
 /// Writes a record whole.
@@ -102,11 +104,29 @@ pub(crate) fn write_record<T: Serialize>(
     target: &Path,
     record: &T,
 ) -> Result<(), ImageError> {
+    temporary_record(ingest, target, record)?.persist(target)
+}
+
+/// A record that has yet to get its name.
+pub(crate) fn temporary_record<T: Serialize>(
+    ingest: &Path,
+    target: &Path,
+    record: &T,
+) -> Result<Temporary, ImageError> {
     let bytes = serde_json::to_vec(record).map_err(|source| ImageError::Record {
         path: target.to_owned(),
         source,
     })?;
-    write_whole(ingest, target, &bytes)
+    temporary_file(ingest, target, &bytes)
+}
+
+fn temporary_file(ingest: &Path, target: &Path, bytes: &[u8]) -> Result<Temporary, ImageError> {
+    let mut temporary = Temporary::new(ingest)?;
+    temporary
+        .file()
+        .write_all(bytes)
+        .map_err(ImageError::io("write", target))?;
+    Ok(temporary)
 }
 
 /// Reads a record; `None` when there is none.

@@ -346,7 +346,7 @@ impl ImageStore {
             let left_over = name.starts_with(TEMPORARY)
                 || name.ends_with(".turn")
                 || (name.ends_with(".partial") && self.is_old(&path));
-            if left_over && let Some(_held) = try_lock_existing(&path)? {
+            if left_over && let Some(_held) = Lock::try_take(&path, Mode::Exclusive)? {
                 remove(&path)?;
             }
         }
@@ -360,17 +360,6 @@ impl ImageStore {
         };
         Duration::from_millis(self.clock.unix_ms()).saturating_sub(modified) > PARTIAL_AGE_MAX
     }
-}
-
-/// Locks a file that somebody else may be removing just now.
-fn try_lock_existing(path: &Path) -> Result<Option<File>, ImageError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(ImageError::io("open", path)(source)),
-    };
-    let locked = lock::try_flock(&file, Mode::Exclusive).map_err(ImageError::io("lock", path))?;
-    Ok(locked.then_some(file))
 }
 
 fn text(file: &Option<SavedFile>) -> &str {
