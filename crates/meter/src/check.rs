@@ -13,6 +13,8 @@ use crate::{
 
 /// Wall clocks may differ by this much from the monotonic one over a life.
 const SLACK_MS: u64 = 5000;
+/// The same for ages: a sample's may come from another clock than the end's.
+const SLACK_US: u64 = SLACK_MS * 1000;
 /// Differences that are told in one row; the rest are counted.
 const TOLD_MAX: usize = 5;
 /// Ended lives that are remembered, for requests that are noted after them.
@@ -60,6 +62,7 @@ pub fn check(ledger: &Ledger, sources: &Sources<'_>) -> Result<UsageCheck, Ledge
                 segment.number, damage.offset, damage.resumed_at
             ));
         }
+        audit.again.finish();
         let later = segments[n + 1..].iter();
         let has_later = later.clone().any(|s| s.header.writer == header.writer);
         // Only where a writer was cut off may its last bytes be no record.
@@ -249,7 +252,7 @@ impl<'a> Audit<'a> {
             return;
         };
         let ended = life.end_unix_ms.is_some();
-        let grows = age_us >= life.age_us && cpu_us >= life.cpu_us;
+        let grows = age_us.saturating_add(SLACK_US) >= life.age_us && cpu_us >= life.cpu_us;
         let found = &mut self.lives_found;
         found.expect(!(ended && ends), format_args!("{id} ends twice"));
         // A server that is being replaced may note its samples later.
@@ -263,7 +266,7 @@ impl<'a> Audit<'a> {
         );
         if ended {
             found.expect(
-                age_us <= life.age_us,
+                age_us <= life.age_us.saturating_add(SLACK_US),
                 format_args!("{id} lives on after its end"),
             );
             return;

@@ -256,11 +256,12 @@ impl Fold {
             let writer = segment.header.writer;
             let report = ledger.read(&segment, offset, |record| self.apply(writer, &record))?;
             self.segments.insert(segment.number, report.end);
+            self.finish();
         }
-        self.finish();
         Ok(())
     }
 
+    /// Brings older minutes together, so that memory grows by hours only.
     pub(crate) fn finish(&mut self) {
         let horizon = self.latest_unix_ms.saturating_sub(MINUTES_KEPT_MS);
         self.periods.compact(horizon);

@@ -323,6 +323,12 @@ fn lives_that_contradict_themselves_are_found_without_any_other_source() {
             e.push(Entry::Request(early));
             e
         }),
+        ("an age that goes back", |mut e| {
+            if let Entry::InstanceSample(sample) = &mut e[4] {
+                sample.lifetime_us = 60_000_000;
+            }
+            e
+        }),
         ("processor time given back", |mut e| {
             if let Entry::InstanceEnd(end) = &mut e[5] {
                 end.cpu_us = 1;
