@@ -44,7 +44,9 @@ pub(crate) async fn serve(lane: Arc<Lane>, stream: TcpStream, peer: SocketAddr, 
     };
     let client = Arc::new(client(lane.clone(), watched.clone(), peer.ip(), scope));
     let served = async {
-        if has_preface(&stream).await {
+        let preface = has_preface(&stream).await;
+        watched.spoke();
+        if preface {
             http2(client, stream, &watched).await;
         } else {
             http1(client, stream, &watched).await;
@@ -107,8 +109,10 @@ impl<F: Future<Output = ()>> Future for Steered<'_, F> {
             self.watched.register(cx.waker());
             self.registered = true;
         }
-        if self.watched.word() == Word::Cut {
-            return Poll::Ready(());
+        match self.watched.word() {
+            Word::Cut => return Poll::Ready(()),
+            Word::Drain if !self.watched.has_spoken() => return Poll::Ready(()),
+            Word::Drain | Word::GoOn => {}
         }
         self.served.as_mut().poll(cx)
     }

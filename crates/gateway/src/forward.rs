@@ -157,6 +157,9 @@ async fn forward(
     let upgrade = headers::upgrade(&parts);
     headers::to_instance(&mut parts, origin, upgrade);
     let (body, progress) = RequestBody::new(incoming);
+    if progress.is_none() {
+        headers::say_no_body(&mut parts);
+    }
     visit.progress = progress;
     let mut request = Request::from_parts(parts, body);
     let mut left = INSTANCES_TRIED;

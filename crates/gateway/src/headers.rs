@@ -8,7 +8,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 
 use crate::port::ColdPhases;
 
@@ -99,6 +99,15 @@ pub(crate) fn to_instance(parts: &mut Parts, origin: Origin<'_>, upgrade: Option
     parts.version = Version::HTTP_11;
     tell_origin(headers, origin);
     tell_ids(headers);
+}
+
+/// An empty body of a method that usually has one (RFC 9110 §8.6).
+pub(crate) fn say_no_body(parts: &mut Parts) {
+    if matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) {
+        parts
+            .headers
+            .insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
 }
 
 /// Makes an instance's answer one of the gateway.

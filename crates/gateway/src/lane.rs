@@ -56,6 +56,8 @@ pub(crate) struct Watched {
     deadline: AtomicU64,
     cut: AtomicBool,
     drain: AtomicBool,
+    /// Its first bytes have come.
+    spoken: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -78,6 +80,7 @@ impl Watched {
             deadline: AtomicU64::new(deadline.as_nanos()),
             cut: AtomicBool::new(false),
             drain: AtomicBool::new(false),
+            spoken: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         }
     }
@@ -94,6 +97,14 @@ impl Watched {
         } else {
             Word::GoOn
         }
+    }
+
+    pub(crate) fn spoke(&self) {
+        self.spoken.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_spoken(&self) -> bool {
+        self.spoken.load(Ordering::Relaxed)
     }
 
     /// A request begins: it has no deadline before it has a slot.

@@ -21,7 +21,9 @@ type Connection = hyper::client::conn::http1::Connection<TokioIo<ByteStream>, Re
 #[derive(Debug)]
 pub(crate) struct Link {
     sender: SendRequest<RequestBody>,
-    connection: Connection,
+    /// Dropped once it has ended, which fails what it has not begun; after a
+    /// switch of protocols it still holds the stream.
+    connection: Option<Connection>,
     ended: bool,
 }
 
@@ -105,6 +107,14 @@ impl Body for RequestBody {
 /// The most that an instance's answer head, or a chunk in flight, takes of memory.
 const READ_BUFFER_MAX: usize = 128 * 1024;
 
+fn drive(connection: &mut Option<Connection>, ended: &mut bool, cx: &mut Context<'_>) {
+    if let Some(connection) = connection
+        && !*ended
+    {
+        *ended = Pin::new(connection).poll(cx).is_ready();
+    }
+}
+
 impl Link {
     pub(crate) async fn open(stream: ByteStream) -> hyper::Result<Self> {
         if let ByteStream::Tcp(socket) = &stream
@@ -118,7 +128,7 @@ impl Link {
             .await?;
         Ok(Self {
             sender,
-            connection,
+            connection: Some(connection),
             ended: false,
         })
     }
@@ -131,10 +141,13 @@ impl Link {
         let mut answer = pin!(self.sender.try_send_request(request));
         let (connection, ended) = (&mut self.connection, &mut self.ended);
         let result = std::future::poll_fn(|cx| {
-            if !*ended {
-                *ended = Pin::new(&mut *connection).poll(cx).is_ready();
+            drive(connection, ended, cx);
+            let polled = answer.as_mut().poll(cx);
+            if polled.is_pending() && *ended {
+                *connection = None;
+                return answer.as_mut().poll(cx);
             }
-            answer.as_mut().poll(cx)
+            polled
         });
         result
             .await
@@ -146,9 +159,7 @@ impl Link {
 
     /// Moves bytes; ready when the connection has ended.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.ended {
-            self.ended = Pin::new(&mut self.connection).poll(cx).is_ready();
-        }
+        drive(&mut self.connection, &mut self.ended, cx);
         if self.ended {
             Poll::Ready(())
         } else {
@@ -168,10 +179,11 @@ impl Link {
     }
 
     /// After a switch of protocols: the stream, and what was read of it already.
-    pub(crate) async fn into_stream(mut self: Box<Self>) -> (ByteStream, Bytes) {
+    /// `None` when the connection broke first.
+    pub(crate) async fn into_stream(mut self: Box<Self>) -> Option<(ByteStream, Bytes)> {
         std::future::poll_fn(|cx| self.poll(cx)).await;
-        let parts = self.connection.into_parts();
-        (parts.io.into_inner(), parts.read_buf)
+        let parts = self.connection?.into_parts();
+        Some((parts.io.into_inner(), parts.read_buf))
     }
 
     /// Moves bytes until the connection ends.

@@ -244,8 +244,7 @@ async fn run(lane: Arc<Lane>, listeners: Vec<TcpListener>, mut words: mpsc::Rece
                 Some(Word::Drain { deadline, done }) => {
                     drop(stop);
                     lane.drain();
-                    let cut = lane.tasks.drain(deadline).await.err().map_or(0, |e| e.0);
-                    lane.tick(lane.shared.clock.now());
+                    let cut = drain(&lane, deadline, &mut ticks).await;
                     done.send(cut).ok();
                     return;
                 }
@@ -255,6 +254,20 @@ async fn run(lane: Arc<Lane>, listeners: Vec<TcpListener>, mut words: mpsc::Rece
     }
     lane.tasks.abort();
     lane.tick(lane.shared.clock.now());
+}
+
+/// Waits for what is under way, and says how much was cut off.
+async fn drain(lane: &Lane, deadline: Duration, ticks: &mut tokio::time::Interval) -> usize {
+    let mut draining = std::pin::pin!(lane.tasks.drain(deadline));
+    loop {
+        tokio::select! {
+            drained = &mut draining => {
+                lane.tick(lane.shared.clock.now());
+                return drained.err().map_or(0, |error| error.0);
+            }
+            _ = ticks.tick() => lane.tick(lane.shared.clock.now()),
+        }
+    }
 }
 
 /// Accepts until the sender of `stop` is gone.

@@ -20,7 +20,8 @@ pub(crate) fn start(mut visit: Visit, link: Box<Link>, client: OnUpgrade, deadli
     let ends_at = move |visit: &Visit| deadline.since(visit.lane.shared.clock.now());
     lane.tasks.spawn("tunnel", async move {
         let halves = async { tokio::join!(client, link.into_stream()) };
-        let Ok((Ok(client), (instance, early))) = timeout(ends_at(&visit), halves).await else {
+        let Ok((Ok(client), Some((instance, early)))) = timeout(ends_at(&visit), halves).await
+        else {
             return;
         };
         let (client_reads, mut client_writes) = split(TokioIo::new(client));

@@ -1,4 +1,5 @@
 //! Plain requests: routing, queue, instances, records.
+#![allow(clippy::unwrap_used, reason = "helpers outside of test functions")]
 
 mod rig;
 
