@@ -9,11 +9,15 @@ mod chain;
 mod clock;
 pub mod process;
 pub mod random;
+#[cfg(feature = "async")]
 mod stream;
+#[cfg(feature = "async")]
 mod tasks;
 
 pub use backoff::Backoff;
 pub use chain::{Chain, chain};
 pub use clock::{Clock, ManualClock, Monotonic, SystemClock};
+#[cfg(feature = "async")]
 pub use stream::ByteStream;
+#[cfg(feature = "async")]
 pub use tasks::{Tasks, TasksError};

@@ -50,6 +50,8 @@ pub(crate) struct Inner {
     pub(crate) steering: Mutex<HashMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
     scheduler: Mutex<Scheduler>,
     validations: Mutex<HashMap<RevisionId, Vec<Validation>>>,
+    /// Plans whose floors wait for [`Fleet::begin`].
+    held: Mutex<Option<Vec<RevisionPlan>>>,
     tasks: Tasks,
     runtime: Handle,
     due: Notify,
@@ -58,7 +60,8 @@ pub(crate) struct Inner {
 type Validation = oneshot::Sender<Result<InstanceId, StartFailure>>;
 
 impl Fleet {
-    /// A fleet of one worker. Its tasks run on the calling runtime.
+    /// A fleet of one worker. Its tasks run on the calling runtime. Nothing
+    /// is started for a revision's floor before [`Fleet::begin`].
     ///
     /// # Panics
     /// Outside a runtime.
@@ -76,6 +79,7 @@ impl Fleet {
                 steering: Mutex::default(),
                 scheduler: Mutex::new(Scheduler::new(config.scheduler, next_id)),
                 validations: Mutex::default(),
+                held: Mutex::new(Some(Vec::new())),
                 tasks: Tasks::new(),
                 runtime: Handle::current(),
                 due: Notify::new(),
@@ -107,7 +111,30 @@ impl Fleet {
 
     /// A revision that may have instances; again when something changes.
     pub fn put_revision(&self, plan: RevisionPlan) {
+        if let Some(held) = lock(&self.inner.held).as_mut() {
+            let mut without_floor = plan.clone();
+            without_floor.scaling.min = 0;
+            held.push(plan);
+            self.tell(Input::RevisionUpsert(without_floor));
+            return;
+        }
         self.tell(Input::RevisionUpsert(plan));
+    }
+
+    /// From now on revisions get the instances that they always have. Until
+    /// then what a former server left can be adopted first.
+    pub fn begin(&self) {
+        for plan in lock(&self.inner.held).take().unwrap_or_default() {
+            if self.knows(&plan.revision) {
+                self.tell(Input::RevisionUpsert(plan));
+            }
+        }
+    }
+
+    /// Whether the revision may have instances.
+    #[must_use]
+    pub fn knows(&self, revision: &RevisionId) -> bool {
+        lock(&self.inner.scheduler).counts(revision).is_some()
     }
 
     /// It may have none any more.
@@ -163,10 +190,19 @@ impl Fleet {
             AdoptedState::Ready
         };
         self.register(instance);
-        self.inner
+        let added = self
+            .inner
             .parts
             .rotation
             .add(&adopted.revision, adopted.upstream, None);
+        if let Err(message) = added {
+            tracing::warn!(%instance, message, "an instance that was adopted is ended");
+            let fleet = self.clone();
+            self.spawn("unwanted", async move {
+                fleet.end_now(instance, "not in rotation").await
+            });
+            return;
+        }
         if adopted.paused {
             self.inner.parts.rotation.set_paused(instance, true);
         }

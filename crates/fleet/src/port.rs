@@ -64,7 +64,15 @@ pub struct StartFailure {
 /// The gateway's rotation. Calls without a future return at once.
 pub trait Rotation: Debug + Send + Sync + 'static {
     /// Requests may go to it.
-    fn add(&self, revision: &RevisionId, upstream: Arc<dyn Upstream>, cold: Option<ColdPhases>);
+    ///
+    /// # Errors
+    /// Why they may not: the gateway does not know the revision.
+    fn add(
+        &self,
+        revision: &RevisionId,
+        upstream: Arc<dyn Upstream>,
+        cold: Option<ColdPhases>,
+    ) -> Result<(), String>;
     /// No request goes to it any more; done when none is in it. The caller
     /// sets the deadline.
     fn drain(&self, instance: InstanceId) -> BoxFuture<'_, ()>;

@@ -46,10 +46,19 @@ impl Fleet {
         let phases = phases(&started, decided, placed, inner.clock.now());
         // The steering entry comes first: a wake may follow the addition at once.
         self.register(instance);
-        inner
+        let added = inner
             .parts
             .rotation
             .add(revision, started.upstream, Some(phases));
+        if let Err(message) = added {
+            inner
+                .parts
+                .worker
+                .stop(instance, "not in rotation", true)
+                .await;
+            self.forget(instance);
+            return Err(failure(ErrorKind::Internal, &message));
+        }
         Ok(())
     }
 

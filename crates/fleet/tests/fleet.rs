@@ -111,8 +111,14 @@ impl WorkerPort for World {
 }
 
 impl Rotation for World {
-    fn add(&self, _: &RevisionId, _: Arc<dyn Upstream>, cold: Option<ColdPhases>) {
+    fn add(
+        &self,
+        _: &RevisionId,
+        _: Arc<dyn Upstream>,
+        cold: Option<ColdPhases>,
+    ) -> Result<(), String> {
         self.note(format!("add {}", cold.map_or(0, |cold| cold.app_us)));
+        Ok(())
     }
     fn drain(&self, _: InstanceId) -> BoxFuture<'_, ()> {
         self.note("drain");
@@ -204,6 +210,7 @@ fn bench(change: impl FnOnce(&mut RevisionPlan)) -> Bench {
     };
     change(&mut plan);
     fleet.put_revision(plan);
+    fleet.begin();
     Bench {
         world,
         fleet,
@@ -316,4 +323,46 @@ async fn an_instance_with_a_request_in_it_is_not_paused() {
     bench.fleet.idle(last(&bench));
     bench.world.wait_for("paused false").await;
     assert_eq!(bench.world.count("pause"), 0);
+}
+
+#[tokio::test]
+async fn a_floor_waits_until_adoption_is_over() {
+    let bench = bench(|_| {});
+    let world = Arc::new(World::default());
+    let parts = Parts {
+        worker: world.clone(),
+        rotation: world.clone(),
+        launches: world.clone(),
+    };
+    let config = FleetConfig {
+        scheduler: skiff_sched::Config::default(),
+        worker: WorkerId::from_parts(1, 1),
+        memory_mib: 1024,
+        cpu_millis: 2000,
+        starts_at_once: 4,
+        drain: Duration::from_secs(10),
+    };
+    let fleet = Fleet::new(config, parts, Arc::new(SystemClock));
+    fleet.put_revision(RevisionPlan {
+        revision: bench.revision.clone(),
+        scaling: Scaling {
+            min: 1,
+            ..Scaling::default()
+        },
+        memory_mib: 64,
+        cpu_millis: 100,
+        cpu_mode: CpuMode::Always,
+        serving: true,
+    });
+    let upstream = Arc::new(FakeUpstream(InstanceId::from_parts(7, 7)));
+    fleet.adopt(skiff_fleet::Adopted {
+        revision: bench.revision.clone(),
+        upstream,
+        paused: false,
+    });
+    fleet.begin();
+    assert!(fleet.knows(&bench.revision));
+    assert_eq!(fleet.instance_count(), 1);
+    assert_eq!(world.count("start"), 0);
+    assert_eq!(world.count("add 0"), 1);
 }
