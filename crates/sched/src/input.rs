@@ -119,7 +119,8 @@ pub enum Input {
         in_flight: u32,
     },
     /// Requests in one instance. Needed at once when an instance becomes busy
-    /// or idle; between those, as often as averages should be exact.
+    /// or idle; between those, as often as averages should be exact. An
+    /// instance that has requests is ready, also if that is told later.
     InFlight {
         /// The instance.
         instance: InstanceId,

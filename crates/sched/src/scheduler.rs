@@ -207,11 +207,15 @@ impl Scheduler {
     }
 
     fn in_flight(&mut self, id: InstanceId, in_flight: u32, out: &mut Vec<Action>) {
+        let early = |instance: &Instance| instance.state == State::Starting && in_flight > 0;
+        if self.instances.get(&id).is_some_and(early) {
+            self.instance_ready(id, out);
+        }
         let Some(instance) = self.instances.get_mut(&id) else {
             return;
         };
         if !matches!(instance.state, State::Ready | State::Paused) {
-            // What is stopping has left rotation; what starts has no requests.
+            // What is stopping has left rotation; what starts has no requests yet.
             return;
         }
         let key = instance.key;

@@ -442,3 +442,15 @@ fn a_removed_revision_stops_all_and_is_forgotten() {
         Some((10_000, 100_000))
     );
 }
+
+#[test]
+fn a_request_may_be_told_before_the_readiness_of_its_instance() {
+    let mut bench = Bench::new(10_000);
+    bench.give(plan("a", |p| p.scaling.keep_alive_s = 0));
+    let ids = bench.started(queued("a", 1));
+    assert_eq!(bench.load(ids[0], 1), []);
+    assert_eq!(bench.give(Input::InstanceReady(ids[0])), []);
+    bench.give(queued("a", 0));
+    assert_eq!(bench.pass(30.0), [], "it is busy");
+    assert_eq!(stops(&bench.load(ids[0], 0)), [(ids[0], StopReason::Idle)]);
+}
