@@ -1,0 +1,82 @@
+//! Our own terminal, joined to the one of a process in a sandbox.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+
+use anyhow::Context as _;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use skiff_wire::launcher::Stdio;
+
+const BLOCK: usize = 16 * 1024;
+
+/// A terminal of our own terminal's size.
+///
+/// # Errors
+/// When standard input is none.
+pub fn size() -> anyhow::Result<Stdio> {
+    let size =
+        tcgetwinsize(std::io::stdin()).context("--tty needs a terminal as standard input")?;
+    Ok(Stdio::Terminal {
+        columns: size.ws_col,
+        rows: size.ws_row,
+    })
+}
+
+/// Our terminal, raw until this is dropped.
+#[derive(Debug)]
+pub struct Raw(Termios);
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // A terminal that has gone away needs no mending.
+        let _gone = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+/// Copies between our terminal and the sandbox's, on two threads that end
+/// with the process.
+///
+/// # Errors
+/// When our terminal cannot be made raw.
+pub fn attach(terminal: OwnedFd) -> anyhow::Result<Raw> {
+    let before = tcgetattr(std::io::stdin()).context("the terminal cannot be asked")?;
+    let mut raw = before.clone();
+    raw.make_raw();
+    tcsetattr(std::io::stdin(), OptionalActions::Now, &raw)
+        .context("the terminal cannot be made raw")?;
+    let keep = Raw(before);
+    let input = File::from(terminal.try_clone()?);
+    std::thread::Builder::new()
+        .name("terminal in".to_owned())
+        .spawn(move || pump_in(input))?;
+    std::thread::Builder::new()
+        .name("terminal out".to_owned())
+        .spawn(move || pump_out(File::from(terminal)))?;
+    Ok(keep)
+}
+
+fn pump_in(mut terminal: File) {
+    let mut block = [0; BLOCK];
+    let mut stdin = std::io::stdin().lock();
+    while let Ok(count @ 1..) = stdin.read(&mut block) {
+        if terminal.write_all(&block[..count]).is_err() {
+            return;
+        }
+    }
+}
+
+fn pump_out(mut terminal: File) {
+    let mut block = [0; BLOCK];
+    // EIO is how a terminal tells that its other side is closed.
+    while let Ok(count @ 1..) = terminal.read(&mut block) {
+        let mut stdout = std::io::stdout().lock();
+        if stdout
+            .write_all(&block[..count])
+            .and_then(|()| stdout.flush())
+            .is_err()
+        {
+            return;
+        }
+    }
+}

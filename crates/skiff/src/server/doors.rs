@@ -1,0 +1,123 @@
+//! The sockets a server listens on, opened while it may.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+
+use anyhow::Context as _;
+use skiff_config::Config;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::home::{Home, give};
+use super::{launcher, user};
+
+/// Connections that the kernel holds until they are accepted.
+const BACKLOG: i32 = 4096;
+
+/// Everything a server listens on.
+#[derive(Debug)]
+pub struct Doors {
+    /// One for each address and thread: the kernel spreads connections.
+    pub gateway: Vec<TcpListener>,
+    /// The operator's.
+    pub api: UnixListener,
+    /// The operator's, over TCP.
+    pub api_tcp: Option<TcpListener>,
+}
+
+impl Doors {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// Which address cannot be listened on, and why.
+    pub fn open(config: &Config, home: &Home, threads: usize) -> anyhow::Result<Self> {
+        let mut gateway = Vec::new();
+        for address in &config.gateway.listen {
+            gateway.extend(
+                shared(*address, threads).with_context(|| refused("gateway.listen", *address))?,
+            );
+        }
+        let api = api_socket(config, home)?;
+        let api_tcp = match config.api.listen {
+            Some(address) => {
+                Some(bind(address, false).with_context(|| refused("api.listen", address))?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            gateway,
+            api,
+            api_tcp,
+        })
+    }
+}
+
+fn refused(key: &str, address: SocketAddr) -> String {
+    format!("{key}: {address} cannot be listened on")
+}
+
+/// As many sockets on one address. A socket that does not share finds out
+/// first whether somebody else is there: sharing ones would not.
+fn shared(address: SocketAddr, count: usize) -> std::io::Result<Vec<TcpListener>> {
+    let first = bind(address, false)?;
+    let address = first.local_addr()?;
+    drop(first);
+    (0..count.max(1)).map(|_| bind(address, true)).collect()
+}
+
+fn bind(address: SocketAddr, shared: bool) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn api_socket(config: &Config, home: &Home) -> anyhow::Result<UnixListener> {
+    let path = config.api_socket();
+    let listener = launcher::listen(&path)?;
+    listener
+        .set_nonblocking(true)
+        .context("the operator's socket cannot be prepared")?;
+    let mode = if config.api.group.is_empty() {
+        0o600
+    } else {
+        0o660
+    };
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+        .with_context(|| format!("{} cannot be closed to others", path.display()))?;
+    if home.user.change {
+        let gid = if config.api.group.is_empty() {
+            home.user.gid
+        } else {
+            user::group(&config.api.group)?
+        };
+        give(&path, home.user.uid, gid)?;
+    }
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_in_use_is_refused_although_sockets_are_shared() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let first = shared(any, 2).unwrap();
+        assert_eq!(first.len(), 2);
+        let address = first[0].local_addr().unwrap();
+        assert_eq!(
+            shared(address, 2).unwrap_err().kind(),
+            std::io::ErrorKind::AddrInUse
+        );
+    }
+}

@@ -1,0 +1,152 @@
+//! Finds or starts the launcher, the privileged half.
+
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use skiff_base::{Clock as _, SystemClock, process};
+use skiff_types::ServerId;
+
+use super::user::User;
+
+/// How long a launcher may take until it accepts.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where the launcher of a run folder listens.
+pub fn socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("launcher.sock")
+}
+
+/// Which launcher.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    pub server: ServerId,
+    pub run_dir: &'a Path,
+    /// Who may connect.
+    pub user: &'a User,
+    /// Addresses of instances with egress.
+    pub pool: &'a str,
+}
+
+/// Starts a launcher unless one answers. It is nobody's child to be ended
+/// with: it outlives the server, and a later server finds it here.
+///
+/// # Errors
+/// When it cannot be started or does not answer.
+pub fn ensure(wanted: &Wanted<'_>) -> anyhow::Result<()> {
+    let path = socket(wanted.run_dir);
+    if answers(&path) {
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!(
+            "the launcher has to be started as root: run `skiff server` as root; it gives up root itself"
+        );
+    }
+    let program = std::env::current_exe().context("this program's own file is not known")?;
+    let log = wanted.run_dir.join("launcher.log");
+    let log_file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("{} cannot be opened", log.display()))?;
+    let mut command = process::command(program);
+    command
+        .arg("launcher")
+        .args(["--server", &wanted.server.to_string()])
+        .arg("--run-dir")
+        .arg(wanted.run_dir)
+        .args(["--uid", &wanted.user.uid.as_raw().to_string()])
+        .args(["--pool", wanted.pool])
+        // Its environment is its own: nothing of the caller's is in it.
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .current_dir("/")
+        // Ctrl-C at the server's terminal is not for it.
+        .process_group(0)
+        .stderr(log_file);
+    let mut child = command.spawn().context("the launcher cannot be started")?;
+    let clock = SystemClock;
+    let start = clock.now();
+    while clock.now().since(start) < START_TIMEOUT {
+        if answers(&path) {
+            return Ok(());
+        }
+        if let Some(status) = child
+            .try_wait()
+            .context("the launcher cannot be waited for")?
+        {
+            bail!("the launcher ended with {status}: {}", last_line(&log));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child
+        .kill()
+        .context("a launcher that does not answer cannot be ended")?;
+    child
+        .wait()
+        .context("a launcher that does not answer cannot be waited for")?;
+    bail!(
+        "the launcher does not answer within {} s: {}",
+        START_TIMEOUT.as_secs(),
+        last_line(&log)
+    )
+}
+
+fn last_line(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    text.lines().last().unwrap_or("it said nothing").to_owned()
+}
+
+fn answers(path: &Path) -> bool {
+    let Ok(address) = SocketAddrUnix::new(path) else {
+        return false;
+    };
+    let Ok(probe) = socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    ) else {
+        return false;
+    };
+    connect(&probe, &address).is_ok()
+}
+
+/// A Unix socket at a path, in place of what a former server left there.
+///
+/// # Errors
+/// When it cannot be bound.
+pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("{} cannot be replaced", path.display()));
+        }
+    }
+    UnixListener::bind(path).with_context(|| format!("{} cannot be listened on", path.display()))
+}
+
+/// `skiff launcher`: the privileged half itself.
+///
+/// # Errors
+/// When it cannot start; its last line says why.
+pub fn main(args: &crate::cli::args::Launcher) -> anyhow::Result<()> {
+    skiff_telemetry::init("info", false)?;
+    let missing = "the launcher is started by `skiff server`";
+    let server = args.server.context(missing)?;
+    let run_dir = args.run_dir.clone().context(missing)?;
+    let mut options = skiff_jail::LauncherOptions::new(server, run_dir, args.uid.context(missing)?);
+    if let Some(pool) = &args.pool {
+        options.network.pool = pool
+            .parse()
+            .with_context(|| format!("--pool {pool} is no IPv4 network"))?;
+    }
+    options.resume = args.resume;
+    skiff_jail::launcher_main(options)?;
+    Ok(())
+}

@@ -1,0 +1,510 @@
+//! `skiff server`: the wiring of gateway, control plane and worker.
+//!
+//! ```text
+//!  root:  folders and locks ▶ launcher found or started ▶ doors opened
+//!           │  root is left for good
+//!           ▼
+//!  store ▶ resolver ▶ launcher client ▶ worker ▶ fleet (held) ▶ gateway ▶
+//!  control (tells all desired state) ▶ what runs is adopted, orphans end ▶
+//!  fleet begins ▶ gateway serves ▶ API serves
+//!           │  SIGTERM, SIGINT, or the launcher is gone
+//!           ▼
+//!  API stops ▶ gateway drains ▶ fleet stops ▶ worker leaves or stops all ▶ ledger ends
+//! ```
+
+pub mod doors;
+pub mod home;
+pub mod images;
+pub mod launcher;
+pub mod logs;
+pub mod meter;
+pub mod parts;
+pub mod prometheus;
+pub mod records;
+pub mod user;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use skiff_base::{Clock, SystemClock, Tasks, chain};
+use skiff_config::{Config, LogFormat};
+use skiff_control::port::Ports;
+use skiff_control::{Control, Resolver};
+use skiff_fleet::{Adopted, Fleet, FleetConfig, Parts};
+use skiff_gateway::{Gateway, GatewayConfig, ServeHandle};
+use skiff_image::ImageStore;
+use skiff_meter::LedgerWriter;
+use skiff_sandbox::{ContainerBackend, Exits, LauncherClient, NullBackend};
+use skiff_store::SqliteStore;
+use skiff_types::{WorkerId, limits};
+use skiff_wire::launcher::PoolConfig;
+use skiff_worker::{Backends, Ended, ShutdownMode, Worker, WorkerConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::cli::args;
+use doors::Doors;
+use home::Home;
+use meter::Meter;
+use parts::{GatewaySlot, LocalWorker, ResolverLaunches, SandboxUpstream, Steering};
+use records::ServerRecords;
+
+/// How long requests in flight may take when the server ends.
+const DRAIN: Duration = Duration::from_secs(30);
+/// How long everything else may take when the server ends.
+const ENDING: Duration = Duration::from_secs(20);
+/// How long an instance that leaves the rotation may finish its requests.
+const INSTANCE_DRAIN: Duration = Duration::from_secs(300);
+/// Between two savings of what is derived from the ledger.
+const SAVE_EVERY: Duration = Duration::from_secs(60);
+/// Where the configuration is when nobody says otherwise.
+const DEFAULT_CONFIG: &str = "/etc/skiff/skiff.toml";
+
+/// Runs a server until it is told to end.
+///
+/// # Errors
+/// When it cannot start, or loses its launcher.
+pub fn run(args: &args::Server) -> anyhow::Result<()> {
+    let config = configuration(args)?;
+    skiff_telemetry::init(&config.log.level, config.log.format == LogFormat::Json)?;
+    raise_descriptor_limit();
+    let threads = match config.gateway.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let home = Home::prepare(&config)?;
+    let pool = String::from(config.network.pool);
+    launcher::ensure(&launcher::Wanted {
+        server: home.server,
+        run_dir: &home.run_dir,
+        user: &home.user,
+        pool: &pool,
+    })?;
+    let doors = Doors::open(&config, &home, threads)?;
+    home.user.become_it()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("skiff")
+        .enable_all()
+        .build()
+        .context("the runtime cannot be made")?;
+    let stop_all = args.stop_all;
+    runtime.block_on(async {
+        let server = Server::assemble(&config, home, doors, threads).await?;
+        let why = server.serve().await;
+        server.end(stop_all).await;
+        why
+    })
+}
+
+/// The configuration of the flags.
+///
+/// # Errors
+/// The first setting that is wrong.
+pub fn configuration(args: &args::Server) -> anyhow::Result<Config> {
+    let flags = args
+        .set
+        .iter()
+        .map(|text| {
+            let (key, value) = text
+                .split_once('=')
+                .with_context(|| format!("--set {text}: KEY=VALUE is expected"))?;
+            Ok((key.trim().to_owned(), value.trim().to_owned()))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let default = Path::new(DEFAULT_CONFIG);
+    let file = args
+        .config
+        .as_deref()
+        .or_else(|| default.exists().then_some(default));
+    Ok(skiff_config::load(file, std::env::vars(), &flags)?)
+}
+
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Everything that runs.
+#[derive(Debug)]
+struct Server {
+    doors_served: ServeHandleSlot,
+    control: Control,
+    fleet: Fleet,
+    worker: Arc<Worker>,
+    meter: Arc<Meter>,
+    client: LauncherClient,
+    tasks: Tasks,
+    run_dir: PathBuf,
+    _home: Home,
+}
+
+type ServeHandleSlot = std::sync::Mutex<Option<ServeHandle>>;
+
+impl Server {
+    async fn assemble(
+        config: &Config,
+        home: Home,
+        doors: Doors,
+        threads: usize,
+    ) -> anyhow::Result<Self> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let tasks = Tasks::new();
+        let resolver = resolver(config, &home, &doors).await?;
+        let socket = launcher::socket(&home.run_dir);
+        let client = LauncherClient::connect(&socket, home.server, Exits::default()).await?;
+        let prepared = PoolConfig {
+            networks: config.worker.prepared_networks,
+            egress_networks: config.worker.prepared_networks.min(8),
+        };
+        client
+            .configure(prepared)
+            .await
+            .context("the launcher's pools cannot be set")?;
+
+        let ledger_folder = home.data_dir.join("ledger");
+        let writer = Arc::new(LedgerWriter::open(
+            &ledger_folder,
+            home.server,
+            Arc::clone(&clock),
+        )?);
+        let records = Arc::new(ServerRecords::new(Arc::clone(&writer), Arc::clone(&clock)));
+        let (worker, ends) = make_worker(config, &home, &client, &records, &clock)?;
+        let slot = Arc::new(GatewaySlot::default());
+        let fleet = make_fleet(config, &worker, &slot, &resolver, &clock);
+        let gateway = Gateway::new(
+            gateway_config(config, &home)?,
+            Arc::new(fleet.clone()),
+            Arc::clone(&records) as Arc<dyn skiff_gateway::Records>,
+            Arc::clone(&clock),
+        );
+        slot.fill(Arc::clone(&gateway));
+        let meter = Arc::new(Meter::new(
+            &ledger_folder,
+            writer,
+            Arc::clone(&records),
+            Arc::clone(&gateway),
+            resolver.clone(),
+            &config.meter,
+            clock,
+        )?);
+
+        let steering = Arc::new(Steering {
+            fleet: fleet.clone(),
+            worker: Arc::clone(&worker),
+            gateway: Arc::clone(&gateway),
+        });
+        let ports = Ports {
+            fleet: Arc::clone(&steering) as Arc<dyn skiff_control::port::Fleet>,
+            router: steering,
+            logs: Arc::new(logs::WorkerLogs(Arc::clone(&worker))),
+            traces: Arc::clone(&meter) as Arc<dyn skiff_control::port::Traces>,
+            usage: Arc::clone(&meter) as Arc<dyn skiff_control::port::UsageSource>,
+            metrics: metrics(&gateway, &fleet, &worker),
+        };
+        let control = Control::start(resolver, ports).await?;
+        adopt(&worker, &fleet, &records).await?;
+        meter.begin().await?;
+        fleet.begin();
+
+        spawn_loops(&tasks, &fleet, &worker, &meter, ends);
+        let served = gateway
+            .serve(doors.gateway, threads)
+            .context("the gateway cannot serve")?;
+        let api = tokio::net::UnixListener::from_std(doors.api)
+            .context("the operator's socket cannot be served")?;
+        let on_unix = control.clone();
+        tasks.spawn("api", async move { on_unix.serve_unix(api).await });
+        if let Some(listener) = doors.api_tcp {
+            let listener = tokio::net::TcpListener::from_std(listener)
+                .context("api.listen cannot be served")?;
+            let tls = tls(config)?;
+            let on_tcp = control.clone();
+            tasks.spawn("api over TCP", async move {
+                on_tcp.serve_tcp(listener, tls).await
+            });
+        }
+        let run_dir = home.run_dir.clone();
+        tracing::info!(addresses = ?served.addresses(), run_dir = %run_dir.display(), "the server is ready");
+        Ok(Self {
+            doors_served: std::sync::Mutex::new(Some(served)),
+            control,
+            fleet,
+            worker,
+            meter,
+            client,
+            tasks,
+            run_dir,
+            _home: home,
+        })
+    }
+
+    /// Until a signal comes, or the launcher is gone.
+    async fn serve(&self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+            why = self.client.closed() => bail!(
+                "the launcher is gone, and its instances with it: {why}; see {}, and start the server again",
+                self.run_dir.join("launcher.log").display()
+            ),
+        }
+    }
+
+    async fn end(&self, stop_all: bool) {
+        tracing::info!(stop_all, "the server ends");
+        self.control.stop(ENDING).await;
+        let served = self
+            .doors_served
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
+        if let Some(served) = served
+            && let Err(error) = served.drain(DRAIN).await
+        {
+            tracing::warn!(error = %chain(&error), "the gateway did not drain");
+        }
+        self.fleet.stop(ENDING).await;
+        let mode = if stop_all {
+            ShutdownMode::StopAll
+        } else {
+            ShutdownMode::LeaveRunning
+        };
+        self.worker.shutdown(mode, ENDING).await;
+        self.meter.end().await;
+        self.tasks.abort();
+        if stop_all && !self.client.is_closed() {
+            if let Err(error) = self.client.shutdown().await {
+                tracing::warn!(error = %chain(&error), "the launcher did not end in order");
+            }
+        }
+    }
+}
+
+async fn resolver(config: &Config, home: &Home, doors: &Doors) -> anyhow::Result<Resolver> {
+    let images = Arc::new(images::StoreImages {
+        store: ImageStore::open(&home.data_dir.join("images"))?,
+        plain_http: config.images.plain_http.clone(),
+    });
+    let mut gateway: Vec<String> = Vec::new();
+    for listener in &doors.gateway {
+        let address = listener.local_addr()?.to_string();
+        if !gateway.contains(&address) {
+            gateway.push(address);
+        }
+    }
+    let port = doors
+        .gateway
+        .first()
+        .and_then(|listener| listener.local_addr().ok())
+        .map(|address| address.port());
+    let control = skiff_control::Config {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        server_id: home.server,
+        domain: config.gateway.domain.clone(),
+        url_scheme: "http".to_owned(),
+        url_port: port.filter(|port| *port != 80),
+        gateway,
+        data_dir: home.data_dir.clone(),
+        secret_key_file: key_file(config),
+        allow_null: config.worker.allow_null,
+        queue_requests: limits::DEFAULT_QUEUE_REQUESTS,
+        queue_ms: u64::from(limits::DEFAULT_QUEUE_S) * 1000,
+        import_bytes_max: 64 << 30,
+    };
+    let store = Arc::new(SqliteStore::open(&home.data_dir.join("state/skiff.db"))?);
+    Ok(Resolver::open(control, store, images).await?)
+}
+
+/// The setting, else systemd's credential, else the usual place.
+fn key_file(config: &Config) -> PathBuf {
+    let credential = || {
+        let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
+        let path = Path::new(&folder).join("skiff-secrets-key");
+        path.exists().then_some(path)
+    };
+    config
+        .secrets
+        .key_file
+        .clone()
+        .or_else(credential)
+        .unwrap_or_else(|| home::DEFAULT_KEY.into())
+}
+
+fn make_worker(
+    config: &Config,
+    home: &Home,
+    client: &LauncherClient,
+    records: &Arc<ServerRecords>,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<(Arc<Worker>, mpsc::Receiver<Ended>)> {
+    let mut backends = Backends::container(Arc::new(ContainerBackend::new(client.clone())));
+    if config.worker.allow_null {
+        backends = backends.with_null(Arc::new(NullBackend::default()));
+    }
+    let mut settings = WorkerConfig::new(home.data_dir.join("logs"));
+    settings.log_limits.service_bytes = config.worker.log_bytes_per_service;
+    let records = Arc::clone(records) as Arc<dyn skiff_worker::WorkerRecords>;
+    let (worker, ends) = Worker::new(settings, backends, records, Arc::clone(clock))?;
+    Ok((Arc::new(worker), ends))
+}
+
+fn make_fleet(
+    config: &Config,
+    worker: &Arc<Worker>,
+    slot: &Arc<GatewaySlot>,
+    resolver: &Resolver,
+    clock: &Arc<dyn Clock>,
+) -> Fleet {
+    let machine = machine();
+    let settings = FleetConfig {
+        scheduler: skiff_sched::Config {
+            memory_overcommit_percent: percent(config.worker.memory_overcommit),
+            cpu_overcommit_percent: percent(config.worker.cpu_overcommit),
+            ..skiff_sched::Config::default()
+        },
+        worker: WorkerId::from_parts(0, 1),
+        memory_mib: if config.worker.memory_mib == 0 {
+            machine.0
+        } else {
+            config.worker.memory_mib
+        },
+        cpu_millis: if config.worker.cpu_millis == 0 {
+            machine.1
+        } else {
+            config.worker.cpu_millis
+        },
+        starts_at_once: config.worker.starts_at_once,
+        drain: INSTANCE_DRAIN,
+    };
+    let parts = Parts {
+        worker: Arc::new(LocalWorker(Arc::clone(worker))),
+        rotation: Arc::clone(slot) as Arc<dyn skiff_fleet::Rotation>,
+        launches: Arc::new(ResolverLaunches(resolver.clone())),
+    };
+    Fleet::new(settings, parts, Arc::clone(clock))
+}
+
+/// Memory in MiB less an eighth, and thousandths of CPUs.
+fn machine() -> (u64, u64) {
+    let info = rustix::system::sysinfo();
+    // One field is an unsigned long, the other an unsigned int: both fit.
+    let bytes = u64::try_from(info.totalram)
+        .unwrap_or(0)
+        .saturating_mul(u64::from(info.mem_unit));
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    (
+        (bytes >> 20) / 8 * 7,
+        u64::try_from(cpus).unwrap_or(1) * 1000,
+    )
+}
+
+fn percent(factor: f64) -> u32 {
+    // The configuration holds it between 0.1 and 1000.
+    format!("{:.0}", factor * 100.0).parse().unwrap_or(100)
+}
+
+fn gateway_config(config: &Config, home: &Home) -> anyhow::Result<GatewayConfig> {
+    let mut settings = GatewayConfig::default();
+    if config.gateway.access_log {
+        let path = home.data_dir.join("logs/access.log");
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path);
+        settings.access_log =
+            Some(file.with_context(|| format!("{} cannot be opened", path.display()))?);
+    }
+    Ok(settings)
+}
+
+/// Keeps what runs and is still wanted; the worker ends the rest.
+async fn adopt(worker: &Worker, fleet: &Fleet, records: &ServerRecords) -> anyhow::Result<()> {
+    let adopted = worker.adopt(|revision, _| fleet.knows(revision)).await?;
+    for found in adopted {
+        tracing::info!(instance = %found.instance, revision = %found.revision, "an instance is adopted");
+        records.adopted(found.instance, found.created_unix_ms);
+        fleet.adopt(Adopted {
+            revision: found.revision,
+            upstream: Arc::new(SandboxUpstream {
+                sandbox: found.sandbox,
+                port: found.port,
+            }),
+            paused: found.paused,
+        });
+    }
+    Ok(())
+}
+
+fn spawn_loops(
+    tasks: &Tasks,
+    fleet: &Fleet,
+    worker: &Arc<Worker>,
+    meter: &Arc<Meter>,
+    mut ends: mpsc::Receiver<Ended>,
+) {
+    let ticking = fleet.clone();
+    tasks.spawn("scheduler", async move { ticking.run().await });
+    let (telling, _worker) = (fleet.clone(), Arc::clone(worker));
+    tasks.spawn("ends", async move {
+        while let Some(ended) = ends.recv().await {
+            tracing::info!(instance = %ended.instance, revision = %ended.revision, reason = %ended.reason, "an instance has ended by itself");
+            telling.ended(ended.instance);
+        }
+    });
+    let saving = Arc::clone(meter);
+    tasks.spawn("ledger sums", async move {
+        loop {
+            tokio::time::sleep(SAVE_EVERY).await;
+            saving.save(false).await;
+        }
+    });
+}
+
+fn metrics(
+    gateway: &Arc<Gateway>,
+    fleet: &Fleet,
+    worker: &Arc<Worker>,
+) -> Arc<dyn Fn() -> String + Send + Sync> {
+    let (gateway, fleet, worker) = (Arc::clone(gateway), fleet.clone(), Arc::clone(worker));
+    Arc::new(move || {
+        crate::server::prometheus::text(
+            &gateway.metrics(),
+            fleet.instance_count(),
+            worker.log_lines_dropped(),
+        )
+    })
+}
+
+fn tls(config: &Config) -> anyhow::Result<Option<Arc<rustls::ServerConfig>>> {
+    let (Some(certificate), Some(key)) = (&config.api.tls_certificate, &config.api.tls_key) else {
+        return Ok(None);
+    };
+    let read = |path: &Path| {
+        std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))
+    };
+    let chain: Vec<_> =
+        rustls_pemfile::certs(&mut read(certificate)?.as_slice()).collect::<Result<_, _>>()?;
+    let key = rustls_pemfile::private_key(&mut read(key)?.as_slice())?
+        .with_context(|| format!("api.tls_key: {} holds no private key", key.display()))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?;
+    let mut tls = builder
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .context("the certificate cannot be used")?;
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Some(Arc::new(tls)))
+}

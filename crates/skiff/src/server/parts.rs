@@ -1,0 +1,289 @@
+//! The parts as the others ask for them: thin adapters, no decisions.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use skiff_base::{ByteStream, chain};
+use skiff_control::port as control;
+use skiff_fleet::{Fleet, Launches, Rotation, StartFailure, Started, WorkerPort};
+use skiff_gateway::{ColdPhases, Gateway, Load, RevisionRoute, ServiceRoute, Upstream};
+use skiff_sandbox::Sandbox;
+use skiff_types::api::{Instance, Quota};
+use skiff_types::limits::DEFAULT_STOP_GRACE_S;
+use skiff_types::{
+    ErrorKind, InstanceId, IsolationClass, Launch, ProjectId, RevisionId, ServiceName,
+};
+use skiff_worker::{Worker, WorkerError};
+
+const MIB: u64 = 1 << 20;
+
+/// A port of a sandbox, as the gateway connects to it.
+#[derive(Debug)]
+pub struct SandboxUpstream {
+    pub sandbox: Arc<dyn Sandbox>,
+    pub port: u16,
+}
+
+impl Upstream for SandboxUpstream {
+    fn instance(&self) -> InstanceId {
+        self.sandbox.id()
+    }
+
+    fn class(&self) -> IsolationClass {
+        self.sandbox.class()
+    }
+
+    fn connect(&self) -> BoxFuture<'_, io::Result<ByteStream>> {
+        self.sandbox.connect(self.port)
+    }
+}
+
+/// The one worker, as the fleet steers it.
+#[derive(Debug)]
+pub struct LocalWorker(pub Arc<Worker>);
+
+impl WorkerPort for LocalWorker {
+    fn start(
+        &self,
+        instance: InstanceId,
+        launch: Arc<Launch>,
+    ) -> BoxFuture<'_, Result<Started, StartFailure>> {
+        async move {
+            let started = self
+                .0
+                .start(instance, launch)
+                .await
+                .map_err(|error| StartFailure {
+                    kind: error.kind(),
+                    message: chain(&error).to_string(),
+                    log: error.log,
+                })?;
+            Ok(Started {
+                upstream: Arc::new(SandboxUpstream {
+                    sandbox: started.sandbox,
+                    port: started.port,
+                }),
+                image_us: started.phases.image_us,
+                sandbox_us: started.phases.sandbox_us,
+                app_us: started.phases.app_us,
+            })
+        }
+        .boxed()
+    }
+
+    fn stop(&self, instance: InstanceId, reason: &str, at_once: bool) -> BoxFuture<'_, ()> {
+        let grace = if at_once {
+            0
+        } else {
+            u64::from(DEFAULT_STOP_GRACE_S)
+        };
+        let reason = reason.to_owned();
+        async move {
+            // One that has ended by itself meanwhile is gone, as is wanted.
+            if let Err(error) = self
+                .0
+                .stop(instance, Duration::from_secs(grace), &reason)
+                .await
+            {
+                tracing::debug!(%instance, error = %chain(&error), "nothing to stop");
+            }
+        }
+        .boxed()
+    }
+
+    fn pause(&self, instance: InstanceId) -> BoxFuture<'_, Result<(), String>> {
+        async move { self.0.pause(instance).await.map_err(|error| told(&error)) }.boxed()
+    }
+
+    fn resume(&self, instance: InstanceId) -> BoxFuture<'_, Result<(), String>> {
+        async move { self.0.resume(instance).await.map_err(|error| told(&error)) }.boxed()
+    }
+}
+
+fn told(error: &WorkerError) -> String {
+    chain(error).to_string()
+}
+
+/// The gateway, which is made after the fleet that it asks.
+#[derive(Debug, Default)]
+pub struct GatewaySlot(OnceLock<Arc<Gateway>>);
+
+impl GatewaySlot {
+    /// Fills it, once.
+    pub fn fill(&self, gateway: Arc<Gateway>) {
+        // Only the wiring calls it, and once: a second gateway would be dropped.
+        let _first = self.0.set(gateway);
+    }
+
+    fn get(&self) -> Option<&Arc<Gateway>> {
+        self.0.get()
+    }
+}
+
+impl Rotation for GatewaySlot {
+    fn add(
+        &self,
+        revision: &RevisionId,
+        upstream: Arc<dyn Upstream>,
+        cold: Option<ColdPhases>,
+    ) -> Result<(), String> {
+        let gateway = self
+            .get()
+            .ok_or_else(|| "there is no gateway yet".to_owned())?;
+        gateway
+            .add_instance(revision, upstream, cold)
+            .map_err(|error| chain(&error).to_string())
+    }
+
+    fn drain(&self, instance: InstanceId) -> BoxFuture<'_, ()> {
+        match self.get() {
+            Some(gateway) => gateway.drain_instance(instance).boxed(),
+            None => async {}.boxed(),
+        }
+    }
+
+    fn set_paused(&self, instance: InstanceId, paused: bool) {
+        if let Some(gateway) = self.get() {
+            gateway.set_paused(instance, paused);
+        }
+    }
+
+    fn refuse(&self, revision: &RevisionId, kind: ErrorKind, message: &str) {
+        if let Some(gateway) = self.get() {
+            gateway.refuse(revision, message, kind);
+        }
+    }
+
+    fn in_flight(&self, instance: InstanceId) -> u32 {
+        self.get()
+            .map_or(0, |gateway| gateway.instance_load(instance))
+    }
+
+    fn loads(&self) -> Vec<Load> {
+        self.get()
+            .map(|gateway| gateway.loads())
+            .unwrap_or_default()
+    }
+}
+
+/// The resolver, as the fleet asks for launches.
+#[derive(Debug)]
+pub struct ResolverLaunches(pub skiff_control::Resolver);
+
+impl Launches for ResolverLaunches {
+    fn launch(&self, revision: &RevisionId) -> BoxFuture<'_, Result<Launch, StartFailure>> {
+        let revision = revision.clone();
+        async move {
+            self.0
+                .launch(&revision)
+                .await
+                .map_err(|error| StartFailure {
+                    kind: error.kind,
+                    message: chain(&error).to_string(),
+                    log: Vec::new(),
+                })
+        }
+        .boxed()
+    }
+}
+
+/// Fleet, worker and gateway, as the control plane steers them.
+#[derive(Debug)]
+pub struct Steering {
+    pub fleet: Fleet,
+    pub worker: Arc<Worker>,
+    pub gateway: Arc<Gateway>,
+}
+
+impl control::Fleet for Steering {
+    fn put_revision(&self, plan: control::RevisionPlan) {
+        self.fleet.put_revision(skiff_sched::RevisionPlan {
+            revision: plan.id,
+            scaling: plan.scaling,
+            memory_mib: plan.resources.memory_mib,
+            cpu_millis: plan.resources.cpu_millis,
+            cpu_mode: plan.resources.cpu_mode,
+            serving: plan.serving,
+        });
+    }
+
+    fn remove_revision(&self, revision: &RevisionId) {
+        self.fleet.remove_revision(revision);
+    }
+
+    fn start_one(
+        &self,
+        revision: &RevisionId,
+    ) -> BoxFuture<'_, Result<InstanceId, control::StartFailure>> {
+        let revision = revision.clone();
+        async move {
+            self.fleet
+                .start_one(&revision)
+                .await
+                .map_err(|failure| control::StartFailure {
+                    kind: failure.kind,
+                    message: failure.message,
+                    log: failure.log,
+                })
+        }
+        .boxed()
+    }
+
+    fn instances(
+        &self,
+        project: &ProjectId,
+        service: &ServiceName,
+    ) -> BoxFuture<'_, Vec<Instance>> {
+        let (project, service) = (project.clone(), service.clone());
+        async move {
+            let of_service = self.worker.instances().into_iter().filter(|instance| {
+                instance.revision.project == project && instance.revision.service == service
+            });
+            let mut all = Vec::new();
+            for info in of_service {
+                let stats = self.worker.stats(info.instance).await.ok();
+                all.push(Instance {
+                    id: info.instance,
+                    revision: info.revision.name(),
+                    state: info.state.as_str().to_owned(),
+                    class: info.class,
+                    class_reason: info.class_reason,
+                    created_unix_ms: info.created_unix_ms,
+                    in_flight: self.gateway.instance_load(info.instance),
+                    memory_mib: stats.map(|stats| stats.memory_bytes / MIB),
+                });
+            }
+            all
+        }
+        .boxed()
+    }
+
+    fn set_quota(&self, project: &ProjectId, quota: Quota) {
+        self.fleet.set_quota(project, quota);
+        self.gateway
+            .set_quota(project, quota.requests.unwrap_or(u32::MAX));
+    }
+}
+
+impl control::Router for Steering {
+    fn put_service(&self, route: ServiceRoute) {
+        if let Err(error) = self.gateway.put_service(&route) {
+            tracing::error!(service = %route.service, error = %chain(&error), "a service is not routed");
+        }
+    }
+
+    fn remove_service(&self, project: &ProjectId, service: &ServiceName) {
+        self.gateway.remove_service(project, service);
+    }
+
+    fn put_revision(&self, route: RevisionRoute) {
+        self.gateway.put_revision(route);
+    }
+
+    fn remove_revision(&self, revision: &RevisionId) {
+        self.gateway.remove_revision(revision);
+    }
+}

@@ -1,0 +1,221 @@
+//! What gateway and worker record, into the ledger and the traces.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use skiff_base::{Clock, chain};
+use skiff_gateway::{ColdPhases, Records, RequestRecord};
+use skiff_meter::{Entry, GatewayCounts, LedgerWriter, LifeReport, RequestEntry};
+use skiff_types::api::ColdStart;
+use skiff_types::{InstanceId, IsolationClass, ProjectId, RevisionId, ServiceName};
+use skiff_worker::{InstanceEnd, InstanceStart, WorkerRecords};
+
+/// Cold starts that are remembered, of all projects.
+const TRACES_MAX: usize = 10_000;
+/// Ended lives that are remembered for comparison with the ledger.
+const LIVES_MAX: usize = 100_000;
+
+/// Ledger and traces.
+#[derive(Debug)]
+pub struct ServerRecords {
+    ledger: Arc<LedgerWriter>,
+    clock: Arc<dyn Clock>,
+    traces: Mutex<VecDeque<(ProjectId, ColdStart)>>,
+    /// Requests as they are told here, summed apart from the ledger.
+    counts: Mutex<GatewayCounts>,
+    lives: Mutex<Lives>,
+}
+
+/// Lives as the worker tells them, apart from the ledger.
+#[derive(Debug, Default)]
+struct Lives {
+    /// When each living instance began, milliseconds since 1970.
+    born: HashMap<InstanceId, u64>,
+    ended: VecDeque<LifeReport>,
+    /// Since when all that ended are in `ended`, milliseconds since 1970.
+    complete_since: u64,
+}
+
+impl ServerRecords {
+    pub fn new(ledger: Arc<LedgerWriter>, clock: Arc<dyn Clock>) -> Self {
+        let lives = Lives {
+            complete_since: clock.unix_ms(),
+            ..Lives::default()
+        };
+        Self {
+            ledger,
+            clock,
+            traces: Mutex::default(),
+            counts: Mutex::default(),
+            lives: Mutex::new(lives),
+        }
+    }
+
+    /// An adopted instance: its start was recorded by a former server.
+    pub fn adopted(&self, instance: InstanceId, created_unix_ms: u64) {
+        lock(&self.lives).born.insert(instance, created_unix_ms);
+    }
+
+    /// What has been counted since this server began; `exact` at its end.
+    pub fn counts(&self, exact: bool) -> GatewayCounts {
+        let mut counts = lock(&self.counts).clone();
+        counts.summary = self.ledger.summary();
+        counts.exact = exact;
+        counts
+    }
+
+    /// The lives that are known, and since when all of them are.
+    pub fn lives(&self) -> (Vec<LifeReport>, u64) {
+        let lives = lock(&self.lives);
+        let living = lives
+            .born
+            .iter()
+            .map(|(&instance, &start_unix_ms)| LifeReport {
+                instance,
+                start_unix_ms,
+                end: None,
+            });
+        (
+            lives.ended.iter().copied().chain(living).collect(),
+            lives.complete_since,
+        )
+    }
+
+    /// Instances that live now.
+    pub fn alive(&self) -> Vec<InstanceId> {
+        lock(&self.lives).born.keys().copied().collect()
+    }
+
+    /// The newest cold starts of a project.
+    pub fn cold_starts(
+        &self,
+        project: &ProjectId,
+        service: Option<&ServiceName>,
+        limit: usize,
+    ) -> Vec<ColdStart> {
+        let traces = lock(&self.traces);
+        let wanted = traces.iter().rev().filter(|(owner, start)| {
+            owner == project && service.is_none_or(|service| *service == start.service)
+        });
+        wanted.take(limit).map(|(_, start)| start.clone()).collect()
+    }
+
+    fn note_end(&self, end: &InstanceEnd) {
+        let mut lives = lock(&self.lives);
+        let Some(start_unix_ms) = lives.born.remove(&end.instance) else {
+            return;
+        };
+        if lives.ended.len() >= LIVES_MAX
+            && let Some(forgotten) = lives.ended.pop_front()
+        {
+            lives.complete_since = lives.complete_since.max(forgotten.start_unix_ms + 1);
+        }
+        lives.ended.push_back(LifeReport {
+            instance: end.instance,
+            start_unix_ms,
+            end: Some((end.lifetime_us, end.cpu_us)),
+        });
+    }
+
+    fn append(&self, entry: &Entry) {
+        if let Err(error) = self.ledger.append(entry) {
+            // The ledger notes the gap itself; the operator has to make room.
+            tracing::error!(error = %chain(&error), "an entry of the ledger was not written");
+        }
+    }
+}
+
+impl Records for ServerRecords {
+    fn request(&self, record: &RequestRecord) {
+        let entry = RequestEntry {
+            instance: Some(record.instance),
+            project: record.revision.project.clone(),
+            service: record.revision.service.clone(),
+            revision: record.revision.number,
+            class: record.class,
+            start_unix_ms: record.start_unix_ms,
+            duration_us: record.duration_us,
+            bytes_in: record.bytes_in,
+            bytes_out: record.bytes_out,
+            status: record.status,
+            cold: record.cold,
+        };
+        lock(&self.counts).add(&entry);
+        self.append(&Entry::Request(entry));
+    }
+
+    fn cold_start(
+        &self,
+        revision: &RevisionId,
+        instance: InstanceId,
+        class: IsolationClass,
+        phases: &ColdPhases,
+    ) {
+        let phases_us = [
+            ("queue", phases.queue_us),
+            ("placement", phases.placement_us),
+            ("image", phases.image_us),
+            ("sandbox", phases.sandbox_us),
+            ("app", phases.app_us),
+            ("first_byte", phases.first_byte_us),
+        ];
+        let start = ColdStart {
+            unix_ms: phases.unix_ms,
+            service: revision.service.clone(),
+            revision: revision.name(),
+            instance,
+            class,
+            phases_us: phases_us.map(|(name, us)| (name.to_owned(), us)).into(),
+            total_us: phases_us.iter().map(|(_, us)| us).sum(),
+        };
+        let mut traces = lock(&self.traces);
+        if traces.len() >= TRACES_MAX {
+            traces.pop_front();
+        }
+        traces.push_back((revision.project.clone(), start));
+    }
+}
+
+impl WorkerRecords for ServerRecords {
+    fn instance_start(&self, start: &InstanceStart) {
+        lock(&self.lives).born.insert(start.instance, start.unix_ms);
+        self.append(&Entry::InstanceStart(skiff_meter::InstanceStart {
+            instance: start.instance,
+            project: start.revision.project.clone(),
+            service: start.revision.service.clone(),
+            revision: start.revision.number,
+            class: start.class,
+            memory_mib: start.memory_mib,
+            unix_ms: start.unix_ms,
+        }));
+    }
+
+    fn instance_sample(&self, instance: InstanceId, cpu_us: u64) {
+        let unix_ms = self.clock.unix_ms();
+        let Some(born) = lock(&self.lives).born.get(&instance).copied() else {
+            return;
+        };
+        let lifetime_us = unix_ms.saturating_sub(born) * 1000;
+        self.append(&Entry::InstanceSample(skiff_meter::InstanceSample {
+            instance,
+            unix_ms,
+            lifetime_us,
+            cpu_us,
+        }));
+    }
+
+    fn instance_end(&self, end: &InstanceEnd) {
+        self.note_end(end);
+        self.append(&Entry::InstanceEnd(skiff_meter::InstanceEnd {
+            instance: end.instance,
+            unix_ms: end.unix_ms,
+            lifetime_us: end.lifetime_us,
+            cpu_us: end.cpu_us,
+            reason: end.reason.clone(),
+        }));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
