@@ -335,15 +335,15 @@ impl Fleet {
                 in_flight: load.in_flight,
             });
         }
-        let busy: Vec<InstanceId> = lock(&self.inner.steering).keys().copied().collect();
-        for instance in busy {
+        // Those without requests, too: what busy and idle said may have come in
+        // the wrong order.
+        let known: Vec<InstanceId> = lock(&self.inner.steering).keys().copied().collect();
+        for instance in known {
             let in_flight = self.inner.parts.rotation.in_flight(instance);
-            if in_flight > 0 {
-                self.tell(Input::InFlight {
-                    instance,
-                    in_flight,
-                });
-            }
+            self.tell(Input::InFlight {
+                instance,
+                in_flight,
+            });
         }
     }
 }
