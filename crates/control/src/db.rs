@@ -1,96 +1,15 @@
 //! Records in the store: typed reads, and changes that happen whole or not
 //! at all.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use skiff_store::{Compare, KeyValue, Op, Range, Ranged, Store, Txn, TxnOutcome};
 
-use crate::error::{ControlError, conflict};
+use crate::error::{ControlError, conflict, internal};
 use crate::limit::RANGE_KEYS;
 use crate::record::{decode, encode};
-
-/// One stored value and the revision of its last change.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// Its key.
-    pub key: String,
-    /// Its bytes.
-    pub value: Vec<u8>,
-    /// When it was last changed, in the store's own count.
-    pub mod_revision: u64,
-}
-
-/// What a store does for the control plane.
-pub trait Kv: std::fmt::Debug + Send + Sync + 'static {
-    /// Keys from `from` (inclusive) to `to` (exclusive), sorted.
-    fn range(
-        &self,
-        from: String,
-        to: String,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<Entry>, ControlError>>;
-    /// All writes, if each checked key was last changed at that revision (0: is absent).
-    fn txn(
-        &self,
-        checks: Vec<(String, u64)>,
-        writes: Vec<(String, Option<Vec<u8>>)>,
-    ) -> BoxFuture<'_, Result<bool, ControlError>>;
-}
-
-type Values = BTreeMap<String, (Vec<u8>, u64)>;
-
-/// A store in memory.
-#[derive(Debug, Default)]
-pub struct MemoryKv {
-    state: Mutex<(u64, Values)>,
-}
-
-impl Kv for MemoryKv {
-    fn range(
-        &self,
-        from: String,
-        to: String,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<Entry>, ControlError>> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = state
-            .1
-            .range(from..to)
-            .take(limit)
-            .map(|(key, (value, mod_revision))| Entry {
-                key: key.clone(),
-                value: value.clone(),
-                mod_revision: *mod_revision,
-            })
-            .collect();
-        Box::pin(std::future::ready(Ok(found)))
-    }
-
-    fn txn(
-        &self,
-        checks: Vec<(String, u64)>,
-        writes: Vec<(String, Option<Vec<u8>>)>,
-    ) -> BoxFuture<'_, Result<bool, ControlError>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let holds = checks
-            .iter()
-            .all(|(key, revision)| state.1.get(key).map_or(0, |(_, at)| *at) == *revision);
-        if holds {
-            state.0 += 1;
-            let at = state.0;
-            for (key, value) in writes {
-                match value {
-                    Some(value) => state.1.insert(key, (value, at)),
-                    None => state.1.remove(&key),
-                };
-            }
-        }
-        Box::pin(std::future::ready(Ok(holds)))
-    }
-}
 
 /// A record with the version its change is bound to.
 #[derive(Clone, Debug)]
@@ -103,20 +22,22 @@ pub(crate) struct Found<T> {
 /// The store, with records instead of bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct Db {
-    store: Arc<dyn Kv>,
+    store: Arc<dyn Store>,
 }
 
 /// Writes that happen together, if what was read is still so.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
-    checks: Vec<(String, u64)>,
-    writes: Vec<(String, Option<Vec<u8>>)>,
+    txn: Txn,
 }
 
 impl Change {
     /// Only if `key` is as it was read.
     pub(crate) fn expect(mut self, key: impl Into<String>, version: u64) -> Self {
-        self.checks.push((key.into(), version));
+        self.txn.compares.push(Compare {
+            key: key.into().into_bytes(),
+            mod_revision: version,
+        });
         self
     }
 
@@ -126,30 +47,34 @@ impl Change {
     }
 
     pub(crate) fn put(
-        mut self,
+        self,
         key: impl Into<String>,
         record: &impl Serialize,
     ) -> Result<Self, ControlError> {
-        self.writes.push((key.into(), Some(encode(record)?)));
-        Ok(self)
+        Ok(self.with(Op::Put(key.into().into_bytes(), encode(record)?)))
     }
 
-    pub(crate) fn delete(mut self, key: impl Into<String>) -> Self {
-        self.writes.push((key.into(), None));
+    pub(crate) fn delete(self, key: impl Into<String>) -> Self {
+        self.with(Op::Delete(key.into().into_bytes()))
+    }
+
+    /// The last word on a key holds: a transaction names each once.
+    fn with(mut self, op: Op) -> Self {
+        self.txn.ops.retain(|known| known.key() != op.key());
+        self.txn.ops.push(op);
         self
     }
 }
 
-/// The first key behind all that begin with `prefix`, which ends in `/`.
-fn end_of(prefix: &str) -> String {
-    let mut end = prefix.to_owned();
-    end.pop();
-    end.push('0');
-    end
+/// Some records, and whether there are more behind them.
+#[derive(Debug)]
+pub(crate) struct Page<T> {
+    pub items: Vec<Found<T>>,
+    pub more: bool,
 }
 
 impl Db {
-    pub(crate) fn new(store: Arc<dyn Kv>) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
         Self { store }
     }
 
@@ -157,50 +82,74 @@ impl Db {
         &self,
         key: &str,
     ) -> Result<Option<Found<T>>, ControlError> {
-        let end = format!("{key}\0");
-        let found = self.store.range(key.to_owned(), end, 1).await?;
-        found.into_iter().next().map(found_record).transpose()
+        let found = self.store.range(Range::key(key), 1).await?;
+        found.items.into_iter().next().map(found_record).transpose()
     }
 
     pub(crate) async fn exists(&self, key: &str) -> Result<bool, ControlError> {
-        let end = format!("{key}\0");
-        Ok(!self.store.range(key.to_owned(), end, 1).await?.is_empty())
+        let found = self.store.range(Range::key(key), 1).await?;
+        Ok(!found.items.is_empty())
     }
 
-    /// At most `limit` records whose keys begin with `prefix` (which ends in
-    /// `/`) and come after `after`.
+    /// Whether any key begins with `prefix`.
+    pub(crate) async fn any(&self, prefix: &str) -> Result<bool, ControlError> {
+        let found = self.store.range(Range::prefix(prefix), 1).await?;
+        Ok(!found.items.is_empty())
+    }
+
+    /// At most `limit` records whose keys begin with `prefix` and come after
+    /// `after`; fewer when they are large.
     pub(crate) async fn page<T: DeserializeOwned>(
         &self,
         prefix: &str,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<Vec<Found<T>>, ControlError> {
-        let from = after.map_or_else(|| prefix.to_owned(), |key| format!("{key}\0"));
-        let entries = self.store.range(from, end_of(prefix), limit).await?;
-        entries.into_iter().map(found_record).collect()
+    ) -> Result<Page<T>, ControlError> {
+        let mut range = Range::prefix(prefix);
+        if let Some(after) = after {
+            range.from = format!("{after}\0").into_bytes();
+        }
+        let Ranged { items, more, .. } = self.store.range(range, limit).await?;
+        let items = items
+            .into_iter()
+            .map(found_record)
+            .collect::<Result<_, _>>()?;
+        Ok(Page { items, more })
     }
 
-    /// Every record whose key begins with `prefix`, read in pages; for what
-    /// is bounded, and for the start.
-    pub(crate) async fn all<T: DeserializeOwned>(
+    /// At most `limit` records, also when they are large.
+    pub(crate) async fn first<T: DeserializeOwned>(
         &self,
         prefix: &str,
+        after: Option<&str>,
+        limit: usize,
     ) -> Result<Vec<Found<T>>, ControlError> {
-        let mut all: Vec<Found<T>> = Vec::new();
+        let mut found: Vec<Found<T>> = Vec::new();
         loop {
-            let after = all.last().map(|found| found.key.clone());
-            let page = self.page(prefix, after.as_deref(), RANGE_KEYS).await?;
-            let whole = page.len() < RANGE_KEYS;
-            all.extend(page);
-            if whole {
-                return Ok(all);
+            let last = found.last().map(|found| found.key.clone());
+            let last = last.as_deref().or(after);
+            let part = (limit - found.len()).min(RANGE_KEYS);
+            let page = self.page(prefix, last, part).await?;
+            let ended = !page.more || page.items.is_empty();
+            found.extend(page.items);
+            if ended || found.len() >= limit {
+                return Ok(found);
             }
         }
     }
 
+    /// Every record whose key begins with `prefix`; for what is bounded.
+    pub(crate) async fn all<T: DeserializeOwned>(
+        &self,
+        prefix: &str,
+    ) -> Result<Vec<Found<T>>, ControlError> {
+        self.first(prefix, None, usize::MAX).await
+    }
+
     /// Whether the change happened: not when something it expects has changed.
     pub(crate) async fn try_commit(&self, change: Change) -> Result<bool, ControlError> {
-        self.store.txn(change.checks, change.writes).await
+        let outcome = self.store.txn(change.txn).await?;
+        Ok(matches!(outcome, TxnOutcome::Committed { .. }))
     }
 
     /// As [`Self::try_commit`], where a lost race is the caller's to see.
@@ -214,10 +163,12 @@ impl Db {
     }
 }
 
-fn found_record<T: DeserializeOwned>(entry: Entry) -> Result<Found<T>, ControlError> {
+fn found_record<T: DeserializeOwned>(item: KeyValue) -> Result<Found<T>, ControlError> {
+    let key = String::from_utf8(item.key);
+    let key = key.map_err(|e| internal(format!("a stored key is no text: {e}")))?;
     Ok(Found {
-        record: decode(&entry.key, &entry.value)?,
-        key: entry.key,
-        version: entry.mod_revision,
+        record: decode(&key, &item.value)?,
+        key,
+        version: item.mod_revision,
     })
 }

@@ -23,9 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_types::api::{self, ApiError, DeployEvent, RevisionState};
-use skiff_types::{
-    ContainerSpec, Digest, EnvValue, IsolationRequest, RevisionId, RevisionSpec, ServiceName, Tag,
-};
+use skiff_types::{EnvValue, IsolationRequest, RevisionId, RevisionSpec, ServiceName, Tag};
 
 use crate::compose;
 use crate::control::{Control, is_fault};
@@ -37,9 +35,10 @@ use crate::events::Events;
 use crate::key;
 use crate::library::Pin;
 use crate::limit::START_MARGIN;
+use crate::manifest::open_spec;
 use crate::operations::check_reference;
 use crate::port::{PullRequest, StartFailure};
-use crate::publish::{Publication, plan};
+use crate::publish::{Publication, plan, revision_route};
 use crate::record::{Mark, NumberRecord, ProjectRecord, RevisionRecord, ServiceRecord, Target};
 use crate::traffic::revision_id;
 
@@ -395,6 +394,13 @@ impl Deployment {
     /// Starts one instance; what it does decides.
     async fn validate(&self, id: &RevisionId, draft: &Draft) -> Result<(), Refusal> {
         let fleet = Arc::clone(&self.control.inner.ports.fleet);
+        let router = Arc::clone(&self.control.inner.ports.router);
+        // The gateway first: the instance goes into its rotation.
+        router.put_revision(revision_route(
+            &self.control.inner.base.config,
+            id,
+            &draft.spec,
+        )?);
         fleet.put_revision(plan(id, &draft.spec, false));
         self.events.tell(DeployEvent::Validating);
         let deadline = start_deadline(&draft.spec);
@@ -407,13 +413,21 @@ impl Deployment {
                 error: failure.into(),
             }),
         };
-        if let Err(refusal) = &ended {
-            fleet.remove_revision(id);
-            self.control.inner.base.forget(id);
-            let reason = refusal.error.to_api().message;
-            self.control.fail_pending(id, reason).await?;
+        let Err(refusal) = ended else {
+            return Ok(());
+        };
+        let reason = refusal.error.to_api().message;
+        if self.control.fail_pending(id, reason).await? == RevisionState::Ready {
+            // The store did not answer in time and had done it all the same.
+            self.control
+                .tell_service(&self.project, &self.service)
+                .await?;
+            return Ok(());
         }
-        ended
+        fleet.remove_revision(id);
+        router.remove_revision(id);
+        self.control.inner.base.forget(id);
+        Err(refusal)
     }
 
     /// One transaction: the revision is ready and the traffic moved.
@@ -451,25 +465,34 @@ impl Deployment {
 
 impl Control {
     /// One transaction: a revision that was being validated has failed.
+    /// Answers what it is now: a transaction that was told as failed may have
+    /// happened, and what is ready stays so.
     pub(crate) async fn fail_pending(
         &self,
         id: &RevisionId,
         reason: String,
-    ) -> Result<(), ControlError> {
+    ) -> Result<RevisionState, ControlError> {
         let place = key::revision(id);
-        let mut change = Change::default().delete(key::pending(id));
         let found = self.db().get::<RevisionRecord>(&place).await?;
-        // A transaction that was told as failed may yet have happened: what is
-        // ready stays so.
-        if let Some(found) = found.filter(|f| f.record.state == RevisionState::Pending) {
-            let record = RevisionRecord {
-                state: RevisionState::Failed,
-                reason: Some(reason),
-                ..found.record
-            };
-            change = change.expect(&place, found.version).put(&place, &record)?;
+        let mut change = Change::default().delete(key::pending(id));
+        if let Some(found) = &found {
+            change = change.expect(&place, found.version);
         }
-        self.db().commit(change).await
+        match found {
+            Some(found) if found.record.state == RevisionState::Pending => {
+                let record = RevisionRecord {
+                    state: RevisionState::Failed,
+                    reason: Some(reason),
+                    ..found.record
+                };
+                self.db().commit(change.put(&place, &record)?).await?;
+                Ok(RevisionState::Failed)
+            }
+            other => {
+                self.db().commit(change).await?;
+                Ok(other.map_or(RevisionState::Failed, |found| found.record.state))
+            }
+        }
     }
 }
 
@@ -482,30 +505,6 @@ fn new_service(created_unix_ms: u64) -> ServiceRecord {
             percent: 100,
             tag: None,
         }],
-    }
-}
-
-/// The spec that a body asks for; its digests are filled in by the pull.
-fn open_spec(deploy: &api::Deploy) -> RevisionSpec {
-    let open = Digest::from_sha256([0; 32]);
-    let container = |given: &api::DeployContainer| ContainerSpec {
-        name: given.name.clone(),
-        image: given.image.clone(),
-        digest: open.clone(),
-        command: given.command.clone(),
-        args: given.args.clone(),
-        env: given.env.clone(),
-        port: given.port,
-        probe: given.probe.clone(),
-        essential: given.essential,
-    };
-    RevisionSpec {
-        containers: deploy.containers.iter().map(container).collect(),
-        resources: deploy.resources,
-        scaling: deploy.scaling,
-        timeout_s: deploy.timeout_s,
-        egress: deploy.egress,
-        isolation: deploy.isolation,
     }
 }
 

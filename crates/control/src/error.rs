@@ -1,3 +1,5 @@
+use skiff_base::chain;
+use skiff_store::StoreError;
 use skiff_types::api::ApiError;
 use skiff_types::{ErrorKind, SpecError};
 
@@ -35,6 +37,15 @@ impl ControlError {
         ApiError {
             kind: self.kind,
             message: self.message.replace(['\n', '\r'], " "),
+        }
+    }
+}
+
+impl From<StoreError> for ControlError {
+    fn from(error: StoreError) -> Self {
+        Self {
+            kind: error.kind(),
+            message: format!("the state is not read or kept: {}", chain(&error)),
         }
     }
 }

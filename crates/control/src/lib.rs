@@ -24,6 +24,7 @@ mod http;
 mod key;
 mod library;
 mod limit;
+mod manifest;
 mod operations;
 pub mod port;
 mod projects;
@@ -38,7 +39,7 @@ mod vault;
 
 pub use config::Config;
 pub use control::Control;
-pub use db::{Entry, Kv, MemoryKv};
 pub use error::ControlError;
 pub use http::openapi_json;
+pub use manifest::{Manifest, ManifestError};
 pub use resolver::Resolver;

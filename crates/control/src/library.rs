@@ -152,7 +152,7 @@ impl Library {
     /// `PROJECT/hello-00003` of the revisions that use it.
     async fn users(&self, digest: &Digest) -> Result<Vec<String>, ControlError> {
         let prefix = key::used_by(digest);
-        let found = self.db.page::<Mark>(&prefix, None, USERS_TOLD).await?;
+        let found = self.db.first::<Mark>(&prefix, None, USERS_TOLD).await?;
         let name = |key: &str| key[prefix.len()..].to_owned();
         Ok(found.iter().map(|found| name(&found.key)).collect())
     }

@@ -1,10 +1,11 @@
 //! Pulls, imports and secrets: the calls that are one step.
 
 use std::io;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use skiff_types::api::{Image, ImageEvent, Rekeyed, Secret};
+use skiff_types::api::{Image, ImageEvent, Rekey, Rekeyed, Secret};
 use skiff_types::{ProjectId, SecretName};
 
 use crate::control::Control;
@@ -93,13 +94,14 @@ impl Control {
     }
 
     /// Runs to its end also when its client goes away.
-    pub(crate) async fn rekey(&self) -> Result<Rekeyed, ControlError> {
+    pub(crate) async fn rekey(&self, wanted: Rekey) -> Result<Rekeyed, ControlError> {
         let operation = self.operation()?;
+        let key_file = wanted.key_file.map(PathBuf::from);
         let (done, answer) = tokio::sync::oneshot::channel();
         let control = self.clone();
         self.inner.tasks.spawn("rekey", async move {
             let _operation = operation;
-            let rekeyed = control.inner.base.vault.rekey().await;
+            let rekeyed = control.inner.base.vault.rekey(key_file).await;
             if done.send(rekeyed).is_err() {
                 tracing::info!("nobody waits for the end of encrypting the secrets anew");
             }

@@ -7,7 +7,7 @@ use crate::control::Control;
 use crate::db::{Change, Found};
 use crate::error::{ControlError, conflict, internal, invalid};
 use crate::key;
-use crate::record::{NumberRecord, ProjectRecord, SecretRecord, ServiceRecord, TokenRecord};
+use crate::record::{NumberRecord, ProjectRecord, TokenRecord};
 
 /// Draws of an id before it is called impossible: of 10^12, few are taken.
 const ID_DRAWS: usize = 20;
@@ -98,23 +98,13 @@ impl Control {
             return Err(invalid("the project default cannot be deleted"));
         }
         let services = key::services(id);
-        if !self
-            .db()
-            .page::<ServiceRecord>(&services, None, 1)
-            .await?
-            .is_empty()
-        {
+        if self.db().any(&services).await? {
             return Err(conflict(format!(
                 "the project {name} has services: delete them first"
             )));
         }
         let secrets = key::secrets(id);
-        if !self
-            .db()
-            .page::<SecretRecord>(&secrets, None, 1)
-            .await?
-            .is_empty()
-        {
+        if self.db().any(&secrets).await? {
             return Err(conflict(format!(
                 "the project {name} has secrets: delete them first"
             )));
@@ -144,7 +134,7 @@ impl Control {
         loop {
             let page = self
                 .db()
-                .page::<NumberRecord>(&key::numbers(id), None, NUMBERS_BATCH)
+                .first::<NumberRecord>(&key::numbers(id), None, NUMBERS_BATCH)
                 .await?;
             if page.is_empty() {
                 return Ok(());

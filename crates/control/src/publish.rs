@@ -57,15 +57,16 @@ impl Publication {
     /// Revisions first, then who leads to them, then what nobody leads to.
     pub(crate) fn apply(self, ports: &Ports) {
         for (plan, route) in self.serving {
-            ports.fleet.put_revision(plan);
+            // The gateway first: an instance may be there at once.
             ports.router.put_revision(route);
+            ports.fleet.put_revision(plan);
         }
         if let Some(route) = self.route {
             ports.router.put_service(route);
         }
         for plan in self.unrouted {
-            ports.router.remove_revision(&plan.id);
-            // It may still have instances: requests that wait for it are answered.
+            // The gateway keeps it while it exists: requests in it end, those
+            // that wait are answered, and a way back finds its instances.
             ports.fleet.put_revision(plan);
         }
     }
@@ -89,7 +90,7 @@ pub(crate) fn plan(id: &RevisionId, spec: &RevisionSpec, serving: bool) -> Revis
     }
 }
 
-fn revision_route(
+pub(crate) fn revision_route(
     config: &Config,
     id: &RevisionId,
     spec: &RevisionSpec,

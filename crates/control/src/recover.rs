@@ -21,7 +21,7 @@ impl Control {
             self.tell_services(&project).await?;
         }
         if self.inner.base.vault.is_rekeying() {
-            let done = self.inner.base.vault.rekey().await?;
+            let done = self.inner.base.vault.rekey(None).await?;
             tracing::info!(
                 secrets = done.secrets,
                 "went on with encrypting the secrets anew"
@@ -48,7 +48,7 @@ impl Control {
         loop {
             let page = self
                 .db()
-                .page::<ServiceRecord>(&prefix, after.as_deref(), RANGE_KEYS)
+                .first::<ServiceRecord>(&prefix, after.as_deref(), RANGE_KEYS)
                 .await?;
             let Some(last) = page.last() else {
                 return Ok(());
@@ -58,12 +58,31 @@ impl Control {
                 let name = key::last_part(&found.key).parse::<ServiceName>();
                 let name =
                     name.map_err(|e| internal(format!("the key {} has no name: {e}", found.key)))?;
-                let none = BTreeSet::new();
-                let config = &self.inner.base.config;
-                let told =
-                    Publication::prepare(self.db(), config, project, &name, &none, &found.record);
-                told.await?.apply(&self.inner.ports);
+                self.tell(project, &name, &found.record).await?;
             }
         }
+    }
+
+    /// Tells the gateway and the fleet what is stored of a service.
+    pub(crate) async fn tell_service(
+        &self,
+        project: &ProjectRecord,
+        name: &ServiceName,
+    ) -> Result<(), ControlError> {
+        let found = self.service(&project.id, name).await?;
+        self.tell(project, name, &found.record).await
+    }
+
+    async fn tell(
+        &self,
+        project: &ProjectRecord,
+        name: &ServiceName,
+        record: &ServiceRecord,
+    ) -> Result<(), ControlError> {
+        let config = &self.inner.base.config;
+        let none = BTreeSet::new();
+        let told = Publication::prepare(self.db(), config, project, name, &none, record).await?;
+        told.apply(&self.inner.ports);
+        Ok(())
     }
 }

@@ -5,16 +5,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use skiff_base::{Clock, SystemClock};
+use skiff_store::Store;
 use skiff_types::api::Quota;
 use skiff_types::{EnvValue, EnvVar, Launch, ProjectId, ProjectName, RevisionId};
 
 use crate::compose;
 use crate::config::Config;
-use crate::db::{Change, Db, Kv};
+use crate::db::{Change, Db};
 use crate::error::{ControlError, internal, not_found, unavailable};
 use crate::key;
 use crate::limit::PREPARED_MAX;
-use crate::port::{ImageConfig, Images};
+use crate::port::{ImageConfig, ImageUser, Images};
 use crate::record::{ProjectRecord, RevisionRecord};
 use crate::vault::Vault;
 
@@ -54,7 +55,7 @@ impl Resolver {
     /// should be.
     pub async fn open(
         config: Config,
-        store: Arc<dyn Kv>,
+        store: Arc<dyn Store>,
         images: Arc<dyn Images>,
     ) -> Result<Self, ControlError> {
         let db = Db::new(store);
@@ -107,6 +108,14 @@ impl Resolver {
     pub(crate) fn base(&self) -> &Arc<Base> {
         &self.base
     }
+}
+
+/// An image without `/etc/passwd` still has root, whose home is known.
+fn home_of(user: &ImageUser) -> String {
+    if user.home.is_empty() && user.uid == 0 {
+        return "/root".to_owned();
+    }
+    user.home.clone()
 }
 
 async fn make_default_project(db: &Db) -> Result<(), ControlError> {
@@ -173,7 +182,7 @@ impl Base {
             cwd: compose::working_dir(&image.config.working_dir),
             uid: user.uid,
             gid: user.gid,
-            additional_gids: user.additional_gids,
+            additional_gids: user.additional_gids.clone(),
             stop_signal: compose::stop_signal(&image.config.stop_signal),
             port: container.port,
             probe: container.probe,
@@ -184,7 +193,7 @@ impl Base {
             launch,
             image: image.config,
             env: container.env,
-            home: user.home,
+            home: home_of(&user),
         });
         self.keep(revision, &prepared);
         Ok(prepared)

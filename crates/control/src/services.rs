@@ -54,7 +54,7 @@ impl Control {
         let prefix = key::services(&project.id);
         let page = self
             .db()
-            .page::<ServiceRecord>(&prefix, after.as_deref(), limit)
+            .first::<ServiceRecord>(&prefix, after.as_deref(), limit)
             .await?;
         let mut services = Vec::with_capacity(page.len());
         for found in page {

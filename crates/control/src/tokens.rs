@@ -61,7 +61,7 @@ impl Control {
         let _tokens = self.inner.tokens.lock().await;
         let known = self
             .db()
-            .page::<TokenRecord>(key::TOKENS, None, TOKENS_MAX)
+            .first::<TokenRecord>(key::TOKENS, None, TOKENS_MAX)
             .await?;
         if known.len() >= TOKENS_MAX {
             return Err(exhausted(format!(

@@ -2,14 +2,17 @@
 //! instance.
 //!
 //! ```text
-//!             key                     key, key.next              key (was next)
-//!  ┌────────┐ rekey: makes key.next ┌─────────┐ all encrypted anew ┌────────┐
-//!  │ steady ├──────────────────────▶│ rekeying├───────────────────▶│ steady │
-//!  └────────┘                       └────┬────┘ mark, then rename  └────────┘
-//!                        crash: the start goes on here
+//!  mark:   old               old, next               new, next            new
+//!  ┌────────┐ rekey ┌───────────────────────┐ ┌───────────────────────┐ ┌────────┐
+//!  │ steady ├──────▶│ encrypted anew, batch │▶│ the new key takes the │▶│ steady │
+//!  └────────┘       │ by batch              │ │ old one's place       │ └────────┘
+//!                   └───────────────────────┘ └───────────────────────┘
+//!                        a crash in either: the next start goes on
 //! ```
-//! While both keys exist, what is set is encrypted with the next one and
-//! either opens what is stored.
+//! The mark in the store says which key is which and where the next one is.
+//! While both exist, what is set is encrypted with the next one and either
+//! opens what is stored. A new key in a file that the caller names stays
+//! there; the configuration has to name it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -22,7 +25,7 @@ use skiff_types::{ProjectId, SecretName};
 
 use crate::cipher::{self, Key};
 use crate::db::{Change, Db, Found};
-use crate::error::{ControlError, exhausted, internal, invalid, not_found, unavailable};
+use crate::error::{ControlError, conflict, exhausted, internal, invalid, not_found, unavailable};
 use crate::key;
 use crate::limit::{REKEY_BATCH, SECRETS_MAX};
 use crate::record::{ProjectRecord, SecretRecord};
@@ -30,6 +33,14 @@ use crate::record::{ProjectRecord, SecretRecord};
 /// Which key the stored secrets are encrypted with.
 #[derive(Debug, Serialize, Deserialize)]
 struct KeyMark {
+    key_id: String,
+    next: Option<NextKey>,
+}
+
+/// The key that secrets are being encrypted with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct NextKey {
+    file: PathBuf,
     key_id: String,
 }
 
@@ -39,6 +50,8 @@ const KEY_MARK: &str = "_/secret-key";
 struct Ring {
     current: Arc<Key>,
     next: Option<Arc<Key>>,
+    /// Where the next key is, as long as the change of keys is not over.
+    next_file: Option<PathBuf>,
 }
 
 /// Seals and opens the secrets of all projects.
@@ -46,6 +59,7 @@ struct Ring {
 pub(crate) struct Vault {
     db: Db,
     file: PathBuf,
+    data_dir: PathBuf,
     ring: RwLock<Ring>,
     rekeying: tokio::sync::Mutex<()>,
 }
@@ -55,7 +69,6 @@ impl Vault {
     pub(crate) async fn open(db: Db, file: &Path, data_dir: &Path) -> Result<Self, ControlError> {
         cipher::check_place(file, data_dir)?;
         let mark = db.get::<KeyMark>(KEY_MARK).await?;
-        let next = cipher::read(&cipher::next_file(file))?;
         let current = match (cipher::read(file)?, &mark) {
             (Some(key), _) => key,
             (None, None) => cipher::generate(file)?,
@@ -67,20 +80,29 @@ impl Vault {
                 )));
             }
         };
-        check_mark(file, mark.as_ref(), &current, next.as_ref())?;
-        if mark.is_none() {
-            let key_id = current.id().to_owned();
-            let change = Change::default().expect_absent(KEY_MARK);
-            db.commit(change.put(KEY_MARK, &KeyMark { key_id })?)
-                .await?;
-        }
+        let mark = match mark {
+            Some(found) => found.record,
+            None => {
+                let mark = KeyMark {
+                    key_id: current.id().to_owned(),
+                    next: None,
+                };
+                let change = Change::default().expect_absent(KEY_MARK);
+                db.commit(change.put(KEY_MARK, &mark)?).await?;
+                mark
+            }
+        };
+        let next = next_of(&mark, &current)?;
+        check_mark(file, &mark, &current, next.as_ref())?;
         let ring = Ring {
             current: Arc::new(current),
             next: next.map(Arc::new),
+            next_file: mark.next.map(|next| next.file),
         };
         Ok(Self {
             db,
             file: file.to_owned(),
+            data_dir: data_dir.to_owned(),
             ring: RwLock::new(ring),
             rekeying: tokio::sync::Mutex::new(()),
         })
@@ -99,7 +121,7 @@ impl Vault {
 
     /// Whether a change of keys was interrupted.
     pub(crate) fn is_rekeying(&self) -> bool {
-        self.ring().next.is_some()
+        self.ring().next_file.is_some()
     }
 
     /// Stores a secret, new or changed.
@@ -116,7 +138,7 @@ impl Vault {
             let prefix = key::secrets(project);
             let page = self
                 .db
-                .page::<SecretRecord>(&prefix, None, SECRETS_MAX)
+                .first::<SecretRecord>(&prefix, None, SECRETS_MAX)
                 .await?;
             if page.len() >= SECRETS_MAX {
                 return Err(exhausted(format!(
@@ -184,45 +206,80 @@ impl Vault {
         })
     }
 
-    /// Encrypts everything with a new key, made now unless one waits at the
-    /// key's path with `.next`. Safe to repeat after a crash at any point.
-    pub(crate) async fn rekey(&self) -> Result<Rekeyed, ControlError> {
+    /// Encrypts everything with a new key. Safe to repeat after a crash at
+    /// any point: it goes on with the key that was begun with.
+    pub(crate) async fn rekey(&self, key_file: Option<PathBuf>) -> Result<Rekeyed, ControlError> {
         let Ok(_one) = self.rekeying.try_lock() else {
             return Err(unavailable("the secrets are being encrypted anew already"));
         };
-        let next = self.next_key().await?;
+        let (next, next_file) = self.next_key(key_file).await?;
         let mut secrets = 0;
         for project in self.db.all::<ProjectRecord>(key::PROJECTS).await? {
             secrets += self.rekey_project(&project.record.id, &next).await?;
         }
         let key_id = next.id().to_owned();
-        let mark = KeyMark {
-            key_id: key_id.clone(),
-        };
-        self.db
-            .commit(Change::default().put(KEY_MARK, &mark)?)
-            .await?;
-        let file = self.file.clone();
-        blocking(move || cipher::promote(&file)).await?;
+        self.mark(&key_id, Some((&next_file, &next))).await?;
+        // A start that goes on may find that it has its place already.
+        let in_place = self.ring().current.id() == next.id();
+        if !in_place && next_file == cipher::next_file(&self.file) {
+            let file = self.file.clone();
+            blocking(move || cipher::promote(&file)).await?;
+        }
+        self.mark(&key_id, None).await?;
         self.set_ring(Ring {
             current: next,
             next: None,
+            next_file: None,
         });
         Ok(Rekeyed { secrets, key_id })
     }
 
+    async fn mark(&self, key_id: &str, next: Option<(&PathBuf, &Key)>) -> Result<(), ControlError> {
+        let next = next.map(|(file, key)| NextKey {
+            file: file.clone(),
+            key_id: key.id().to_owned(),
+        });
+        let key_id = key_id.to_owned();
+        let change = Change::default().put(KEY_MARK, &KeyMark { key_id, next })?;
+        self.db.commit(change).await
+    }
+
     /// From here on everything is set with the next key.
-    async fn next_key(&self) -> Result<Arc<Key>, ControlError> {
-        let mut ring = self.ring();
-        let path = cipher::next_file(&self.file);
+    async fn next_key(&self, wanted: Option<PathBuf>) -> Result<(Arc<Key>, PathBuf), ControlError> {
+        let ring = self.ring();
+        if let Some(begun) = ring.next_file {
+            if wanted.is_some_and(|wanted| wanted != begun) {
+                return Err(conflict(format!(
+                    "the secrets are being encrypted with the key of {}: let that end first",
+                    begun.display()
+                )));
+            }
+            return Ok((ring.next.unwrap_or(ring.current), begun));
+        }
+        let file = wanted.unwrap_or_else(|| cipher::next_file(&self.file));
+        if !file.is_absolute() {
+            return Err(invalid(format!("{} is no absolute path", file.display())));
+        }
+        cipher::check_place(&file, &self.data_dir)?;
+        let path = file.clone();
         let made = blocking(move || match cipher::read(&path)? {
             Some(key) => Ok(key),
             None => cipher::generate(&path),
         });
         let next = Arc::new(made.await?);
-        ring.next = Some(Arc::clone(&next));
-        self.set_ring(ring);
-        Ok(next)
+        if next.id() == ring.current.id() {
+            return Err(invalid(format!(
+                "{} holds the key that is in use",
+                file.display()
+            )));
+        }
+        self.mark(ring.current.id(), Some((&file, &next))).await?;
+        self.set_ring(Ring {
+            current: ring.current,
+            next: Some(Arc::clone(&next)),
+            next_file: Some(file.clone()),
+        });
+        Ok((next, file))
     }
 
     async fn rekey_project(&self, project: &ProjectId, next: &Key) -> Result<usize, ControlError> {
@@ -230,7 +287,11 @@ impl Vault {
         let mut after: Option<String> = None;
         let mut done = 0;
         loop {
-            let page = self.db.page(&prefix, after.as_deref(), REKEY_BATCH).await?;
+            let page = self
+                .db
+                .page(&prefix, after.as_deref(), REKEY_BATCH)
+                .await?
+                .items;
             let Some(last) = page.last() else {
                 return Ok(done);
             };
@@ -276,19 +337,43 @@ async fn blocking<T: Send + 'static>(
         .map_err(|e| internal(format!("work on the key file ended early: {e}")))?
 }
 
+/// The key that secrets are being encrypted with, unless it has the place of
+/// the current one already.
+fn next_of(mark: &KeyMark, current: &Key) -> Result<Option<Key>, ControlError> {
+    let Some(next) = mark
+        .next
+        .as_ref()
+        .filter(|next| next.key_id != current.id())
+    else {
+        return Ok(None);
+    };
+    match cipher::read(&next.file)? {
+        Some(key) if key.id() == next.key_id => Ok(Some(key)),
+        _ => Err(invalid(format!(
+            "the key file {} no longer holds the key {}, which some secrets are encrypted with: put it back",
+            next.file.display(),
+            next.key_id
+        ))),
+    }
+}
+
 fn check_mark(
     file: &Path,
-    mark: Option<&Found<KeyMark>>,
+    mark: &KeyMark,
     current: &Key,
     next: Option<&Key>,
 ) -> Result<(), ControlError> {
-    let Some(mark) = mark else { return Ok(()) };
-    let wanted = &mark.record.key_id;
-    if current.id() == wanted || next.is_some_and(|next| next.id() == wanted) {
+    let wanted = &mark.key_id;
+    // The old key is needed until every secret has left it.
+    let moved_on = mark
+        .next
+        .as_ref()
+        .is_some_and(|next| next.key_id == current.id());
+    if current.id() == wanted || next.is_some_and(|next| next.id() == wanted) || moved_on {
         return Ok(());
     }
     Err(invalid(format!(
-        "the key file {} holds the key {}, and secrets are encrypted with {wanted}: put that one back",
+        "the key file {} holds the key {}, and secrets are encrypted with {wanted}: put that one back, or name its file in the configuration",
         file.display(),
         current.id()
     )))

@@ -22,7 +22,7 @@
 //! | `GET …/services/{service}/logs?follow=&tail=&since_unix_ms=&revision=&instance=` | → [`LogLine`]s, one a line |
 //! | `GET …/traces?service=&limit=` | → list of [`ColdStart`], newest first |
 //! | `GET …/secrets`; `PUT`, `DELETE …/secrets/{name}` | → list of [`Secret`]; [`SetSecret`] → [`Secret`]; → 204 |
-//! | `POST /v1/secrets/rekey` | → [`Rekeyed`] |
+//! | `POST /v1/secrets/rekey` | [`Rekey`], or nothing → [`Rekeyed`] |
 //! | `GET /v1/tokens`, `POST /v1/tokens`, `DELETE /v1/tokens/{id}` | → list of [`Token`]; [`CreateToken`] → [`Token`]; → 204 |
 //! | `GET /v1/images` | → list of [`Image`] |
 //! | `DELETE /v1/images?image=REFERENCE` | → [`Pruned`] |
@@ -421,6 +421,16 @@ pub struct Secret {
 }
 
 /// `POST /v1/secrets/rekey`: every secret is encrypted with a new key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rekey {
+    /// The new key's file on the server, made when it is absent; the
+    /// configuration has to name it from then on. Not given, a new key takes
+    /// the old one's place in the configured file.
+    pub key_file: Option<String>,
+}
+
+/// The answer to [`Rekey`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Rekeyed {
     /// How many were encrypted anew.

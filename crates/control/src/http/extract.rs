@@ -197,11 +197,28 @@ impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
 
     async fn from_request(request: Request, _api: &Api) -> Result<Self, Refused> {
         let bytes = read_body(request).await?;
-        let parsed = serde_json::from_slice(&bytes);
-        Ok(Self(
-            parsed.map_err(|e| invalid(format!("the body is wrong: {e}")))?,
-        ))
+        Ok(Self(parse(&bytes)?))
     }
+}
+
+/// As [`Json`], where no body means that nothing is chosen.
+#[derive(Debug)]
+pub(crate) struct OrDefault<T>(pub T);
+
+impl<T: DeserializeOwned + Default> FromRequest<Api> for OrDefault<T> {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, _api: &Api) -> Result<Self, Refused> {
+        let bytes = read_body(request).await?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        Ok(Self(parse(&bytes)?))
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ControlError> {
+    serde_json::from_slice(bytes).map_err(|e| invalid(format!("the body is wrong: {e}")))
 }
 
 async fn read_body(request: Request) -> Result<bytes::Bytes, ControlError> {

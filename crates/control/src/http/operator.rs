@@ -1,10 +1,12 @@
 use axum::extract::State;
 use http::StatusCode;
 use skiff_types::ProjectName;
-use skiff_types::api::{ApiError, CreateProject, CreateToken, Project, Quota, Rekeyed, Token};
+use skiff_types::api::{
+    ApiError, CreateProject, CreateToken, Project, Quota, Rekey, Rekeyed, Token,
+};
 
 use super::Api;
-use super::extract::{InProject, Json, Operator, Refused};
+use super::extract::{InProject, Json, Operator, OrDefault, Refused};
 use crate::projects::to_api;
 use crate::tokens::Caller;
 
@@ -72,15 +74,15 @@ pub(crate) async fn set_quota(
     ))
 }
 
-/// Encrypts every secret with a new key, which takes the old one's place in
-/// the configured file.
-#[utoipa::path(post, path = "/v1/secrets/rekey", tag = "secrets",
+/// Encrypts every secret with a new key.
+#[utoipa::path(post, path = "/v1/secrets/rekey", tag = "secrets", request_body = Option<Rekey>,
     responses((status = 200, body = Rekeyed), (status = "default", body = ApiError)))]
 pub(crate) async fn rekey(
     State(api): State<Api>,
     _operator: Operator,
+    OrDefault(wanted): OrDefault<Rekey>,
 ) -> Answer<axum::Json<Rekeyed>> {
-    Ok(axum::Json(api.control.rekey().await?))
+    Ok(axum::Json(api.control.rekey(wanted).await?))
 }
 
 /// All tokens, without themselves.

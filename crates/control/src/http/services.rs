@@ -7,7 +7,7 @@ use skiff_types::{ProjectName, ServiceName};
 use utoipa::IntoParams;
 
 use super::Api;
-use super::extract::{InProject, Json, OfService, Params, Refused};
+use super::extract::{InProject, Json, OfService, OrDefault, Params, Refused};
 use super::stream::{lines, received};
 use crate::deploy::Wish;
 use crate::events::events;
@@ -125,7 +125,7 @@ pub(crate) async fn set_traffic(
 pub(crate) async fn rollback(
     State(api): State<Api>,
     of: OfService,
-    Json(wanted): Json<Rollback>,
+    OrDefault(wanted): OrDefault<Rollback>,
 ) -> Answer<axum::Json<Service>> {
     let back = api.control.rollback(&of.project, &of.service, &wanted);
     Ok(axum::Json(back.await?))

@@ -144,3 +144,39 @@ fn instance(revision: &str) -> String {
         r#"{{"id":"{id}","revision":"{revision}","state":"ready","class":"container","class_reason":"a test","created_unix_ms":0,"in_flight":0,"memory_mib":null}},"#
     )
 }
+
+#[tokio::test]
+async fn a_store_that_answers_too_late_does_not_part_what_is_stored_from_what_is_served() {
+    let world = World::new();
+    let server = world.start().await;
+    server.deployed("hello", 1).await;
+    // Pending is stored; that it is ready is stored too and not heard of.
+    world.store.late_after(1);
+    server.deployed("hello", 2).await;
+    assert_eq!(
+        server.table.traffic("hello"),
+        [("hello-00002".to_owned(), 100)]
+    );
+    let service = server.get(&service_path("hello")).await.is(200);
+    assert_eq!(service.body()["revisions"][0]["state"], "ready");
+}
+
+#[tokio::test]
+async fn everything_is_there_again_from_the_store_on_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.db");
+    let mut world = World::new();
+    for number in 1..=4 {
+        let disk = std::sync::Arc::new(skiff_store::SqliteStore::open(&path).unwrap());
+        world.store = crate::store::TestStore::on(disk);
+        let server = world.start().await;
+        if number > 1 {
+            let before = format!("hello-{:05}", number - 1);
+            assert_eq!(server.table.traffic("hello"), [(before, 100)]);
+        }
+        server.deployed("hello", number).await;
+        let go = server.call("POST", "/v1/secrets/rekey", json!(null)).await;
+        go.is(200);
+        world = server.crash().await;
+    }
+}

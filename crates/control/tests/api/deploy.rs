@@ -40,7 +40,7 @@ async fn a_deployment_makes_a_revision_and_moves_the_traffic() {
     );
     assert_eq!(server.fleet.serving(), ["hello-00002"]);
     let revisions = server.table.revisions.lock().unwrap().len();
-    assert_eq!(revisions, 1, "the old one left the gateway");
+    assert_eq!(revisions, 2, "a way back finds the old one in the gateway");
 }
 
 #[tokio::test]

@@ -167,7 +167,7 @@ async fn a_new_key_encrypts_everything_and_the_old_one_opens_nothing() {
 
 #[tokio::test]
 async fn a_change_of_keys_that_was_cut_off_is_finished_by_the_next_start() {
-    for (after, unheard) in (0..5).flat_map(|after| [(after, false), (after, true)]) {
+    for (after, unheard) in (0..7).flat_map(|after| [(after, false), (after, true)]) {
         let world = World::new();
         let server = world.start().await;
         for n in 0..100 {
@@ -176,13 +176,18 @@ async fn a_change_of_keys_that_was_cut_off_is_finished_by_the_next_start() {
                 .await
                 .is(200);
         }
-        // Four transactions of secrets and one of the mark.
+        // Two marks, four transactions of secrets, and one mark more.
         world.store.crash_after(after, unheard);
         let rekey = server.call("POST", "/v1/secrets/rekey", json!(null));
         let crashed = until("the store stands", || world.store.has_crashed());
         futures_util::future::select(std::pin::pin!(rekey), std::pin::pin!(crashed)).await;
         let world = server.crash().await;
         let server = world.start().await;
+        if (after, unheard) == (0, false) {
+            // Nothing but the key's file was made: it is the next change's key.
+            let again = server.call("POST", "/v1/secrets/rekey", json!(null));
+            assert_eq!(again.await.is(200).body()["secrets"], 100);
+        }
         let listed = server.get("/v1/projects/default/secrets").await.is(200);
         let secrets = listed.body().as_array().unwrap();
         assert!(
@@ -222,4 +227,62 @@ async fn the_key_is_outside_the_data_folder_and_must_not_get_lost() {
         !world.key_file().exists(),
         "no new key is made for old secrets"
     );
+}
+
+#[tokio::test]
+async fn a_new_key_can_be_in_a_file_of_its_own() {
+    let world = World::new();
+    let server = world.start().await;
+    server
+        .call("PUT", &path("api"), encoded(VALUE))
+        .await
+        .is(200);
+    let rekey = "/v1/secrets/rekey";
+    let file = world.dir.path().join("other/key");
+    for (file, reason) in [
+        (
+            world.config().data_dir.join("key"),
+            "may not be in the data folder",
+        ),
+        ("key".into(), "no absolute path"),
+        (world.key_file(), "in use"),
+    ] {
+        server
+            .call("POST", rekey, json!({"key_file": file}))
+            .await
+            .is(400)
+            .says(reason);
+    }
+    server
+        .call("POST", rekey, json!({"keyfile": file}))
+        .await
+        .is(400)
+        .says("keyfile");
+    let answer = server
+        .call("POST", rekey, json!({"key_file": file}))
+        .await
+        .is(200);
+    assert_eq!(answer.body()["secrets"], 1);
+    server
+        .deploy("hello", with_secret("api"))
+        .await
+        .is(200)
+        .says("done");
+
+    let world = server.crash().await;
+    let images: std::sync::Arc<dyn skiff_control::port::Images> = world.shelf.clone();
+    let opened = skiff_control::Resolver::open(world.config(), world.store.open(), images).await;
+    assert!(
+        opened
+            .unwrap_err()
+            .message
+            .contains("name its file in the configuration")
+    );
+    std::fs::rename(&file, world.key_file()).unwrap();
+    let server = world.start().await;
+    server
+        .deploy("hello", with_secret("api"))
+        .await
+        .is(200)
+        .says("unchanged");
 }

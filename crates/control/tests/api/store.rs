@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use skiff_control::{ControlError, Entry, Kv, MemoryKv};
+use skiff_store::{
+    KeyValue, MemoryStore, Range, Ranged, Store, StoreError, Txn, TxnOutcome, Watch,
+};
 
 /// The stored state, which outlives each server that opens it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct TestStore {
-    disk: Arc<MemoryKv>,
+    disk: Arc<dyn Store>,
     crash: Arc<CrashPoint>,
 }
 
@@ -20,21 +22,32 @@ struct CrashPoint {
     left: AtomicUsize,
     /// Whether the one after them happens although nobody hears of it.
     unheard: AtomicUsize,
-    pub reached: AtomicUsize,
+    reached: AtomicUsize,
+    /// Transactions that happen and are answered as too late.
+    late: AtomicUsize,
 }
 
-impl Default for CrashPoint {
+impl Default for TestStore {
     fn default() -> Self {
-        Self {
-            left: AtomicUsize::new(usize::MAX),
-            unheard: AtomicUsize::new(0),
-            reached: AtomicUsize::new(0),
-        }
+        Self::on(Arc::new(MemoryStore::new()))
     }
 }
 
 impl TestStore {
-    pub fn open(&self) -> Arc<dyn Kv> {
+    pub fn on(disk: Arc<dyn Store>) -> Self {
+        let crash = CrashPoint {
+            left: AtomicUsize::new(usize::MAX),
+            unheard: AtomicUsize::new(0),
+            reached: AtomicUsize::new(0),
+            late: AtomicUsize::new(0),
+        };
+        Self {
+            disk,
+            crash: Arc::new(crash),
+        }
+    }
+
+    pub fn open(&self) -> Arc<dyn Store> {
         self.crash.left.store(usize::MAX, Ordering::SeqCst);
         self.crash.reached.store(0, Ordering::SeqCst);
         Arc::new(self.clone())
@@ -49,57 +62,67 @@ impl TestStore {
         self.crash.left.store(transactions, Ordering::SeqCst);
     }
 
+    /// After so many transactions from now one happens and is told as too late.
+    pub fn late_after(&self, transactions: usize) {
+        self.crash.late.store(transactions + 1, Ordering::SeqCst);
+    }
+
     pub fn has_crashed(&self) -> bool {
         self.crash.reached.load(Ordering::SeqCst) > 0
     }
 
     /// Every key and value, to look for what must not be there.
-    pub async fn dump(&self) -> Vec<Entry> {
+    pub async fn dump(&self) -> Vec<KeyValue> {
         let all = self
             .disk
-            .range(String::new(), "\u{10ffff}".into(), usize::MAX);
-        all.await.unwrap()
+            .range(Range::prefix(""), usize::MAX)
+            .await
+            .unwrap();
+        assert!(!all.more);
+        all.items
     }
 
     pub async fn keys(&self) -> Vec<String> {
-        self.dump()
-            .await
-            .into_iter()
-            .map(|entry| entry.key)
-            .collect()
+        let key = |item: KeyValue| String::from_utf8(item.key).unwrap();
+        self.dump().await.into_iter().map(key).collect()
+    }
+
+    async fn stop(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        let first = self.crash.reached.fetch_add(1, Ordering::SeqCst) == 0;
+        if first && self.crash.unheard.load(Ordering::SeqCst) > 0 {
+            self.disk.txn(txn).await?;
+        }
+        std::future::pending().await
     }
 }
 
-impl Kv for TestStore {
-    fn range(
-        &self,
-        from: String,
-        to: String,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<Entry>, ControlError>> {
-        self.disk.range(from, to, limit)
+impl Store for TestStore {
+    fn range(&self, range: Range, limit: usize) -> BoxFuture<'_, Result<Ranged, StoreError>> {
+        self.disk.range(range, limit)
     }
 
-    fn txn(
-        &self,
-        checks: Vec<(String, u64)>,
-        writes: Vec<(String, Option<Vec<u8>>)>,
-    ) -> BoxFuture<'_, Result<bool, ControlError>> {
+    fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnOutcome, StoreError>> {
         async move {
-            let left = self.crash.left.load(Ordering::SeqCst);
-            if left == usize::MAX {
-                return self.disk.txn(checks, writes).await;
+            match self.crash.left.load(Ordering::SeqCst) {
+                usize::MAX => {}
+                0 => return self.stop(txn).await,
+                left => self.crash.left.store(left - 1, Ordering::SeqCst),
             }
-            if left > 0 {
-                self.crash.left.store(left - 1, Ordering::SeqCst);
-                return self.disk.txn(checks, writes).await;
+            let outcome = self.disk.txn(txn).await;
+            let late = self.crash.late.load(Ordering::SeqCst);
+            self.crash
+                .late
+                .store(late.saturating_sub(1), Ordering::SeqCst);
+            if late == 1 {
+                Err(StoreError::Timeout)
+            } else {
+                outcome
             }
-            let first = self.crash.reached.fetch_add(1, Ordering::SeqCst) == 0;
-            if first && self.crash.unheard.load(Ordering::SeqCst) > 0 {
-                self.disk.txn(checks, writes).await?;
-            }
-            std::future::pending().await
         }
         .boxed()
+    }
+
+    fn watch(&self, range: Range, since: u64) -> Watch {
+        self.disk.watch(range, since)
     }
 }
