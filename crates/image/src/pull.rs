@@ -70,27 +70,20 @@ impl ImageStore {
     ) -> Result<ImageRecord, ImageError> {
         if reference.digest().is_some()
             && let Some(image) = self.resolve(reference, &options.platform).await?
-            && self.whole_image(&image.digest)?.is_some()
+            && self.is_whole(&image.digest).await?
         {
             return Ok(image);
         }
         let pull = async {
             let lock = Arc::new(self.lock(Mode::Shared).await?);
-            let registry = Registry::new(
-                reference,
-                options.auth,
-                &options.insecure_hosts,
-                &options.extra_roots,
-            );
+            let platform = options.platform.clone();
+            let registry = self.registry(reference, options).await?;
             let work = Pull {
                 store: self.clone(),
                 lock,
-                registry: registry.map_err(|source| ImageError::Registry {
-                    image: reference.to_string(),
-                    source,
-                })?,
+                registry,
                 reference: reference.clone(),
-                platform: options.platform,
+                platform,
                 counter: Counter::new(progress),
             };
             work.run().await
@@ -103,6 +96,35 @@ impl ImageStore {
                     limit: PULL_TIMEOUT,
                 })
             })
+    }
+}
+
+impl ImageStore {
+    async fn is_whole(&self, digest: &Digest) -> Result<bool, ImageError> {
+        let digest = digest.clone();
+        self.blocking(move |store| Ok(store.whole_image(&digest)?.is_some()))
+            .await
+    }
+
+    async fn registry(
+        &self,
+        reference: &Reference,
+        options: PullOptions,
+    ) -> Result<Registry, ImageError> {
+        let reference = reference.clone();
+        self.blocking(move |_| {
+            Registry::new(
+                &reference,
+                options.auth,
+                &options.insecure_hosts,
+                &options.extra_roots,
+            )
+            .map_err(|source| ImageError::Registry {
+                image: reference.to_string(),
+                source,
+            })
+        })
+        .await
     }
 }
 
@@ -220,23 +242,39 @@ impl Pull {
 
     async fn layer(&self, layer: &Descriptor, diff_id: &Digest) -> Result<SavedLayer, ImageError> {
         let turn = Arc::new(self.store.turn(diff_id).await?);
-        if let Some(saved) = self.store.layer(diff_id)? {
-            self.counter.add(layer.size);
-            return Ok(saved);
-        }
-        let path = self.store.layout().partial(diff_id, &layer.digest);
-        let first = Partial::open(&path, layer.size)?;
+        let first = match self.start(layer, diff_id).await? {
+            Start::There(saved) => {
+                self.counter.add(layer.size);
+                return Ok(saved);
+            }
+            Start::Missing(partial) => partial,
+        };
         let continued = first.len > 0;
         match self.fetch(first, layer, diff_id, &turn).await {
             // What an earlier process left may be damaged: it gets one chance.
             Err(
                 ImageError::Corrupt { .. } | ImageError::Size { .. } | ImageError::Layer { .. },
-            ) if continued => {
-                let again = Partial::open(&path, layer.size)?;
-                self.fetch(again, layer, diff_id, &turn).await
-            }
+            ) if continued => match self.start(layer, diff_id).await? {
+                Start::There(saved) => Ok(saved),
+                Start::Missing(again) => self.fetch(again, layer, diff_id, &turn).await,
+            },
             result => result,
         }
+    }
+
+    /// What there is of a layer whose turn it is.
+    async fn start(&self, layer: &Descriptor, diff_id: &Digest) -> Result<Start, ImageError> {
+        let diff_id = diff_id.clone();
+        let (blob, size) = (layer.digest.clone(), layer.size);
+        self.store
+            .blocking(move |store| {
+                if let Some(saved) = store.layer(&diff_id)? {
+                    return Ok(Start::There(saved));
+                }
+                let path = store.layout().partial(&diff_id, &blob);
+                Partial::open(&path, size).map(Start::Missing)
+            })
+            .await
     }
 
     /// Downloads and writes at the same time.
@@ -248,7 +286,6 @@ impl Pull {
         turn: &Arc<Turn>,
     ) -> Result<SavedLayer, ImageError> {
         let (sender, receiver) = mpsc::channel(NETWORK_CHUNKS);
-        let path = partial.path.clone();
         let offset = partial.len;
         self.counter.add(offset);
         let expected = Expected {
@@ -259,7 +296,13 @@ impl Pull {
         let mut chunks = Download::new(partial, receiver, layer.size);
         let writing = self.store.blocking(move |store| {
             let _held = &held;
-            store_layer(store, &mut chunks, &expected)
+            let written = store_layer(store, &mut chunks, &expected);
+            // Whole or damaged, there is nothing to continue. It is removed
+            // here because nobody may wait for this any more.
+            if written.is_ok() || chunks.seen >= chunks.size {
+                remove(&chunks.partial.path)?;
+            }
+            written
         });
         let sending = async move {
             let sender = sender;
@@ -271,8 +314,6 @@ impl Pull {
         if let Err(error) = sent {
             return Err(self.failed(error));
         }
-        // Whole or damaged: there is nothing to continue.
-        remove(&path)?;
         written
     }
 
@@ -286,6 +327,11 @@ impl Pull {
     fn unusable(&self, source: DocumentError) -> ImageError {
         ImageError::document(&self.reference)(source)
     }
+}
+
+enum Start {
+    There(SavedLayer),
+    Missing(Partial),
 }
 
 /// What has been downloaded of a blob, on disk.

@@ -1,4 +1,3 @@
-use std::io;
 use std::time::Duration;
 
 use skiff_types::ErrorKind;
@@ -123,9 +122,6 @@ pub enum RegistryError {
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]
     Tls(#[source] rustls::Error),
-    /// A file of certificate authorities cannot be used.
-    #[error("the certificate authorities cannot be read")]
-    Roots(#[source] io::Error),
 }
 
 impl RegistryError {
@@ -141,7 +137,7 @@ impl RegistryError {
             Self::Status { status, .. } if *status == 429 || *status >= 500 => {
                 ErrorKind::Unavailable
             }
-            Self::NoRoots | Self::Tls(_) | Self::Roots(_) => ErrorKind::Internal,
+            Self::NoRoots | Self::Tls(_) => ErrorKind::Internal,
             _ => ErrorKind::Failed,
         }
     }

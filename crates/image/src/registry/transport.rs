@@ -25,6 +25,7 @@ const AGENT: &str = concat!("skiff/", env!("CARGO_PKG_VERSION"));
 pub(super) struct Transport {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     insecure_hosts: Vec<String>,
+    knows_authorities: bool,
 }
 
 /// A request that can be sent again.
@@ -44,15 +45,18 @@ pub(super) struct Answer {
 }
 
 impl Transport {
+    /// Reads the system's certificate authorities: not for an async thread.
     pub fn new(
         insecure_hosts: &[String],
         extra_roots: &[CertificateDer<'static>],
     ) -> Result<Self, RegistryError> {
+        let roots = roots(extra_roots)?;
+        let knows_authorities = !roots.is_empty();
         let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(RegistryError::Tls)?
-            .with_root_certificates(roots(extra_roots)?)
+            .with_root_certificates(roots)
             .with_no_client_auth();
         let mut http = HttpConnector::new();
         http.enforce_http(false);
@@ -69,6 +73,7 @@ impl Transport {
         Ok(Self {
             client,
             insecure_hosts: insecure_hosts.to_vec(),
+            knows_authorities,
         })
     }
 
@@ -125,6 +130,9 @@ impl Transport {
                 url: clipped(&ask.uri.to_string()),
                 host,
             });
+        }
+        if ask.uri.scheme() == Some(&Scheme::HTTPS) && !self.knows_authorities {
+            return Err(RegistryError::NoRoots);
         }
         let mut request = Request::new(Full::new(ask.body.clone()));
         *request.method_mut() = ask.method.clone();
