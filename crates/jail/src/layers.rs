@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use skiff_types::Digest;
 
 use crate::failure::{Context, Step, refuse};
+use crate::loops;
 use crate::sys::{self, MountChange};
 
 /// Layers that may be mounted at a time.
@@ -145,7 +146,7 @@ fn mount_erofs(file: BorrowedFd<'_>) -> Step<OwnedFd> {
     match mount_source(&source) {
         // Kernels before 6.12, and some after, want a block device.
         Err(Errno::NOTBLK) => {
-            let device = crate::loops::attach(file)?;
+            let device = loops::attach(file, loops::Access::Read)?;
             mount_source(&device.path).at(STEP, format!("mount {}", device.path))
         }
         result => result.at(STEP, "mount the EROFS file"),

@@ -1,4 +1,5 @@
-//! Loop devices, for kernels that mount EROFS from block devices only.
+//! Loop devices: for writable layers on disk, and for kernels that mount EROFS
+//! from block devices only.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -7,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::failure::{Context, Step, refuse};
 
-const STEP: &str = "layer";
+const STEP: &str = "loop";
 /// Somebody else may take the device that we were told is free.
 const ATTEMPTS_MAX: u32 = 16;
 
@@ -43,6 +44,13 @@ struct LoopConfig {
     reserved: [u64; 8],
 }
 
+/// What may be done to the file through its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
 /// An attached device. It frees itself once it is closed and unmounted.
 #[derive(Debug)]
 pub(crate) struct LoopDevice {
@@ -51,8 +59,8 @@ pub(crate) struct LoopDevice {
     _device: OwnedFd,
 }
 
-/// Attaches the file, read-only, to a free loop device.
-pub(crate) fn attach(file: BorrowedFd<'_>) -> Step<LoopDevice> {
+/// Attaches the file to a free loop device.
+pub(crate) fn attach(file: BorrowedFd<'_>, access: Access) -> Step<LoopDevice> {
     let control = open("/dev/loop-control", OFlags::RDWR)?;
     for _ in 0..ATTEMPTS_MAX {
         // SAFETY: takes no argument.
@@ -61,8 +69,11 @@ pub(crate) fn attach(file: BorrowedFd<'_>) -> Step<LoopDevice> {
             return Err(std::io::Error::last_os_error()).at(STEP, "find a free loop device");
         }
         let path = format!("/dev/loop{number}");
-        let device = open(&path, OFlags::RDONLY)?;
-        match configure(device.as_fd(), file) {
+        let device = match access {
+            Access::Read => open(&path, OFlags::RDONLY)?,
+            Access::Write => open(&path, OFlags::RDWR)?,
+        };
+        match configure(device.as_fd(), file, access) {
             Ok(()) => {
                 return Ok(LoopDevice {
                     path,
@@ -80,11 +91,18 @@ fn open(path: &str, access: OFlags) -> Step<OwnedFd> {
     rustix::fs::open(path, access | OFlags::CLOEXEC, Mode::empty()).at(STEP, path)
 }
 
-fn configure(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+fn configure(
+    device: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    access: Access,
+) -> rustix::io::Result<()> {
     // SAFETY: the structure is plain numbers, for which zero means "not set".
     let mut config: LoopConfig = unsafe { std::mem::zeroed() };
     config.fd = file.as_raw_fd().cast_unsigned();
-    config.info.flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR;
+    config.info.flags = LO_FLAGS_AUTOCLEAR;
+    if access == Access::Read {
+        config.info.flags |= LO_FLAGS_READ_ONLY;
+    }
     // SAFETY: the structure has the kernel's layout and outlives the call.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
     if result < 0 {

@@ -192,10 +192,21 @@ pub(crate) fn close_from(first: u32) -> Result<()> {
 /// Puts every signal's action back to the default and blocks none: a program
 /// started by us starts as one started by a shell.
 pub(crate) fn reset_signals() {
+    // The kernel's own structure, all zero: SIG_DFL, no flags, an empty mask.
+    // The C library's call would pass over the two signals that it uses.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // SAFETY: the default action runs no code of ours; numbers that name
-        // no signal are refused.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the default action runs no code of ours; signals whose
+        // action cannot be set are refused.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                8,
+            )
+        };
     }
     // SAFETY: the set is initialised by sigemptyset before it is used.
     unsafe {

@@ -1,8 +1,10 @@
 //! Memory, processors, processes, space; freezing.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
-use skiff_wire::launcher::{Reply, Request};
+use skiff_wire::launcher::{Reply, Request, Writable};
 use support::{Client, Launcher, busybox, shell, wait_for};
 
 fn start() -> (Launcher, Client) {
@@ -174,4 +176,34 @@ fn the_steps_of_a_creation_are_timed() {
         client.exit_of(running.sandbox);
         client.destroy(running.sandbox);
     }
+}
+
+#[test]
+fn a_writable_layer_may_be_on_disk() {
+    let (launcher, mut client) = start();
+    let loops = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let script = "dd if=/dev/zero of=/file bs=1M count=100 2>/dev/null && stat -c '%s %u' /file; \
+                  echo own >/bin/sh.own; rm /bin/yes; ls /bin/yes 2>/dev/null; \
+                  dd if=/dev/zero of=/more bs=1M count=100 2>&1 | grep -o 'No space left on device'";
+    for _ in 0..2 {
+        let mut wanted = shell(&[busybox()], script);
+        wanted.process.uid = 0;
+        wanted.writable = Writable::Disk { bytes: 128 << 20 };
+        let (exit, out, err) = client.run(wanted);
+        assert_eq!((exit.code, &*err), (Some(0), ""));
+        assert_eq!(out, "104857600 0\nNo space left on device\n");
+        // Far more than its memory, and none of it was taken for that.
+        assert!(!exit.out_of_memory);
+    }
+    assert!(!loops().contains("/dev/loop"));
+    // The file had no name.
+    let names: Vec<_> = std::fs::read_dir(&launcher.folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| !name.to_string_lossy().starts_with("launcher"))
+        .collect();
+    assert!(names.is_empty(), "{names:?}");
+    let mut small = shell(&[busybox()], "true");
+    small.writable = Writable::Disk { bytes: 1000 };
+    assert!(client.create(small).is_err());
 }

@@ -1,5 +1,7 @@
 //! A sandbox from its creation to its end.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use support::{Launcher, busybox, shell, spec};

@@ -148,12 +148,13 @@ fn settle(birth: &Birth, plan: &Plan, fds: Vec<OwnedFd>) -> Step<(OwnedFd, Strea
         None => Some([next()?, next()?, next()?]),
         Some(_) => None,
     };
+    let disk = if plan.disk { Some(next()?) } else { None };
     rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
         .at("network", "enter the namespace")?;
     rustix::system::sethostname(plan.hostname.as_bytes()).at("root", "sethostname")?;
     sys::join_new_keyring();
     limit_resources(plan)?;
-    root::build(birth, plan, fds.collect())?;
+    root::build(birth, plan, disk, fds.collect())?;
     Ok((users, streams))
 }
 

@@ -16,6 +16,7 @@
 
 mod app;
 mod devices;
+mod disk;
 mod init;
 mod plan;
 mod root;

@@ -23,12 +23,15 @@ pub(crate) struct Birth {
 
 /// What turns a prepared process into a sandbox. Descriptors go along: the
 /// user namespace, the network namespace, stdin, stdout and stderr unless
-/// there is a terminal, then the layers, lowest first.
+/// there is a terminal, the file for the writable layer if it is on disk, then
+/// the layers, lowest first.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) process: ProcessSpec,
     pub(crate) hostname: String,
     pub(crate) writable_bytes: u64,
+    /// The writable layer is on disk.
+    pub(crate) disk: bool,
     pub(crate) readonly_root: bool,
     /// Columns and rows.
     pub(crate) terminal: Option<(u16, u16)>,

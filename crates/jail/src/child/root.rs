@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::devices;
+use super::disk;
 use super::plan::{Birth, Plan};
 use crate::failure::{Context, Step, refuse};
 use crate::layers::{attach, attach_on, make_owned, own, tmpfs};
@@ -40,8 +41,21 @@ pub(super) fn prepare(birth: &Birth) -> Step<()> {
 
 /// Builds the root from the layers and changes to it. The network namespace
 /// is the sandbox's already.
-pub(super) fn build(birth: &Birth, plan: &Plan, layers: Vec<OwnedFd>) -> Step<()> {
-    mount_overlay(birth, plan, layers)?;
+pub(super) fn build(
+    birth: &Birth,
+    plan: &Plan,
+    disk: Option<OwnedFd>,
+    layers: Vec<OwnedFd>,
+) -> Step<()> {
+    let writable = match disk {
+        Some(file) => disk::mount(file, birth.owner)?,
+        None => {
+            let size = plan.writable_bytes.to_string();
+            let options = [("mode", "0755"), ("size", &*size)];
+            tmpfs(&options, MountAttrFlags::empty()).at(STEP, "the writable layer")?
+        }
+    };
+    mount_overlay(birth, writable, layers)?;
     let root = open_folder(CWD, "root").at(STEP, "open the root")?;
     fill(&root, birth.owner, plan)?;
     devices::make_sys(&birth.cgroup_views)?;
@@ -57,14 +71,8 @@ pub(super) fn build(birth: &Birth, plan: &Plan, layers: Vec<OwnedFd>) -> Step<()
     rustix::process::chdir("/").at(STEP, "enter the root")
 }
 
-fn mount_overlay(birth: &Birth, plan: &Plan, layers: Vec<OwnedFd>) -> Step<()> {
+fn mount_overlay(birth: &Birth, writable: OwnedFd, layers: Vec<OwnedFd>) -> Step<()> {
     let folder = Mode::from_raw_mode(0o755);
-    let size = plan.writable_bytes.to_string();
-    let writable = tmpfs(
-        &[("mode", "0755"), ("size", &*size)],
-        MountAttrFlags::empty(),
-    )
-    .at(STEP, "the writable layer")?;
     make_owned(&writable, "u", folder, birth.owner).at(STEP, "the writable layer")?;
     rustix::fs::mkdirat(&writable, "w", folder).at(STEP, "the writable layer")?;
     rustix::fs::mkdir("w", folder).at(STEP, "mkdir w")?;

@@ -29,6 +29,8 @@ const LABEL_BYTES_MAX: usize = 16 * 1024;
 const GROUPS_MAX: usize = 64;
 /// Below this the init itself would not fit.
 const MEMORY_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// Below this ext4 has no room for anything.
+const DISK_BYTES_MIN: u64 = 4 * 1024 * 1024;
 const PIDS_MIN: u32 = 2;
 const CWD_BYTES_MAX: usize = 4000;
 
@@ -36,9 +38,15 @@ const CWD_BYTES_MAX: usize = 4000;
 struct Prepared {
     seat: u64,
     network: Network,
-    streams: Streams,
-    views: Vec<OwnedFd>,
+    furniture: Furniture,
     steps_us: Vec<(String, u32)>,
+}
+
+/// What a process needs to become its sandbox.
+struct Furniture {
+    streams: Streams,
+    disk: Option<OwnedFd>,
+    views: Vec<OwnedFd>,
 }
 
 /// The application's streams, and what the launcher and the client hold.
@@ -91,11 +99,10 @@ impl Launcher {
         };
         let seated = self.clock.now();
         match self.furnish(spec, seat, fds) {
-            Ok((streams, views)) => Ok(Prepared {
+            Ok(furniture) => Ok(Prepared {
                 seat,
                 network,
-                streams,
-                views,
+                furniture,
                 steps_us: vec![
                     step("network", begun, networked),
                     step("clone", networked, seated),
@@ -109,12 +116,7 @@ impl Launcher {
         }
     }
 
-    fn furnish(
-        &mut self,
-        spec: &SandboxSpec,
-        seat: u64,
-        fds: Vec<OwnedFd>,
-    ) -> Step<(Streams, Vec<OwnedFd>)> {
+    fn furnish(&mut self, spec: &SandboxSpec, seat: u64, fds: Vec<OwnedFd>) -> Step<Furniture> {
         let range = self.seat(seat)?.range;
         let limits = Limits {
             memory_bytes: spec.memory_bytes,
@@ -126,7 +128,27 @@ impl Launcher {
         let view = |layer: &Digest| self.kept.layers.view(layer, namespace);
         let views = spec.layers.iter().map(view).collect::<Step<_>>()?;
         let streams = open_streams(spec, fds, Ranges::base(range))?;
-        Ok((streams, views))
+        Ok(Furniture {
+            streams,
+            disk: self.open_disk(spec.writable)?,
+            views,
+        })
+    }
+
+    /// A sparse file without a name, for a writable layer on disk.
+    fn open_disk(&self, writable: Writable) -> Step<Option<OwnedFd>> {
+        const STEP: &str = "disk";
+        let Writable::Disk { bytes } = writable else {
+            return Ok(None);
+        };
+        let folder = self.options.disk_dir.as_ref();
+        let folder =
+            folder.ok_or_else(|| refuse(STEP, "the launcher has no folder for writable layers"))?;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file =
+            rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR).at(STEP, folder.display())?;
+        rustix::fs::ftruncate(&file, bytes).at(STEP, "set the size")?;
+        Ok(Some(file))
     }
 
     /// Registers the sandbox and tells its process. From here on a failure is
@@ -150,7 +172,7 @@ impl Launcher {
             network: Some(prepared.network),
             app: None,
             status: None,
-            outputs: prepared.streams.outputs,
+            outputs: prepared.furniture.streams.outputs,
             frozen: false,
             freeze_waiter: None,
             destroy_waiters: Vec::new(),
@@ -167,8 +189,10 @@ impl Launcher {
     fn send(&self, prepared: &Prepared, plan: &Plan) -> Step<()> {
         let range = self.seat(prepared.seat)?.range;
         let mut fds = vec![self.kept.ranges.namespace(range)?, prepared.network.as_fd()];
-        fds.extend(prepared.streams.app.iter().map(AsFd::as_fd));
-        fds.extend(prepared.views.iter().map(AsFd::as_fd));
+        let furniture = &prepared.furniture;
+        fds.extend(furniture.streams.app.iter().map(AsFd::as_fd));
+        fds.extend(furniture.disk.iter().map(AsFd::as_fd));
+        fds.extend(furniture.views.iter().map(AsFd::as_fd));
         self.send_plan(prepared.seat, plan, &fds)
     }
 }
@@ -188,6 +212,7 @@ fn plan(spec: &SandboxSpec, network: &Network) -> Plan {
         writable_bytes: match spec.writable {
             Writable::Tmpfs { bytes } | Writable::Disk { bytes } => bytes,
         },
+        disk: matches!(spec.writable, Writable::Disk { .. }),
         readonly_root: spec.readonly_root,
         terminal: match spec.stdio {
             Stdio::Terminal { columns, rows } => Some((columns, rows)),
@@ -233,8 +258,8 @@ fn check(spec: &SandboxSpec, fds: usize) -> Step<()> {
         format!("{expected} descriptors are expected, {fds} came")
     } else if spec.layers.is_empty() || spec.layers.len() > LAYERS_MAX {
         format!("{} layers are not 1 to {LAYERS_MAX}", spec.layers.len())
-    } else if matches!(spec.writable, Writable::Disk { .. }) {
-        "writable layers on disk are not available".to_owned()
+    } else if matches!(spec.writable, Writable::Disk { bytes } if bytes < DISK_BYTES_MIN) {
+        format!("a disk is at least {DISK_BYTES_MIN} bytes")
     } else if spec.memory_bytes < MEMORY_BYTES_MIN {
         format!("{} bytes of memory are too few", spec.memory_bytes)
     } else if spec.pids < PIDS_MIN {

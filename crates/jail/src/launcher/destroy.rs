@@ -75,7 +75,10 @@ impl Launcher {
             return;
         };
         self.kept.ranges.release(seat.range);
-        let Some(id) = seat.holder else {
+        let holder = seat.holder;
+        // Whoever is told that nothing is left finds nothing.
+        drop(seat);
+        let Some(id) = holder else {
             return;
         };
         if let Some(sandbox) = self.kept.sandboxes.get_mut(&id) {
@@ -101,6 +104,8 @@ impl Launcher {
         if let Some(network) = sandbox.network {
             self.release_network(network);
         }
+        // Whoever is told that nothing is left finds nothing.
+        drop((sandbox.app, sandbox.outputs));
         if let State::Failed { reply, refusal } = sandbox.state {
             self.reply(reply, Err(refusal), Vec::new());
         }

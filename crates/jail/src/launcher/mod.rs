@@ -51,6 +51,9 @@ pub struct LauncherOptions {
     pub allowed_uid: u32,
     /// Where servers of one host divide user ids among themselves.
     pub lock_dir: PathBuf,
+    /// Where writable layers on disk are; without it there are none. The file
+    /// system must know files without names (O_TMPFILE).
+    pub disk_dir: Option<PathBuf>,
     /// Of instances' networks.
     pub network: NetOptions,
     /// The descriptor of an earlier launcher's state (`--resume`).
@@ -66,6 +69,7 @@ impl LauncherOptions {
             run_dir,
             allowed_uid,
             lock_dir: PathBuf::from("/run/lock/skiff"),
+            disk_dir: None,
             network: NetOptions::default(),
             resume: None,
         }

@@ -15,6 +15,7 @@ fn options() -> Option<LauncherOptions> {
     let run_dir = args.next()?.into();
     let mut options = LauncherOptions::new(server, run_dir, 0);
     options.lock_dir = args.next()?.into();
+    options.disk_dir = Some(options.run_dir.clone());
     options.network.lock_folder = options.lock_dir.join("net");
     if args.next().as_deref() == Some("--resume") {
         options.resume = Some(args.next()?.parse().ok()?);

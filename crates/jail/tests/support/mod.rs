@@ -1,6 +1,7 @@
 //! A real launcher process, a blocking client, and layers made by
 //! `mkfs.erofs` from folders with busybox in them.
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::VecDeque;
 use std::fs::File;
