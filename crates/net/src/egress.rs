@@ -35,6 +35,7 @@ use crate::nft::{self, Set};
 use crate::route::{self, Link, Route, Veth};
 use crate::share::Share;
 use crate::table::{self, MEMBERS, Table};
+use crate::uplink;
 
 /// The instance's interface; a namespace that is new has none of this index.
 const INSIDE_NAME: &str = "eth0";
@@ -127,7 +128,7 @@ impl Egress {
             route: Socket::route().step("open a netlink socket for", server)?,
             filter: Socket::netfilter().step("open a netlink socket for", server)?,
         };
-        forward_on_uplinks(&egress.route).step("turn on forwarding for", server)?;
+        uplink::forward(&options.lock_folder, &egress.route)?;
         let members = egress
             .live
             .iter()
@@ -304,7 +305,8 @@ impl Egress {
     pub(crate) fn close(self, server: ServerId, options: &NetOptions) -> Result<(), NetError> {
         remove_links(&self.route, server, |_| true).step("remove the links of", server)?;
         remove_table(&self.filter, &self.table)?;
-        self.share.end(&options.lock_folder)
+        self.share.end(&options.lock_folder)?;
+        uplink::stop_if_last(&options.lock_folder)
     }
 
     /// Addresses are used in a ring, so that one comes back late: what is
@@ -428,20 +430,6 @@ fn foreign_routes(socket: &Socket, server: ServerId) -> io::Result<Vec<Ipv4Net>>
 
 fn overlaps(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other) || other.contains(&one)
-}
-
-/// Lets answers in where default routes lead out. The host's other
-/// interfaces stay as they are.
-fn forward_on_uplinks(socket: &Socket) -> io::Result<()> {
-    let links = route::links(socket)?;
-    let routes = route::routes(socket)?;
-    for uplink in routes.iter().filter(|route| route.to.prefix_len() == 0) {
-        let link = links.iter().find(|link| link.index == uplink.index);
-        if let Some(link) = link {
-            set_sysctl(&format!("ipv4/conf/{}/forwarding", link.name), "1")?;
-        }
-    }
-    Ok(())
 }
 
 /// A locally administered address of the pair, told apart by the instance's.

@@ -12,9 +12,10 @@ use skiff_types::ServerId;
 use skiff_wire::launcher::PoolConfig;
 
 use crate::egress::link_prefix;
-use crate::namespace::{Visit, current, set_sysctl};
+use crate::namespace::{Visit, current, get_sysctl, set_sysctl};
 use crate::netlink::{Request, Socket};
 use crate::route::{self, Veth};
+use crate::table::CONNECTIONS_MAX;
 use crate::{NetOptions, Network, Networks, SweepReport};
 
 /// Nobody announces it: were it ever to leak, it would go nowhere.
@@ -70,6 +71,8 @@ fn in_a_world(test: impl FnOnce(&World)) {
     route::add_address(&mut request, up, HOST.into());
     route::add_route(&mut request, up, Ipv4Net::default(), None);
     socket.execute(&request).unwrap();
+    // As strict as a distribution may have it.
+    set_sysctl("ipv4/conf/all/rp_filter", "1").unwrap();
     within(&internet, || wait_operational(50));
     test(&World {
         internet,
@@ -80,11 +83,23 @@ fn in_a_world(test: impl FnOnce(&World)) {
 
 impl World {
     fn networks(&self, number: u32) -> Networks {
+        self.networks_allowing(number, &[])
+    }
+
+    fn networks_allowing(&self, number: u32, allowed: &[&str]) -> Networks {
+        let allowed = allowed.iter().map(|net| net.parse().unwrap()).collect();
         let options = NetOptions {
-            lock_folder: self.folder.path().to_owned(),
-            ..NetOptions::default()
+            allowed,
+            ..self.options()
         };
         Networks::open(server(number), options).unwrap()
+    }
+
+    fn options(&self) -> NetOptions {
+        NetOptions {
+            lock_folder: self.folder.path().to_owned(),
+            ..NetOptions::default()
+        }
     }
 
     /// Names of the links that the host has beside its own.
@@ -184,12 +199,7 @@ fn private_metadata_and_host_addresses_are_refused() {
 #[test]
 fn an_operator_may_allow_a_private_range() {
     in_a_world(|world| {
-        let options = NetOptions {
-            lock_folder: world.folder.path().to_owned(),
-            allowed: vec!["10.9.0.0/16".parse().unwrap()],
-            ..NetOptions::default()
-        };
-        let mut networks = Networks::open(server(1), options).unwrap();
+        let mut networks = world.networks_allowing(1, &["10.9.0.0/16"]);
         let network = networks.take(true).unwrap();
         connect(&network, PRIVATE, PORT).unwrap();
         assert_refused(&network, METADATA, PORT);
@@ -199,7 +209,9 @@ fn an_operator_may_allow_a_private_range() {
 #[test]
 fn neighbours_are_refused_of_the_same_server_and_of_another() {
     in_a_world(|world| {
-        let (mut one, mut two) = (world.networks(1), world.networks(2));
+        // Whatever an operator allows, instances are not part of it.
+        let mut one = world.networks_allowing(1, &["100.64.0.0/10"]);
+        let mut two = world.networks(2);
         let network = one.take(true).unwrap();
         for neighbour in [one.take(true).unwrap(), two.take(true).unwrap()] {
             let address = neighbour.address().unwrap();
@@ -239,6 +251,8 @@ fn nobody_connects_in_from_outside() {
 #[test]
 fn an_address_that_is_not_the_instances_own_is_dropped() {
     in_a_world(|world| {
+        // It is the table that drops it, not a host's reverse path filter.
+        set_sysctl("ipv4/conf/all/rp_filter", "0").unwrap();
         let mut networks = world.networks(1);
         let network = networks.take(true).unwrap();
         let other = networks.take(true).unwrap().address().unwrap();
@@ -336,11 +350,7 @@ fn an_upgrade_keeps_networks_ready_taken_and_claimed() {
         while networks.refill_one().unwrap() {}
         let (state, fds) = networks.into_parts();
         let (taken_state, taken_fd) = taken.into_parts();
-        let options = NetOptions {
-            lock_folder: world.folder.path().to_owned(),
-            ..NetOptions::default()
-        };
-        let mut networks = Networks::from_parts(server(1), options, state, fds).unwrap();
+        let mut networks = Networks::from_parts(server(1), world.options(), state, fds).unwrap();
         networks.configure(PoolConfig {
             networks: 0,
             egress_networks: 0,
@@ -377,6 +387,66 @@ fn a_part_of_the_pool_that_the_host_routes_elsewhere_is_avoided() {
                 .unwrap()
                 .contains(&address)
         );
+    });
+}
+
+/// Whether the host forwards what comes in from outside.
+fn forwards() -> bool {
+    get_sysctl("ipv4/conf/up0/forwarding").unwrap().as_deref() == Some("1")
+}
+
+#[test]
+fn forwarding_ends_with_the_last_server_even_after_a_crash() {
+    in_a_world(|world| {
+        assert!(!forwards());
+        let (mut one, mut two) = (world.networks(1), world.networks(2));
+        one.take(true).unwrap();
+        two.take(true).unwrap();
+        assert!(forwards());
+        one.close().unwrap();
+        assert!(forwards());
+        drop(two);
+        world.networks(2).sweep().unwrap();
+        assert!(!forwards());
+    });
+}
+
+#[test]
+fn forwarding_stays_when_it_is_the_hosts_own_setting() {
+    in_a_world(|world| {
+        let mut networks = world.networks(1);
+        networks.take(true).unwrap();
+        set_sysctl("ipv4/conf/all/forwarding", "1").unwrap();
+        networks.close().unwrap();
+        assert!(forwards());
+    });
+}
+
+#[test]
+fn an_instance_has_so_many_connections_and_its_neighbours_theirs() {
+    in_a_world(|world| {
+        let sink = within(&world.internet, || {
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 7002)).unwrap()
+        });
+        sink.set_nonblocking(true).unwrap();
+        let mut networks = world.networks(1);
+        let greedy = networks.take(true).unwrap();
+        let modest = networks.take(true).unwrap();
+        let mut arrived = 0;
+        let many = u16::try_from(CONNECTIONS_MAX + 100).unwrap();
+        for port in 20_000..20_000 + many {
+            within(&greedy, || {
+                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+                socket.send_to(b"more", (PUBLIC, 7002)).unwrap();
+            });
+            arrived += u32::from(sink.recv(&mut [0; 8]).is_ok());
+        }
+        while sink.recv(&mut [0; 8]).is_ok() {
+            arrived += 1;
+        }
+        assert!(arrived > CONNECTIONS_MAX / 2, "{arrived}");
+        assert!(arrived <= CONNECTIONS_MAX, "{arrived}");
+        connect(&modest, PUBLIC, PORT).unwrap();
     });
 }
 

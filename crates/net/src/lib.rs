@@ -28,6 +28,7 @@ mod nft;
 mod route;
 mod share;
 mod table;
+mod uplink;
 
 pub use error::NetError;
 pub use inside::{DNS_LISTEN_PORT, GATEWAY_LISTEN_PORT, SERVICE_ADDRESS};

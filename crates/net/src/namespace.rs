@@ -68,3 +68,12 @@ pub(crate) fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
         result => result,
     }
 }
+
+/// Reads such a file; `None` when it is not there.
+pub(crate) fn get_sysctl(name: &str) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(format!("/proc/sys/net/{name}")) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}

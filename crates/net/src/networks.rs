@@ -16,6 +16,7 @@ use crate::netlink::Socket;
 use crate::network::{Network, NetworkState};
 use crate::share;
 use crate::table;
+use crate::uplink;
 
 /// The most namespaces of one kind that are kept ready.
 pub const READY_MAX: u32 = 1024;
@@ -227,6 +228,7 @@ impl Networks {
             report.tables = usize::from(removed);
         }
         report.claims = share::sweep(&self.options.lock_folder, self.server)?;
+        uplink::stop_if_last(&self.options.lock_folder)?;
         Ok(report)
     }
 

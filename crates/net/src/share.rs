@@ -96,6 +96,24 @@ pub(crate) fn sweep(folder: &Path, server: ServerId) -> Result<usize, NetError> 
     Ok(swept)
 }
 
+/// Whether any server of this host lives and has a claim. The caller has the
+/// lock.
+pub(crate) fn any_alive(folder: &Path) -> Result<bool, NetError> {
+    let failed = |source| file_error("read", folder, source);
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if !matches!(owner(&path)?, Owner::Server(_)) {
+            continue;
+        }
+        match flock(open(&path)?, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(true),
+            Err(error) => return Err(file_error("lock", &path, error.into())),
+        }
+    }
+    Ok(false)
+}
+
 /// The parts of a pool; a pool smaller than a part is one itself.
 fn parts(pool: Ipv4Net) -> Result<impl Iterator<Item = Ipv4Net>, NetError> {
     if pool.prefix_len() > POOL_PREFIX_MAX {
@@ -167,7 +185,7 @@ fn take(path: &Path, server: ServerId) -> Result<Option<OwnedFd>, NetError> {
 }
 
 /// The lock under which claims are made and ended.
-fn lock(folder: &Path) -> Result<File, NetError> {
+pub(crate) fn lock(folder: &Path) -> Result<File, NetError> {
     std::fs::create_dir_all(folder).map_err(|error| file_error("make", folder, error))?;
     let path = folder.join("lock");
     let file = open(&path)?;

@@ -45,7 +45,7 @@ const DENIED: [&str; 15] = [
 
 /// Connections an instance may have at a time: the host's connection table
 /// is one for all.
-const CONNECTIONS_MAX: u32 = 4096;
+pub(crate) const CONNECTIONS_MAX: u32 = 4096;
 const NFT_DEADLINE: Duration = Duration::from_secs(20);
 /// What of nft's complaint is kept.
 const MESSAGE_MAX: u64 = 2048;
