@@ -23,4 +23,6 @@ pub use container::ContainerBackend;
 pub use doctor::{Check, host_checks};
 pub use launcher::{Exits, LauncherClient, LauncherError};
 pub use null::{NullBackend, NullOptions};
-pub use port::{Backend, CreateSpec, Created, Found, LayerFile, Output, Sandbox, SandboxError};
+pub use port::{
+    Backend, CreateSpec, Created, Found, LayerFile, Listeners, Output, Sandbox, SandboxError,
+};

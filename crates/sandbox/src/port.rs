@@ -54,6 +54,11 @@ pub trait Sandbox: Debug + Send + Sync + 'static {
     /// ended. An exit with neither code nor signal says that the sandbox is
     /// gone and nobody knows how.
     fn exited(&self) -> BoxFuture<'_, Exit>;
+    /// Where its calls to Skiff's own services arrive; `None` when it has no
+    /// network of its own to make them from.
+    fn listeners(&self) -> BoxFuture<'_, Result<Option<Listeners>, SandboxError>> {
+        Box::pin(async { Ok(None) })
+    }
     /// Kills what runs and removes everything. Nothing is left when it is done.
     fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>>;
 }
@@ -87,6 +92,18 @@ pub struct Output {
     pub stdout: OwnedFd,
     /// Standard error.
     pub stderr: OwnedFd,
+}
+
+/// Sockets in a sandbox's network: whoever serves them serves that instance
+/// and nobody else.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The gateway's, TCP, listening.
+    pub gateway: OwnedFd,
+    /// The DNS forwarder's, UDP.
+    pub dns_udp: OwnedFd,
+    /// The DNS forwarder's, TCP, listening.
+    pub dns_tcp: OwnedFd,
 }
 
 /// What a sandbox is made of; the same for every class.

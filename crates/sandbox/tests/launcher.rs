@@ -173,6 +173,25 @@ async fn connections_reach_the_application_once_it_listens() {
 }
 
 #[tokio::test]
+async fn a_sandbox_gives_the_sockets_its_calls_arrive_at() {
+    let asked = std::sync::atomic::AtomicU8::new(2);
+    let (_launcher, socket) = FakeLauncher::start(move |envelope, _| match envelope.request {
+        Request::Listeners { sandbox } => {
+            // Two at first, which is one too few.
+            let count = asked.fetch_add(1, Ordering::SeqCst);
+            let request = Request::Sockets { sandbox, count };
+            let id = envelope.id;
+            obey(&Envelope { id, request })
+        }
+        _ => obey(envelope),
+    });
+    let backend = backend(socket).await;
+    let sandbox = backend.create(spec(id(1))).await.unwrap().sandbox;
+    assert!(sandbox.listeners().await.is_err());
+    assert!(sandbox.listeners().await.unwrap().is_some());
+}
+
+#[tokio::test]
 async fn calls_come_from_any_runtime() {
     let (_launcher, socket) = FakeLauncher::obedient();
     let client = client(socket).await;

@@ -1,7 +1,22 @@
+use std::fmt::Debug;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use skiff_sandbox::Sandbox;
+use skiff_types::{InstanceId, RevisionId};
+
 use crate::LogLimits;
+
+/// Told of every sandbox while it is there, adopted ones included. Calls
+/// return at once.
+pub trait SandboxWatcher: Debug + Send + Sync + 'static {
+    /// It is there; the application in it may not be ready yet, and may need
+    /// what is done here to become so.
+    fn there(&self, revision: &RevisionId, sandbox: &Arc<dyn Sandbox>);
+    /// It is about to be removed, or is left to the next server.
+    fn gone(&self, instance: InstanceId);
+}
 
 /// How a worker works.
 #[derive(Clone, Debug)]
@@ -22,6 +37,8 @@ pub struct WorkerConfig {
     pub adopt_deadline: Duration,
     /// How long after SIGKILL an instance's end is waited for.
     pub kill_deadline: Duration,
+    /// Who is told of sandboxes, such as what serves their calls.
+    pub watcher: Option<Arc<dyn SandboxWatcher>>,
 }
 
 impl WorkerConfig {
@@ -37,6 +54,7 @@ impl WorkerConfig {
             step_deadline: Duration::from_secs(120),
             adopt_deadline: Duration::from_secs(10),
             kill_deadline: Duration::from_secs(10),
+            watcher: None,
         }
     }
 }

@@ -29,7 +29,7 @@ mod worker;
 
 pub use adopt::Adopted;
 pub use class::{Backends, Seat};
-pub use config::WorkerConfig;
+pub use config::{SandboxWatcher, WorkerConfig};
 pub use error::{EndReason, StartError, StartFailure, WorkerError};
 pub use instance::{InstanceInfo, InstanceState};
 pub use life::{Ended, Phases, Started};

@@ -256,6 +256,9 @@ impl Life {
             .sandbox
             .get_or_init(|| created.sandbox)
             .clone();
+        if let Some(watcher) = &self.inner.config.watcher {
+            watcher.there(&self.instance.label.revision, &sandbox);
+        }
         if let (Some(output), Some(sink)) = (created.output, self.instance.sink.clone()) {
             let (until, reader) = watch::channel(Reader::Open);
             let (ended, end) = oneshot::channel();
@@ -436,8 +439,16 @@ impl Life {
             until.send_replace(Reader::Left);
             let _late = timeout(LAST_OUTPUT_DEADLINE, end).await;
         }
+        self.tell_gone();
         self.inner.table.remove(self.instance.id);
         self.instance.done.send_replace(true);
+    }
+
+    fn tell_gone(&self) {
+        if let (Some(watcher), Some(_)) = (&self.inner.config.watcher, self.instance.sandbox.get())
+        {
+            watcher.gone(self.instance.id);
+        }
     }
 
     fn record_start(&self) {
@@ -471,6 +482,7 @@ impl Life {
                 Some(exit) => cpu_us = cpu_us.max(exit.cpu_us),
                 None => cpu_us = cpu_us.max(last_reading(instance).await),
             }
+            self.tell_gone();
             destroy(instance.id, &**sandbox).await;
         }
         if let Some(sink) = &instance.sink {

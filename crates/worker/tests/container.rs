@@ -183,6 +183,7 @@ async fn a_container_lives_through_two_servers() {
         .unwrap();
     eprintln!("{:?}", started.phases);
     assert_eq!(started.class, IsolationClass::Container);
+    assert!(started.sandbox.listeners().await.unwrap().is_some());
     assert!(get(&*started.sandbox).await.ends_with("from a container"));
     worker
         .start(id(2), Arc::new(host.launch(APPLICATION)))

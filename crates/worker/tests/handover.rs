@@ -28,6 +28,15 @@ async fn a_new_worker_adopts_what_is_wanted_and_ends_the_rest() {
             .unwrap();
     }
     f.worker.pause(id(4)).await.unwrap();
+    let mut follow = f.worker.follow(query()).await.unwrap();
+    f.backend.sandbox(id(1)).print("before\nhalf a");
+    while timeout(PATIENCE, follow.next())
+        .await
+        .unwrap()
+        .unwrap()
+        .text
+        != "before"
+    {}
     f.worker
         .shutdown(ShutdownMode::LeaveRunning, PATIENCE)
         .await;
@@ -73,6 +82,7 @@ async fn a_new_worker_adopts_what_is_wanted_and_ends_the_rest() {
     assert_eq!(f.backend.alive(), 0);
     assert_eq!((f.diary.starts(), f.diary.ends().len()), (4, 4));
     let lines = next.logs(query()).await.unwrap();
+    assert!(lines.iter().any(|line| line.text == "half a"));
     let waited = lines
         .iter()
         .find(|line| line.text == "while nobody was there");

@@ -14,7 +14,7 @@ use common::{
 use skiff_base::chain;
 use skiff_types::{ErrorKind, IsolationClass, IsolationRequest, ProbeKind};
 use skiff_wire::launcher::Exit;
-use skiff_worker::{EndReason, InstanceState, StartFailure, WorkerError};
+use skiff_worker::{EndReason, InstanceState, StartFailure, WorkerConfig, WorkerError};
 use tokio::time::timeout;
 
 const NO_GRACE: Duration = Duration::ZERO;
@@ -316,6 +316,35 @@ async fn a_paused_instance_is_resumed_to_be_stopped() {
     ];
     assert_eq!(f.diary.steering(), all);
     assert!(f.worker.pause(id(1)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_watcher_is_told_of_every_sandbox_while_it_is_there() {
+    let mut watched = fixture();
+    let diary = common::Diary::default();
+    let mut config = WorkerConfig::new(watched.folder.path().join("watched"));
+    config.watcher = Some(Arc::new(diary.clone()));
+    (watched.worker, watched.ends) = common::worker_over(&watched.backend, config);
+    let start = |n| watched.worker.start(id(n), Arc::new(launch()));
+    start(1).await.unwrap();
+    watched.worker.stop(id(1), NO_GRACE, "idle").await.unwrap();
+    watched.backend.script(Script {
+        exit: Some(exited(1)),
+        ..Script::default()
+    });
+    start(2).await.unwrap_err();
+    watched.backend.script(Script {
+        refuse: true,
+        ..Script::default()
+    });
+    start(3).await.unwrap_err();
+    let told = [
+        Happened::There(id(1)),
+        Happened::Gone(id(1)),
+        Happened::There(id(2)),
+        Happened::Gone(id(2)),
+    ];
+    assert_eq!(diary.all(), told);
 }
 
 #[tokio::test]

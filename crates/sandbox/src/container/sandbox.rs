@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::connect::{Tried, finish, into_stream, try_now};
 use super::{Link, refused, unexpected};
 use crate::launcher::UNKNOWN_EXIT;
-use crate::{Sandbox, SandboxError};
+use crate::{Listeners, Sandbox, SandboxError};
 
 /// Sockets asked for at once: a probe, a request, and some in reserve.
 const SOCKETS_ASKED: u8 = 4;
@@ -133,6 +133,23 @@ impl Sandbox for ContainerSandbox {
         Box::pin(async move {
             let known = exit.wait_for(Option::is_some).await;
             known.ok().and_then(|exit| *exit).unwrap_or(UNKNOWN_EXIT)
+        })
+    }
+
+    fn listeners(&self) -> BoxFuture<'_, Result<Option<Listeners>, SandboxError>> {
+        Box::pin(async move {
+            let asked = self.ask(Request::Listeners { sandbox: self.id }).await?;
+            let (Reply::Descriptors, fds) = asked else {
+                return Err(unexpected("listeners"));
+            };
+            match <[OwnedFd; 3]>::try_from(fds) {
+                Ok([gateway, dns_udp, dns_tcp]) => Ok(Some(Listeners {
+                    gateway,
+                    dns_udp,
+                    dns_tcp,
+                })),
+                Err(_others) => Err(unexpected("listeners")),
+            }
         })
     }
 

@@ -19,7 +19,8 @@ use skiff_types::{
 };
 use skiff_wire::launcher::{Exit, Stats};
 use skiff_worker::{
-    Backends, Ended, InstanceEnd, InstanceStart, Worker, WorkerConfig, WorkerRecords,
+    Backends, Ended, InstanceEnd, InstanceStart, SandboxWatcher, Worker, WorkerConfig,
+    WorkerRecords,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,6 +61,8 @@ pub enum Happened {
     Pause,
     Resume,
     Destroy(InstanceId),
+    There(InstanceId),
+    Gone(InstanceId),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -105,6 +108,15 @@ impl WorkerRecords for Diary {
     }
     fn instance_end(&self, end: &InstanceEnd) {
         self.push(Happened::End(end.clone()));
+    }
+}
+
+impl SandboxWatcher for Diary {
+    fn there(&self, _revision: &RevisionId, sandbox: &Arc<dyn Sandbox>) {
+        self.push(Happened::There(sandbox.id()));
+    }
+    fn gone(&self, instance: InstanceId) {
+        self.push(Happened::Gone(instance));
     }
 }
 
