@@ -57,7 +57,21 @@ struct Host {
     folder: tempfile::TempDir,
     layer: (Digest, PathBuf),
     diary: Diary,
-    launcher: Child,
+    launcher: Launcher,
+}
+
+/// Ends with the test, also when that fails.
+struct Launcher(Child);
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
+            // SIGTERM is its orderly end.
+            let pid = rustix::process::Pid::from_child(&self.0);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+            self.0.wait().unwrap();
+        }
+    }
 }
 
 impl Host {
@@ -78,7 +92,7 @@ impl Host {
             layer: (Digest::from_sha256([1; 32]), path),
             folder,
             diary: Diary::default(),
-            launcher,
+            launcher: Launcher(launcher),
         }
     }
 
@@ -117,7 +131,7 @@ impl Host {
         let client = self.client().await;
         assert!(client.list().await.unwrap().is_empty());
         client.shutdown().await.unwrap();
-        let ended = tokio::task::spawn_blocking(move || self.launcher.wait().unwrap());
+        let ended = tokio::task::spawn_blocking(move || self.launcher.0.wait().unwrap());
         assert!(timeout(PATIENCE, ended).await.unwrap().unwrap().success());
     }
 }
