@@ -12,12 +12,13 @@ use http::HeaderValue;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use skiff_types::limits;
 use tokio::net::TcpStream;
 
 use crate::forward::{self, Client, Scope};
 use crate::lane::{Lane, Watched, Word};
+use crate::socket::Socket;
 
 /// RFC 9113 §3.4; no HTTP/1 method begins so.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
@@ -125,7 +126,7 @@ async fn http1(client: Arc<Client>, stream: TcpStream, watched: &Watched) {
         .max_buf_size(limits::HEADER_BYTES_MAX)
         .max_headers(FIELDS_MAX)
         .pipeline_flush(false)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(Socket::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let mut draining = false;
@@ -152,7 +153,7 @@ async fn http2(client: Arc<Client>, stream: TcpStream, watched: &Watched) {
         .max_header_list_size(u32::try_from(limits::HEADER_BYTES_MAX).unwrap_or(u32::MAX))
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(Socket::new(stream), service);
     let mut connection = pin!(connection);
     let mut draining = false;
     let ended = std::future::poll_fn(|cx| {

@@ -172,7 +172,7 @@ async fn forward(
         let attempt = attempt(client, &mut visit, request).await;
         match attempt {
             Attempt::Answered(answered) => {
-                return respond(visit, *answered, version, upgrading).await;
+                return respond(visit, answered, version, upgrading);
             }
             Attempt::Elsewhere(again) if left > 1 => {
                 client.lane.shared.metrics.retries.up();
@@ -212,8 +212,12 @@ fn refuse_slot(visit: Visit, refusal: crate::revision::Refusal) -> Answer {
 }
 
 /// What came of one slot.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one, and a box would cost each request"
+)]
 enum Attempt {
-    Answered(Box<Answered>),
+    Answered(Answered),
     /// Nothing of the request was processed.
     Elsewhere(Box<Request<RequestBody>>),
     Failed(Box<Answer>),
@@ -231,7 +235,7 @@ async fn attempt(client: &Client, visit: &mut Visit, request: Request<RequestBod
         return Attempt::Elsewhere(Box::new(request));
     };
     let (revision, instance) = (slot.revision.clone(), slot.instance.clone());
-    if instance.is_paused() && !wake(client, slot).await {
+    if instance.is_paused() && !Box::pin(wake(client, slot)).await {
         return Attempt::Elsewhere(Box::new(request));
     }
     let timeout = Duration::from_millis(revision.route.timeout_ms);
@@ -241,11 +245,11 @@ async fn attempt(client: &Client, visit: &mut Visit, request: Request<RequestBod
     }
     let exchange = exchange(client, visit, request);
     match tokio::time::timeout(timeout, exchange).await {
-        Ok(Ok((response, link))) => Attempt::Answered(Box::new(Answered {
+        Ok(Ok((response, link))) => Attempt::Answered(Answered {
             response,
             link,
             deadline,
-        })),
+        }),
         Ok(Err(failed)) => failed,
         Err(_) => {
             timed_out(visit);
@@ -297,7 +301,7 @@ async fn exchange(
         let fresh = kept.is_none();
         let mut link = match kept {
             Some(link) => link,
-            None => match connect(client, visit).await {
+            None => match Box::pin(connect(client, visit)).await {
                 Ok(link) => link,
                 Err(()) => return Err(Attempt::Elsewhere(Box::new(request))),
             },
@@ -364,7 +368,7 @@ pub(crate) fn is_our_own(error: &io::Error) -> bool {
     ours.iter().any(|errno| code == Some(errno.raw_os_error()))
 }
 
-async fn respond(
+fn respond(
     mut visit: Visit,
     answered: Answered,
     version: Version,

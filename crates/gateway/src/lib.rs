@@ -41,6 +41,7 @@ mod revision;
 mod serve;
 mod shards;
 mod shared;
+mod socket;
 mod table;
 mod tunnel;
 mod visit;

@@ -13,10 +13,11 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper_util::rt::TokioIo;
 use skiff_base::ByteStream;
 
-type Connection = hyper::client::conn::http1::Connection<TokioIo<ByteStream>, RequestBody>;
+use crate::socket::Socket;
+
+type Connection = hyper::client::conn::http1::Connection<Socket<ByteStream>, RequestBody>;
 
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -124,7 +125,7 @@ impl Link {
         }
         let (sender, connection) = Builder::new()
             .max_buf_size(READ_BUFFER_MAX)
-            .handshake(TokioIo::new(stream))
+            .handshake(Socket::new(stream))
             .await?;
         Ok(Self {
             sender,

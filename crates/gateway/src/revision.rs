@@ -170,10 +170,19 @@ impl Revision {
 
     /// A slot at once or after waiting in the queue.
     pub(crate) async fn slot(self: &Arc<Self>, now: Monotonic) -> Result<Slot, Refusal> {
-        let (ticket, receiver) = match self.acquire(now)? {
-            Ok(slot) => return Ok(slot),
-            Err(wait) => wait,
-        };
+        match self.acquire(now)? {
+            Ok(slot) => Ok(slot),
+            // Boxed, for waiting is rare and would make every request's
+            // future larger.
+            Err((ticket, receiver)) => Box::pin(self.wait(ticket, receiver)).await,
+        }
+    }
+
+    async fn wait(
+        self: &Arc<Self>,
+        ticket: u64,
+        receiver: oneshot::Receiver<Result<Slot, Refusal>>,
+    ) -> Result<Slot, Refusal> {
         let place = Place {
             revision: self,
             ticket,
