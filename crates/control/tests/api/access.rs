@@ -229,3 +229,52 @@ async fn a_deleted_projects_tokens_end_with_it() {
     answer.await.is(401);
     assert_eq!(server.get("/v1/tokens").await.text, "[]");
 }
+
+#[tokio::test]
+async fn over_tls_the_same_is_served_and_plain_bytes_are_not() {
+    let server = World::new().start().await;
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let certificate = made.cert.der().clone();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = server.control.clone();
+    let tls = std::sync::Arc::new(tls);
+    server.tasks.spawn("tls", async move {
+        serving.serve_tcp(listener, Some(tls)).await
+    });
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(client));
+    let (_, bearer) = token(&server, None).await;
+    for (header, status) in [(bearer.as_str(), 200), ("Bearer x", 401)] {
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let name = "localhost".try_into().unwrap();
+        let stream = connector.connect(name, stream).await.unwrap();
+        let sender = connect(stream, &server.tasks).await;
+        let headers = [("authorization", header)];
+        let answer = send(sender, "GET", "/v1/version", &headers, bytes::Bytes::new()).await;
+        answer.is(status);
+    }
+    let mut plain = tokio::net::TcpStream::connect(address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut plain, b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    let read = tokio::io::AsyncReadExt::read_to_end(&mut plain, &mut answer);
+    let read = tokio::time::timeout(PATIENCE, read).await.unwrap();
+    assert!(read.is_err() || !answer.starts_with(b"HTTP/"), "{answer:?}");
+}

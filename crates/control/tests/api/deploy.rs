@@ -432,3 +432,36 @@ async fn stopping_lets_a_deployment_end() {
     answer.is(200).says("done");
     until("it listens no more", || server.tasks.is_empty()).await;
 }
+
+#[tokio::test]
+async fn no_operation_costs_more_with_more_services() {
+    let world = World::new();
+    let server = world.start().await;
+    let mut work = Vec::new();
+    for services in [1, 200] {
+        while server.table.services.lock().unwrap().len() < services {
+            let n = server.table.services.lock().unwrap().len();
+            server.deployed(&format!("s{n}"), 1).await;
+        }
+        world.store.work();
+        server.deployed("one", 1).await;
+        server.deployed("one", 2).await;
+        let path = service_path("one");
+        server
+            .call("POST", &format!("{path}/rollback"), json!({}))
+            .await
+            .is(200);
+        server
+            .call("POST", &format!("{path}/scale"), json!({"max": 7}))
+            .await
+            .is(200);
+        let image = server.call("DELETE", "/v1/images?image=hello:1", json!(null));
+        image.await.is(409);
+        server.get(&path).await.is(200);
+        server.call("DELETE", &path, json!(null)).await.is(204);
+        work.push(world.store.work());
+    }
+    // The second time a number of the deleted service is found, and the image
+    // has as many users more as are told.
+    assert!(work[1] <= work[0] + 25, "{work:?}");
+}

@@ -14,6 +14,8 @@ use skiff_store::{
 pub struct TestStore {
     disk: Arc<dyn Store>,
     crash: Arc<CrashPoint>,
+    /// Calls, and records read.
+    work: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,7 @@ impl TestStore {
         Self {
             disk,
             crash: Arc::new(crash),
+            work: Arc::default(),
         }
     }
 
@@ -65,6 +68,11 @@ impl TestStore {
     /// After so many transactions from now one happens and is told as too late.
     pub fn late_after(&self, transactions: usize) {
         self.crash.late.store(transactions + 1, Ordering::SeqCst);
+    }
+
+    /// Calls and records read since it was last asked.
+    pub fn work(&self) -> usize {
+        self.work.swap(0, Ordering::SeqCst)
     }
 
     pub fn has_crashed(&self) -> bool {
@@ -98,11 +106,18 @@ impl TestStore {
 
 impl Store for TestStore {
     fn range(&self, range: Range, limit: usize) -> BoxFuture<'_, Result<Ranged, StoreError>> {
-        self.disk.range(range, limit)
+        async move {
+            let ranged = self.disk.range(range, limit).await?;
+            self.work
+                .fetch_add(1 + ranged.items.len(), Ordering::SeqCst);
+            Ok(ranged)
+        }
+        .boxed()
     }
 
     fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnOutcome, StoreError>> {
         async move {
+            self.work.fetch_add(1, Ordering::SeqCst);
             match self.crash.left.load(Ordering::SeqCst) {
                 usize::MAX => {}
                 0 => return self.stop(txn).await,

@@ -569,7 +569,7 @@ impl Answer {
 
 pub type Sender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
 
-async fn connect<S>(stream: S, tasks: &skiff_base::Tasks) -> Sender
+pub async fn connect<S>(stream: S, tasks: &skiff_base::Tasks) -> Sender
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
