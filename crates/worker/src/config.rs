@@ -13,7 +13,7 @@ use crate::LogLimits;
 pub trait SandboxWatcher: Debug + Send + Sync + 'static {
     /// It is there; the application in it may not be ready yet, and may need
     /// what is done here to become so.
-    fn there(&self, revision: &RevisionId, sandbox: &Arc<dyn Sandbox>);
+    fn there(&self, revision: &RevisionId, egress: bool, sandbox: &Arc<dyn Sandbox>);
     /// It is about to be removed, or is left to the next server.
     fn gone(&self, instance: InstanceId);
 }

@@ -19,6 +19,7 @@ pub struct Label {
     pub port: u16,
     pub stop_signal: i32,
     pub probe: Probe,
+    pub egress: bool,
 }
 
 impl Label {
@@ -51,6 +52,7 @@ mod tests {
                 kind: ProbeKind::Http("/ready".to_owned()),
                 ..Probe::default()
             },
+            egress: true,
         };
         let mut bytes = label.encode().unwrap();
         assert!(bytes.len() < 1024);

@@ -257,7 +257,8 @@ impl Life {
             .get_or_init(|| created.sandbox)
             .clone();
         if let Some(watcher) = &self.inner.config.watcher {
-            watcher.there(&self.instance.label.revision, &sandbox);
+            let label = &self.instance.label;
+            watcher.there(&label.revision, label.egress, &sandbox);
         }
         if let (Some(output), Some(sink)) = (created.output, self.instance.sink.clone()) {
             let (until, reader) = watch::channel(Reader::Open);

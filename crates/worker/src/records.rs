@@ -8,8 +8,9 @@ pub trait WorkerRecords: Debug + Send + Sync + 'static {
     /// Before the sandbox is made: each sandbox that exists has its start
     /// recorded. An adopted instance's was recorded by the former server.
     fn instance_start(&self, start: &InstanceStart);
-    /// Now and then while it runs.
-    fn instance_sample(&self, instance: InstanceId, cpu_us: u64);
+    /// Now and then while it runs: its age by the monotonic clock, and the
+    /// processor time since its start.
+    fn instance_sample(&self, instance: InstanceId, lifetime_us: u64, cpu_us: u64);
     /// Once for each start, also when the sandbox was then not made.
     fn instance_end(&self, end: &InstanceEnd);
 }

@@ -39,7 +39,12 @@ async fn sample_all(inner: &Inner) {
             continue;
         }
         match timeout(READING_DEADLINE, instance.stats()).await {
-            Ok(Ok(stats)) => inner.records.instance_sample(instance.id, stats.cpu_us),
+            Ok(Ok(stats)) => {
+                let lifetime_us = instance.lifetime_us(inner.clock.now());
+                inner
+                    .records
+                    .instance_sample(instance.id, lifetime_us, stats.cpu_us);
+            }
             Ok(Err(error)) => {
                 tracing::debug!(error = %skiff_base::chain(&error), "no sample");
             }

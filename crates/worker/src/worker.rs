@@ -215,6 +215,7 @@ impl Worker {
             port: launch.port,
             stop_signal: launch.stop_signal,
             probe: launch.probe.clone(),
+            egress: launch.egress,
         }
     }
 

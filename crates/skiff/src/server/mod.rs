@@ -15,6 +15,7 @@
 pub mod doors;
 pub mod home;
 pub mod images;
+pub mod inside;
 pub mod launcher;
 pub mod logs;
 pub mod meter;
@@ -23,6 +24,7 @@ pub mod prometheus;
 pub mod records;
 pub mod user;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +49,7 @@ use tokio::sync::mpsc;
 use crate::cli::args;
 use doors::Doors;
 use home::Home;
+use inside::InsideDoors;
 use meter::Meter;
 use parts::{GatewaySlot, LocalWorker, ResolverLaunches, SandboxUpstream, Steering};
 use records::ServerRecords;
@@ -178,7 +181,8 @@ impl Server {
             Arc::clone(&clock),
         )?);
         let records = Arc::new(ServerRecords::new(Arc::clone(&writer), Arc::clone(&clock)));
-        let (worker, ends) = make_worker(config, &home, &client, &records, &clock)?;
+        let inside = Arc::new(InsideDoors::new(resolvers(config), Arc::clone(&clock)));
+        let (worker, ends) = make_worker(config, &home, &client, &records, &inside, &clock)?;
         let slot = Arc::new(GatewaySlot::default());
         let fleet = make_fleet(config, &worker, &slot, &resolver, &clock);
         let gateway = Gateway::new(
@@ -220,6 +224,7 @@ impl Server {
         let served = gateway
             .serve(doors.gateway, threads)
             .context("the gateway cannot serve")?;
+        inside.open(Arc::clone(&gateway));
         let api = tokio::net::UnixListener::from_std(doors.api)
             .context("the operator's socket cannot be served")?;
         let on_unix = control.clone();
@@ -347,6 +352,7 @@ fn make_worker(
     home: &Home,
     client: &LauncherClient,
     records: &Arc<ServerRecords>,
+    inside: &Arc<InsideDoors>,
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<(Arc<Worker>, mpsc::Receiver<Ended>)> {
     let mut backends = Backends::container(Arc::new(ContainerBackend::new(client.clone())));
@@ -355,6 +361,7 @@ fn make_worker(
     }
     let mut settings = WorkerConfig::new(home.data_dir.join("logs"));
     settings.log_limits.service_bytes = config.worker.log_bytes_per_service;
+    settings.watcher = Some(Arc::clone(inside) as Arc<dyn skiff_worker::SandboxWatcher>);
     let records = Arc::clone(records) as Arc<dyn skiff_worker::WorkerRecords>;
     let (worker, ends) = Worker::new(settings, backends, records, Arc::clone(clock))?;
     Ok((Arc::new(worker), ends))
@@ -394,6 +401,20 @@ fn make_fleet(
         launches: Arc::new(ResolverLaunches(resolver.clone())),
     };
     Fleet::new(settings, parts, Arc::clone(clock))
+}
+
+/// Whom the DNS forwarder asks: the configured ones, else the host's.
+fn resolvers(config: &Config) -> Vec<SocketAddr> {
+    if !config.network.dns.is_empty() {
+        return config
+            .network
+            .dns
+            .iter()
+            .map(|ip| SocketAddr::new(*ip, 53))
+            .collect();
+    }
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    skiff_net::dns::upstreams_of(&text)
 }
 
 /// Memory in MiB less an eighth, and thousandths of CPUs.

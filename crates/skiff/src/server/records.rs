@@ -190,12 +190,8 @@ impl WorkerRecords for ServerRecords {
         }));
     }
 
-    fn instance_sample(&self, instance: InstanceId, cpu_us: u64) {
+    fn instance_sample(&self, instance: InstanceId, lifetime_us: u64, cpu_us: u64) {
         let unix_ms = self.clock.unix_ms();
-        let Some(born) = lock(&self.lives).born.get(&instance).copied() else {
-            return;
-        };
-        let lifetime_us = unix_ms.saturating_sub(born) * 1000;
         self.append(&Entry::InstanceSample(skiff_meter::InstanceSample {
             instance,
             unix_ms,

@@ -103,7 +103,7 @@ impl WorkerRecords for Diary {
     fn instance_start(&self, start: &InstanceStart) {
         self.push(Happened::Start(start.clone()));
     }
-    fn instance_sample(&self, instance: InstanceId, cpu_us: u64) {
+    fn instance_sample(&self, instance: InstanceId, _lifetime_us: u64, cpu_us: u64) {
         self.push(Happened::Sample(instance, cpu_us));
     }
     fn instance_end(&self, end: &InstanceEnd) {
@@ -112,7 +112,7 @@ impl WorkerRecords for Diary {
 }
 
 impl SandboxWatcher for Diary {
-    fn there(&self, _revision: &RevisionId, sandbox: &Arc<dyn Sandbox>) {
+    fn there(&self, _revision: &RevisionId, _egress: bool, sandbox: &Arc<dyn Sandbox>) {
         self.push(Happened::There(sandbox.id()));
     }
     fn gone(&self, instance: InstanceId) {
