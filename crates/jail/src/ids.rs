@@ -128,6 +128,8 @@ fn make_namespace(base: u32) -> Step<OwnedFd> {
     let cloned = unsafe { sys::clone3(libc::CLONE_NEWUSER, None) }.at("ids", "clone")?;
     let (pid, pidfd) = match cloned {
         Cloned::Child => loop {
+            // SAFETY: ends with the launcher, whatever happens to that.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             // SAFETY: waits for the signal that ends it.
             unsafe { libc::pause() };
         },

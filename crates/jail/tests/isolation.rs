@@ -301,14 +301,11 @@ fn a_read_only_root_leaves_tmp_and_shm() {
 }
 
 #[test]
-fn the_network_is_its_own_and_any_port_may_be_bound() {
+fn the_network_is_its_own() {
     let (_launcher, mut client) = start();
-    let script = "ls /sys/class/net; cat /etc/resolv.conf | head -1; nc -l -p 80 & sleep 0; \
-                  until echo hello | nc -w 1 127.0.0.1 80; do :; done; wait";
-    let mut wanted = shell(&[busybox()], script);
-    wanted.process.uid = 1000;
-    let (exit, out, _) = client.run(wanted);
-    assert_eq!(exit.code, Some(0), "{out}");
-    let lines: Vec<_> = out.lines().collect();
-    assert_eq!(lines, ["lo", "nameserver 198.18.0.1", "hello"]);
+    let script = "ls /sys/class/net; head -1 /etc/resolv.conf; cat /etc/hosts | tr '\\t' ' '";
+    assert_eq!(
+        client.shell(&[busybox()], script),
+        "lo\nnameserver 198.18.0.1\n127.0.0.1 localhost\n127.0.0.1 box\n"
+    );
 }

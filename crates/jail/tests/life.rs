@@ -179,14 +179,20 @@ fn a_run_folder_has_one_launcher() {
 #[test]
 fn sandboxes_outlive_their_client_and_the_next_one_takes_them_up() {
     let (launcher, mut client) = start();
-    let mut wanted = shell(&[busybox()], "echo one; sleep 0.2; echo two; exit 3");
+    let script = "trap 'echo two; exit 3' USR1; echo one; while :; do sleep 0.05; done";
+    let mut wanted = shell(&[busybox()], script);
     wanted.label = b"what the server says".to_vec();
     let running = client.create(wanted).unwrap();
     let sandbox = running.sandbox;
     assert_eq!(running.line(), "one");
     drop((client, running));
-    // Writing to a pipe that nobody reads has not killed it.
+    // Writing to a pipe that nobody reads does not kill it.
     let mut client = launcher.connect();
+    let signal = Request::Signal {
+        sandbox,
+        signal: 10,
+    };
+    assert_eq!(client.ask(signal), Ok(Reply::Done));
     let exit = client.exit_of(sandbox);
     assert_eq!(exit.code, Some(3));
     let listed = client.list();
@@ -247,8 +253,11 @@ fn an_upgrade_to_what_is_no_program_is_refused_and_changes_nothing() {
     running.line();
     let mut bad = tempfile::tempfile().unwrap();
     bad.write_all(b"not a program").unwrap();
+    // It has the mark of a launcher, and cannot be executed.
     let mut broken = tempfile::tempfile().unwrap();
-    broken.write_all(b"\x7fELF and nothing behind it").unwrap();
+    broken
+        .write_all(b"\x7fELF [skiff-launcher-state:00001]")
+        .unwrap();
     for program in [bad, broken] {
         let (result, _) = client.ask_full(Request::Upgrade, &[&OwnedFd::from(program)]);
         assert_eq!(result.unwrap_err().step, "upgrade");
@@ -326,7 +335,8 @@ fn who_does_not_read_is_dropped_alone() {
 fn requests_that_make_no_sense_are_refused() {
     let (_launcher, mut client) = start();
     let good = || shell(&[busybox()], "true");
-    let changes: [(&str, fn(&mut SandboxSpec)); 12] = [
+    type Change = fn(&mut SandboxSpec);
+    let changes: [(&str, Change); 12] = [
         ("layers", |spec| spec.layers.clear()),
         ("program", |spec| spec.process.args.clear()),
         ("zero byte", |spec| spec.process.env.push("A=\0".to_owned())),
@@ -453,8 +463,11 @@ fn standard_output_can_be_opened_by_its_name() {
 #[test]
 fn sockets_reach_the_application_from_outside() {
     let (_launcher, mut client) = start();
-    let script = "echo up; while :; do echo hello | nc -l -p 8080; done";
-    let running = client.create(shell(&[busybox()], script)).unwrap();
+    // A port that elsewhere takes a privilege.
+    let script = "echo up; while :; do echo hello | nc -l -p 80; done";
+    let mut wanted = shell(&[busybox()], script);
+    wanted.process.uid = 1000;
+    let running = client.create(wanted).unwrap();
     running.line();
     let sandbox = running.sandbox;
     let text = wait_for("a connection", || {
@@ -462,7 +475,7 @@ fn sockets_reach_the_application_from_outside() {
         assert_eq!((result, fds.len()), (Ok(Reply::Descriptors), 3));
         let socket = fds.remove(0);
         rustix::io::ioctl_fionbio(&socket, false).unwrap();
-        let address = std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 8080);
+        let address = std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 80);
         rustix::net::connect(&socket, &address).ok()?;
         Some(read_line(&socket))
     });

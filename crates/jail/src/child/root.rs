@@ -10,7 +10,7 @@ use std::path::{Component, Path};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountAttrFlags, MountFlags, UnmountFlags};
 
 use super::devices;
 use super::disk;
@@ -24,11 +24,10 @@ const STEP: &str = "root";
 const LINKS_MAX: usize = 40;
 
 /// What needs no plan: a stage to build on, `/dev` and `/proc`.
+///
+/// The launcher's mounts propagate to nobody, so neither do these.
 pub(super) fn prepare(birth: &Birth) -> Step<()> {
     rustix::process::umask(Mode::empty());
-    // Nothing that is mounted here reaches the launcher, nor the other way.
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private).at(STEP, "make mounts private")?;
     // Otherwise this copy would hold a layer that the launcher removes.
     rustix::mount::unmount(&birth.layers, UnmountFlags::DETACH).at(STEP, birth.layers.display())?;
     let stage = tmpfs(&[("mode", "0700"), ("size", "1m")], MountAttrFlags::empty())

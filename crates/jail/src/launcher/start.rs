@@ -143,13 +143,13 @@ fn assemble(
 
 /// The orderly end: nothing of this launcher is left.
 fn close(mut launcher: Launcher) -> Result<(), LauncherError> {
-    launcher.networks.close()?;
+    let networks = launcher.networks.close();
     launcher.kept.layers.close();
     launcher.cgroups.abolish();
     // Gone already, if somebody has cleared the run folder.
     std::fs::remove_file(launcher.options.socket()).ok();
     std::fs::remove_dir_all(launcher.options.own_folder()).ok();
-    Ok(())
+    Ok(networks?)
 }
 
 fn lock(path: &Path) -> Result<Handle, LauncherError> {
@@ -168,8 +168,9 @@ fn isolate() -> Step<()> {
     // files.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
         .at("start", "unshare the mount namespace")?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private).at("start", "make mounts private")
+    // What the host unmounts goes here too, and is not held by us.
+    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", slave).at("start", "make mounts private")
 }
 
 fn listen(options: &LauncherOptions) -> Step<Handle> {

@@ -19,9 +19,12 @@ use crate::handle;
 use crate::sys;
 
 const STEP: &str = "upgrade";
-/// Of the saved state. A program that knows another one refuses to start,
-/// and the sandboxes end: raise it with every change of what is kept.
-const STATE_VERSION: u32 = 1;
+/// What the saved state begins with, and what a program must contain to be
+/// handed it: one that knows another state would end every sandbox. Raise the
+/// number with every change of what is kept.
+static STATE_MARK: &[u8] = b"[skiff-launcher-state:00001]";
+/// Of a program, looked through at a time.
+const CHUNK_BYTES: usize = 1024 * 1024;
 /// Far above what the largest number of sandboxes takes.
 const STATE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -97,18 +100,47 @@ struct Saving<'a> {
     upgraded: ReplyTo,
 }
 
-/// Refuses what is no program before anything is touched.
+/// Refuses what cannot take this launcher's state up, before anything is
+/// touched.
 fn probe(program: &OwnedFd) -> Step<()> {
-    let mut magic = [0; 4];
-    let length = rustix::io::pread(program, &mut magic, 0).at(STEP, "read the program")?;
-    if length == magic.len() && magic == *b"\x7fELF" {
-        return Ok(());
+    let mark = std::hint::black_box(STATE_MARK);
+    let mut window = Vec::with_capacity(CHUNK_BYTES + mark.len());
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut offset = 0u64;
+    loop {
+        let length = rustix::io::pread(program, &mut chunk, offset).at(STEP, "read the program")?;
+        if length == 0 {
+            let message = "the file is not a launcher that knows this one's state";
+            return Err(refuse(STEP, message));
+        }
+        offset += u64::try_from(length).unwrap_or(0);
+        // The mark may lie across two chunks.
+        let kept = window.len().saturating_sub(mark.len());
+        window.drain(..kept);
+        window.extend_from_slice(chunk.get(..length).unwrap_or_default());
+        if contains(&window, mark) {
+            return Ok(());
+        }
     }
-    Err(refuse(STEP, "the file is not a program"))
+}
+
+fn contains(text: &[u8], mark: &[u8]) -> bool {
+    let Some(&first) = mark.first() else {
+        return true;
+    };
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|&byte| byte == first) {
+        rest = rest.get(at..).unwrap_or_default();
+        if rest.starts_with(mark) {
+            return true;
+        }
+        rest = rest.get(1..).unwrap_or_default();
+    }
+    false
 }
 
 fn save(state: &Saving<'_>) -> Step<OwnedFd> {
-    let bytes = postcard::to_extend(state, STATE_VERSION.to_le_bytes().to_vec())
+    let bytes = postcard::to_extend(state, std::hint::black_box(STATE_MARK).to_vec())
         .map_err(|error| refuse(STEP, error))?;
     let file = rustix::fs::memfd_create("skiff-launcher-state", MemfdFlags::CLOEXEC)
         .at(STEP, "memfd_create")?;
@@ -125,14 +157,8 @@ pub(super) fn load(state: OwnedFd) -> Step<Saved> {
         .take(STATE_BYTES_MAX)
         .read_to_end(&mut bytes)
         .at("resume", "read the state")?;
-    let Some((version, body)) = bytes.split_first_chunk() else {
-        return Err(refuse("resume", "the state is empty"));
-    };
-    let version = u32::from_le_bytes(*version);
-    if version != STATE_VERSION {
-        let message = format!("the state has version {version}, not {STATE_VERSION}");
-        return Err(refuse("resume", message));
-    }
+    let body = bytes.strip_prefix(std::hint::black_box(STATE_MARK));
+    let body = body.ok_or_else(|| refuse("resume", "the state is of another version"))?;
     postcard::from_bytes(body).map_err(|error| refuse("resume", error))
 }
 
@@ -159,4 +185,27 @@ fn c_strings(words: impl Iterator<Item = Vec<u8>>) -> Step<Vec<CString>> {
     words
         .map(|word| CString::new(word).map_err(|error| refuse(STEP, error)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_program_must_know_the_state() {
+        let program = |before: usize, mark: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&vec![b'['; before]).unwrap();
+            file.write_all(mark).unwrap();
+            file.write_all(&[0; 100]).unwrap();
+            probe(&file.into())
+        };
+        for before in [0, 7, CHUNK_BYTES - 5, CHUNK_BYTES, 2 * CHUNK_BYTES - 1] {
+            assert_eq!(program(before, STATE_MARK), Ok(()), "{before}");
+        }
+        assert!(program(10, b"[skiff-launcher-state:00000]").is_err());
+        assert!(program(10, b"").is_err());
+    }
 }
