@@ -85,6 +85,7 @@ impl Drop for Registry {
 struct Seen {
     requests: Mutex<String>,
     answered: AtomicU64,
+    refused: AtomicU64,
     /// Bytes that still may pass towards the client.
     budget: AtomicI64,
 }
@@ -128,8 +129,9 @@ impl Proxy {
         self.seen.budget.store(budget, Ordering::SeqCst);
     }
 
-    pub fn is_cut(&self) -> bool {
-        self.seen.budget.load(Ordering::SeqCst) <= 0
+    /// Whether a client came back after it was cut off; by then all were.
+    pub fn has_refused(&self) -> bool {
+        self.seen.refused.load(Ordering::SeqCst) > 0
     }
 }
 
@@ -146,6 +148,7 @@ async fn accept(listener: TcpListener, upstream: u16, seen: Arc<Seen>) {
 
 async fn pass(mut client: TcpStream, upstream: u16, seen: &Seen) -> std::io::Result<()> {
     if seen.budget.load(Ordering::SeqCst) <= 0 {
+        seen.refused.fetch_add(1, Ordering::SeqCst);
         return Ok(());
     }
     let mut server = TcpStream::connect(("127.0.0.1", upstream)).await?;
