@@ -146,3 +146,45 @@ async fn collections_and_deployments_at_once_never_lose_an_image_in_use() {
         assert!(world.shelf.holds(number), "{number}");
     }
 }
+
+#[tokio::test]
+async fn an_image_is_kept_before_the_store_says_that_it_is_used() {
+    let world = World::new();
+    let server = world.start().await;
+    // The deployment stands just before its revision is stored.
+    world.store.crash_after(0, false);
+    let deploy = server.deploy("hello", plain(1));
+    let prune = async {
+        until("the deployment stands", || world.store.has_crashed()).await;
+        let pruned = server.call("POST", "/v1/images/prune", json!(null));
+        assert_eq!(pruned.await.is(200).body()["images"], 0);
+        let path = "/v1/images?image=hello:1";
+        server
+            .call("DELETE", path, json!(null))
+            .await
+            .is(409)
+            .says("being deployed");
+    };
+    futures_util::future::select(std::pin::pin!(deploy), std::pin::pin!(prune)).await;
+    assert!(world.shelf.holds(1));
+}
+
+#[tokio::test]
+async fn a_collection_does_not_wait_for_a_slow_pull() {
+    let world = World::new();
+    let server = world.start().await;
+    let gate = Arc::new(Notify::new());
+    *world.shelf.gate.lock().unwrap() = Some(gate.clone());
+    let deploy = server.deploy("hello", plain(1));
+    let prune = async {
+        let pulling = || world.shelf.pulls.load(std::sync::atomic::Ordering::SeqCst) > 0;
+        until("the pull stands", pulling).await;
+        server
+            .call("POST", "/v1/images/prune", json!(null))
+            .await
+            .is(200);
+        gate.notify_one();
+    };
+    let (answer, ()) = futures_util::future::join(deploy, prune).await;
+    answer.is(200).says("done");
+}
