@@ -54,11 +54,34 @@ pub(crate) fn refusal(refusal: Refusal) -> Response<AnswerBody> {
     }
 }
 
+/// A client of the service cannot mend what keeps an instance from starting,
+/// so most kinds are 503 here, other than in the admin API.
 fn refused(message: &str, kind: ErrorKind) -> Response<AnswerBody> {
-    let status = StatusCode::from_u16(kind.http_status());
-    let status = status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
     match kind {
-        ErrorKind::Exhausted | ErrorKind::Unavailable => later(status, 5, message),
-        _ => text(status, message),
+        ErrorKind::Exhausted => later(StatusCode::TOO_MANY_REQUESTS, 5, message),
+        ErrorKind::Timeout => text(StatusCode::GATEWAY_TIMEOUT, message),
+        ErrorKind::Internal => text(StatusCode::INTERNAL_SERVER_ERROR, message),
+        _ => later(StatusCode::SERVICE_UNAVAILABLE, 5, message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_an_instance_from_starting_is_a_503_unless_known_better() {
+        for (kind, status, retry) in [
+            (ErrorKind::Exhausted, 429, true),
+            (ErrorKind::Timeout, 504, false),
+            (ErrorKind::Internal, 500, false),
+            (ErrorKind::Failed, 503, true),
+            (ErrorKind::NotFound, 503, true),
+            (ErrorKind::Unavailable, 503, true),
+        ] {
+            let answer = refused("why", kind);
+            assert_eq!(answer.status(), status, "{kind:?}");
+            assert_eq!(answer.headers().contains_key(RETRY_AFTER), retry);
+        }
     }
 }

@@ -26,7 +26,10 @@ const NEVER: u64 = u64::MAX;
 #[derive(Debug)]
 pub(crate) struct Lane {
     pub(crate) shared: Arc<Shared>,
+    /// What clients wait for: drained.
     pub(crate) tasks: Tasks,
+    /// Listeners inside and probes: ended as soon as draining begins.
+    pub(crate) background: Tasks,
     links: Mutex<HashMap<u64, Parked>>,
     connections: Mutex<Connections>,
     lines: Mutex<Vec<u8>>,
@@ -144,6 +147,7 @@ impl Lane {
         Self {
             shared,
             tasks: Tasks::new(),
+            background: Tasks::new(),
             links: Mutex::default(),
             connections: Mutex::default(),
             lines: Mutex::default(),

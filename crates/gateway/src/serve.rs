@@ -238,11 +238,12 @@ async fn run(lane: Arc<Lane>, listeners: Vec<TcpListener>, mut words: mpsc::Rece
             word = words.recv() => match word {
                 Some(Word::Listen { listener, scope, stop }) => {
                     let accepting = accept(lane.clone(), listener, scope, stop);
-                    lane.tasks.spawn("accept inside", accepting);
+                    lane.background.spawn("accept inside", accepting);
                 }
-                Some(Word::Run(task)) => lane.tasks.spawn("probe", task),
+                Some(Word::Run(task)) => lane.background.spawn("probe", task),
                 Some(Word::Drain { deadline, done }) => {
                     drop(stop);
+                    lane.background.abort();
                     lane.drain();
                     let cut = drain(&lane, deadline, &mut ticks).await;
                     done.send(cut).ok();
@@ -252,6 +253,7 @@ async fn run(lane: Arc<Lane>, listeners: Vec<TcpListener>, mut words: mpsc::Rece
             }
         }
     }
+    lane.background.abort();
     lane.tasks.abort();
     lane.tick(lane.shared.clock.now());
 }

@@ -327,12 +327,14 @@ fn a_paused_instance_is_woken_before_its_request() {
     wait_for("idle", || rig.gateway.instance_load(instance.id) == 0);
     rig.fakes.wake_fails.store(1, Ordering::SeqCst);
     assert!(rig.gateway.set_paused(instance.id, true));
+    let mut client = rig.client();
+    client.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n"));
+    wait_for("the death", || rig.dead().len() == 1);
+    assert!(rig.dead()[0].1.contains("frozen for good"));
+    // The request has lost nothing but time.
     rig.add(http_app(|_| ok("other")));
-    // The warmest is the new one; two at once reach both.
-    rig.gateway.set_paused(instance.id, true);
-    let paused_first = rig.gateway.drain_instance(instance.id);
-    drop(paused_first);
-    assert_eq!(rig.get("/").text(), "other");
+    assert_eq!(client.message().text(), "other");
+    assert_eq!(rig.records().len(), 3);
 }
 
 #[test]
