@@ -1,4 +1,5 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use crate::port::{Adopted, Parts, StartFailure};
 
 /// Between two looks at how many requests are in instances that are busy.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks whether everything has come to rest.
+const GIVE_UP_STEP: Duration = Duration::from_millis(5);
 /// Callers that may wait for the first instance of one revision.
 const VALIDATIONS_MAX: usize = 64;
 
@@ -49,6 +52,10 @@ pub(crate) struct Inner {
     pub(crate) starts: Semaphore,
     pub(crate) steering: Mutex<HashMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
     scheduler: Mutex<Scheduler>,
+    /// Instances in which a former server still has requests.
+    elsewhere: Mutex<HashSet<InstanceId>>,
+    /// Decisions are not carried out any more: the next server decides.
+    given_up: AtomicBool,
     validations: Mutex<HashMap<RevisionId, Vec<Validation>>>,
     /// Plans whose floors wait for [`Fleet::begin`].
     held: Mutex<Option<Vec<RevisionPlan>>>,
@@ -80,6 +87,8 @@ impl Fleet {
                 scheduler: Mutex::new(Scheduler::new(config.scheduler, next_id)),
                 validations: Mutex::default(),
                 held: Mutex::new(Some(Vec::new())),
+                elsewhere: Mutex::default(),
+                given_up: AtomicBool::new(false),
                 tasks: Tasks::new(),
                 runtime: Handle::current(),
                 due: Notify::new(),
@@ -212,6 +221,13 @@ impl Fleet {
             worker: self.inner.config.worker,
             state,
         });
+        let in_flight = self.in_flight(instance);
+        if in_flight > 0 {
+            self.tell(Input::InFlight {
+                instance,
+                in_flight,
+            });
+        }
     }
 
     /// An instance has ended by itself: nothing of it is left.
@@ -222,6 +238,55 @@ impl Fleet {
             fleet.forget(instance);
             fleet.tell(Input::InstanceGone(instance));
         });
+    }
+
+    /// A former server still has requests in these: they are not idle until
+    /// [`Fleet::settle`].
+    pub fn busy_elsewhere(&self, instances: impl IntoIterator<Item = InstanceId>) {
+        lock(&self.inner.elsewhere).extend(instances);
+    }
+
+    /// The former server is gone.
+    pub fn settle(&self) {
+        lock(&self.inner.elsewhere).clear();
+        self.sample();
+    }
+
+    fn in_flight(&self, instance: InstanceId) -> u32 {
+        let own = self.inner.parts.rotation.in_flight(instance);
+        own + u32::from(lock(&self.inner.elsewhere).contains(&instance))
+    }
+
+    /// Waits until nothing waits for an instance and none is starting, at
+    /// most until the deadline; from then on nothing is decided here.
+    pub async fn give_up(&self, deadline: Duration) {
+        let start = self.inner.clock.now();
+        while self.inner.clock.now().since(start) < deadline {
+            let waiting = self
+                .inner
+                .parts
+                .rotation
+                .loads()
+                .iter()
+                .any(|load| load.waiting > 0);
+            let starting = self.inner.starts.available_permits() < self.inner.config.starts_at_once;
+            if !waiting && !starting {
+                break;
+            }
+            tokio::time::sleep(GIVE_UP_STEP).await;
+        }
+        self.inner.given_up.store(true, Ordering::SeqCst);
+        self.inner.starts.close();
+    }
+
+    /// Instances that have requests now.
+    #[must_use]
+    pub fn busy_instances(&self) -> Vec<InstanceId> {
+        let known: Vec<InstanceId> = lock(&self.inner.steering).keys().copied().collect();
+        known
+            .into_iter()
+            .filter(|instance| self.in_flight(*instance) > 0)
+            .collect()
     }
 
     /// Instances that are not gone.
@@ -257,6 +322,9 @@ impl Fleet {
     }
 
     fn carry_out(&self, action: Action) {
+        if self.inner.given_up.load(Ordering::SeqCst) {
+            return;
+        }
         let fleet = self.clone();
         match action {
             Action::Start {
@@ -281,7 +349,10 @@ impl Fleet {
                     tracing::warn!(%instance, message, "an instance could not be resumed");
                 }
             }),
-            Action::Refuse { revision, shortage } => self.refuse(&revision, shortage),
+            // Never at once: the gateway may be holding the revision's lock.
+            Action::Refuse { revision, shortage } => {
+                self.spawn("refuse", async move { fleet.refuse(&revision, shortage) });
+            }
         }
     }
 
@@ -339,7 +410,7 @@ impl Fleet {
         // the wrong order.
         let known: Vec<InstanceId> = lock(&self.inner.steering).keys().copied().collect();
         for instance in known {
-            let in_flight = self.inner.parts.rotation.in_flight(instance);
+            let in_flight = self.in_flight(instance);
             self.tell(Input::InFlight {
                 instance,
                 in_flight,
@@ -365,9 +436,10 @@ impl Demand for Fleet {
     }
 
     fn idle(&self, instance: InstanceId) {
+        let in_flight = u32::from(lock(&self.inner.elsewhere).contains(&instance));
         self.tell(Input::InFlight {
             instance,
-            in_flight: 0,
+            in_flight,
         });
     }
 

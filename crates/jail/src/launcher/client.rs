@@ -36,6 +36,8 @@ pub(super) struct Client {
     pub(super) socket: Handle,
     /// It has said `Hello`.
     pub(super) greeted: bool,
+    /// It connected as root: it may give the launcher another program.
+    pub(super) root: bool,
     queue: VecDeque<Outgoing>,
     queued_bytes: usize,
 }
@@ -47,10 +49,11 @@ struct Outgoing {
 }
 
 impl Client {
-    fn new(socket: OwnedFd) -> Self {
+    fn new(socket: OwnedFd, root: bool) -> Self {
         Self {
             socket: socket.into(),
             greeted: false,
+            root,
             queue: VecDeque::new(),
             queued_bytes: 0,
         }
@@ -113,7 +116,9 @@ impl Launcher {
         channel::fit_frames(&socket).at(STEP, "set the send buffer")?;
         let number = self.kept.number();
         self.watch(&socket, Token::Client(number), QUIET)?;
-        self.kept.clients.insert(number, Client::new(socket));
+        self.kept
+            .clients
+            .insert(number, Client::new(socket, uid == 0));
         Ok(())
     }
 

@@ -52,6 +52,13 @@ impl Launcher {
         client.is_some_and(|client| client.greeted)
     }
 
+    fn is_root(&self, client: u64) -> bool {
+        self.kept
+            .clients
+            .get(&client)
+            .is_some_and(|client| client.root)
+    }
+
     fn act(&mut self, to: ReplyTo, request: Request, fds: Vec<OwnedFd>) -> Outcome {
         match request {
             Request::Hello { server } => self.greet(to.client, server),
@@ -94,6 +101,13 @@ impl Launcher {
                 let outputs = self.sandbox(sandbox)?.outputs.copies();
                 let outputs = outputs.at("output", "copy the descriptors")?;
                 Ok(Some((Reply::Descriptors, outputs)))
+            }
+            Request::Upgrade if !self.is_root(to.client) => {
+                // Who may choose the program is root by it.
+                Err(refuse(
+                    "upgrade",
+                    "only root may give the launcher another program",
+                ))
             }
             Request::Upgrade => self.upgrade(to, &one(fds)?).map(|()| None),
             Request::Shutdown => {

@@ -483,6 +483,9 @@ pub struct Launcher {
     /// Addresses of instances with egress
     #[arg(long)]
     pub pool: Option<String>,
+    /// Where writable layers on disk are made
+    #[arg(long)]
+    pub disk_dir: Option<PathBuf>,
     /// Go on from the state in this descriptor
     #[arg(long)]
     pub resume: Option<i32>,

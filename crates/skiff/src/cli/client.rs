@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use skiff_base::Tasks;
 use skiff_types::api::ApiError;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -35,6 +36,7 @@ pub struct Client {
     place: Place,
     token: Option<String>,
     host: String,
+    tasks: Tasks,
 }
 
 #[derive(Debug, Clone)]
@@ -58,6 +60,7 @@ impl Client {
             place: Place::parse(&global.host, global.ca.clone())?,
             token: global.token.clone(),
             host: global.host.clone(),
+            tasks: Tasks::new(),
         })
     }
 
@@ -153,12 +156,14 @@ impl Client {
             .with_context(|| format!("the server at {} does not answer; start it with `skiff server`, or name another with --host", self.host))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let pump = tokio::task::spawn(connection);
+        // It ends with its stream, or with the command.
+        self.tasks.spawn("connection", async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "the connection ended");
+            }
+        });
         let response = sender.send_request(request).await;
         let response = response.with_context(|| format!("the server at {} broke off", self.host));
-        if response.is_err() {
-            pump.abort();
-        }
         refuse_failure(response?).await
     }
 

@@ -81,6 +81,7 @@ pub fn prepare(args: Run) -> anyhow::Result<Prepared> {
         run_dir: &run_dir,
         user: &user,
         pool: &pool,
+        disk_dir: None,
     })?;
     user.become_it()?;
     Ok(Prepared {

@@ -26,6 +26,26 @@ pub struct Doors {
 }
 
 impl Doors {
+    /// The same sockets, for the server that takes over.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn copies(&self) -> std::io::Result<Self> {
+        Ok(Self {
+            gateway: self
+                .gateway
+                .iter()
+                .map(TcpListener::try_clone)
+                .collect::<Result<_, _>>()?,
+            api: self.api.try_clone()?,
+            api_tcp: self
+                .api_tcp
+                .as_ref()
+                .map(TcpListener::try_clone)
+                .transpose()?,
+        })
+    }
+
     /// Opens them.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -20,23 +21,31 @@ pub struct Home {
     pub run_dir: PathBuf,
     pub server: ServerId,
     pub user: User,
-    /// Released by the kernel when the process ends, however it ends.
-    _locks: [File; 2],
+    /// Released by the kernel when the last process that has them ends,
+    /// however it ends.
+    locks: Vec<OwnedFd>,
 }
 
 impl Home {
-    /// Makes the folders, takes their locks, and reads or makes the server's id.
+    /// Makes the folders, takes their locks unless a former server has handed
+    /// them over, and reads or makes the server's id.
     ///
     /// # Errors
     /// When another server holds a folder, or one cannot be made.
-    pub fn prepare(config: &Config) -> anyhow::Result<Self> {
+    pub fn prepare(config: &Config, locks: Option<Vec<OwnedFd>>) -> anyhow::Result<Self> {
         let user = User::of_server(&config.user)?;
         let data_dir = folder(&config.data_dir, &user, 0o700)?;
         let run_dir = folder(&config.run_dir, &user, 0o755)?;
         for name in ["images", "ledger", "logs", "state"] {
             folder(&data_dir.join(name), &user, 0o700)?;
         }
-        let locks = [lock(&data_dir.join("lock"))?, lock(&run_dir.join("lock"))?];
+        let locks = match locks {
+            Some(locks) => locks,
+            None => vec![
+                lock(&data_dir.join("lock"))?.into(),
+                lock(&run_dir.join("lock"))?.into(),
+            ],
+        };
         let server = server_id(&data_dir.join("server-id"))?;
         if let Some(parent) = config
             .secrets
@@ -53,8 +62,15 @@ impl Home {
             run_dir,
             server,
             user,
-            _locks: locks,
+            locks,
         })
+    }
+}
+
+impl Home {
+    /// The locks, for the server that takes over.
+    pub fn locks(&self) -> Vec<BorrowedFd<'_>> {
+        self.locks.iter().map(OwnedFd::as_fd).collect()
     }
 }
 

@@ -10,16 +10,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use skiff_base::{Clock, Tasks};
+use skiff_base::{Backoff, Clock, Tasks};
 use skiff_gateway::{Gateway, InnerHandle};
 use skiff_net::SERVICE_ADDRESS;
 use skiff_net::dns::{DnsClient, DnsForwarder, DnsServing};
-use skiff_sandbox::Sandbox;
+use skiff_sandbox::{Listeners, Sandbox, SandboxError};
 use skiff_types::{InstanceId, ProjectId, RevisionId, ServiceName};
 use skiff_worker::SandboxWatcher;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+/// How often a sandbox's sockets are asked for.
+const LISTEN_TRIES: u32 = 10;
 /// How long a sandbox's sockets wait for the gateway when a server starts.
 const GATEWAY_WAIT: Duration = Duration::from_secs(60);
 
@@ -108,7 +110,7 @@ async fn serve(
     dns: &DnsForwarder,
     tasks: &Tasks,
 ) -> anyhow::Result<Option<Served>> {
-    let Some(listeners) = sandbox.listeners().await? else {
+    let Some(listeners) = listeners(sandbox).await? else {
         return Ok(None);
     };
     let opened = tokio::time::timeout(GATEWAY_WAIT, gateway.wait_for(Option::is_some)).await;
@@ -120,6 +122,18 @@ async fn serve(
         _gateway: inner,
         _dns: names,
     }))
+}
+
+/// The sockets; a former server may still be closing its own.
+async fn listeners(sandbox: &dyn Sandbox) -> Result<Option<Listeners>, SandboxError> {
+    let mut waits = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+    for _ in 0..LISTEN_TRIES {
+        if let Ok(listeners) = sandbox.listeners().await {
+            return Ok(listeners);
+        }
+        tokio::time::sleep(waits.next(skiff_base::random::u32())).await;
+    }
+    sandbox.listeners().await
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,5 +1,7 @@
 //! Finds or starts the launcher, the privileged half.
 
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -7,7 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use skiff_base::{Clock as _, SystemClock, process};
+use rustix::process::Pid;
+use skiff_base::{Clock as _, SystemClock, chain, process};
+use skiff_sandbox::{Exits, LauncherClient};
 use skiff_types::ServerId;
 
 use super::user::User;
@@ -29,6 +33,8 @@ pub struct Wanted<'a> {
     pub user: &'a User,
     /// Addresses of instances with egress.
     pub pool: &'a str,
+    /// Where writable layers on disk are made.
+    pub disk_dir: Option<&'a Path>,
 }
 
 /// Starts a launcher unless one answers. It is nobody's child to be ended
@@ -38,8 +44,8 @@ pub struct Wanted<'a> {
 /// When it cannot be started or does not answer.
 pub fn ensure(wanted: &Wanted<'_>) -> anyhow::Result<()> {
     let path = socket(wanted.run_dir);
-    if answers(&path) {
-        return Ok(());
+    if let Some(pid) = answers(&path) {
+        return refresh(wanted, pid);
     }
     if !rustix::process::geteuid().is_root() {
         bail!(
@@ -61,6 +67,11 @@ pub fn ensure(wanted: &Wanted<'_>) -> anyhow::Result<()> {
         .arg(wanted.run_dir)
         .args(["--uid", &wanted.user.uid.as_raw().to_string()])
         .args(["--pool", wanted.pool])
+        .args(
+            wanted
+                .disk_dir
+                .map(|folder| format!("--disk-dir={}", folder.display())),
+        )
         // Its environment is its own: nothing of the caller's is in it.
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -72,7 +83,7 @@ pub fn ensure(wanted: &Wanted<'_>) -> anyhow::Result<()> {
     let clock = SystemClock;
     let start = clock.now();
     while clock.now().since(start) < START_TIMEOUT {
-        if answers(&path) {
+        if answers(&path).is_some() {
             return Ok(());
         }
         if let Some(status) = child
@@ -101,19 +112,55 @@ fn last_line(log: &Path) -> String {
     text.lines().last().unwrap_or("it said nothing").to_owned()
 }
 
-fn answers(path: &Path) -> bool {
-    let Ok(address) = SocketAddrUnix::new(path) else {
-        return false;
-    };
-    let Ok(probe) = socket_with(
+/// The process id of the launcher that listens there.
+fn answers(path: &Path) -> Option<Pid> {
+    let address = SocketAddrUnix::new(path).ok()?;
+    let probe = socket_with(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC,
         None,
-    ) else {
-        return false;
+    )
+    .ok()?;
+    connect(&probe, &address).ok()?;
+    Some(rustix::net::sockopt::socket_peercred(&probe).ok()?.pid)
+}
+
+/// Has a launcher of another program file execute this one in its place.
+/// Only root may: whoever chooses the program is root by it.
+fn refresh(wanted: &Wanted<'_>, pid: Pid) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() || same_program(pid) {
+        return Ok(());
+    }
+    let program =
+        File::open("/proc/self/exe").context("this program's own file cannot be opened")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let upgraded = runtime.block_on(async {
+        let client =
+            LauncherClient::connect(&socket(wanted.run_dir), wanted.server, Exits::default())
+                .await?;
+        client.upgrade(program.into()).await
+    });
+    match upgraded {
+        Ok(()) => tracing::info!("the launcher runs this program now"),
+        // The old one serves on; its next start is the new one.
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "the launcher keeps its former program")
+        }
+    }
+    Ok(())
+}
+
+fn same_program(pid: Pid) -> bool {
+    let file = |path: &str| {
+        std::fs::metadata(path)
+            .map(|file| (file.dev(), file.ino()))
+            .ok()
     };
-    connect(&probe, &address).is_ok()
+    let own = file("/proc/self/exe");
+    own.is_some() && own == file(&format!("/proc/{}/exe", pid.as_raw_pid()))
 }
 
 /// A Unix socket at a path, in place of what a former server left there.
@@ -141,6 +188,7 @@ pub fn main(args: &crate::cli::args::Launcher) -> anyhow::Result<()> {
     let server = args.server.context(missing)?;
     let run_dir = args.run_dir.clone().context(missing)?;
     let mut options = skiff_jail::LauncherOptions::new(server, run_dir, args.uid.context(missing)?);
+    options.disk_dir = args.disk_dir.clone();
     if let Some(pool) = &args.pool {
         options.network.pool = pool
             .parse()

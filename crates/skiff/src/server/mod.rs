@@ -13,6 +13,7 @@
 //! ```
 
 pub mod doors;
+pub mod handover;
 pub mod home;
 pub mod images;
 pub mod inside;
@@ -48,6 +49,7 @@ use tokio::sync::mpsc;
 
 use crate::cli::args;
 use doors::Doors;
+use handover::{Given, Line};
 use home::Home;
 use inside::InsideDoors;
 use meter::Meter;
@@ -60,6 +62,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 const ENDING: Duration = Duration::from_secs(20);
 /// How long an instance that leaves the rotation may finish its requests.
 const INSTANCE_DRAIN: Duration = Duration::from_secs(300);
+/// How long requests that wait for an instance may hold a handover up.
+const GIVE_UP: Duration = Duration::from_secs(5);
 /// Between two savings of what is derived from the ledger.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
 /// Where the configuration is when nobody says otherwise.
@@ -77,15 +81,28 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
-    let home = Home::prepare(&config)?;
+    let (locks, doors, line) = match args
+        .replace
+        .then(|| handover::ask(&config.run_dir))
+        .transpose()?
+        .flatten()
+    {
+        Some(taken) => (Some(taken.locks), Some(taken.doors), Some(taken.line)),
+        None => (None, None, None),
+    };
+    let home = Home::prepare(&config, locks)?;
     let pool = String::from(config.network.pool);
     launcher::ensure(&launcher::Wanted {
         server: home.server,
         run_dir: &home.run_dir,
         user: &home.user,
         pool: &pool,
+        disk_dir: Some(&home.data_dir),
     })?;
-    let doors = Doors::open(&config, &home, threads)?;
+    let doors = match doors {
+        Some(doors) => doors,
+        None => Doors::open(&config, &home, threads)?,
+    };
     home.user.become_it()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -95,11 +112,41 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
         .context("the runtime cannot be made")?;
     let stop_all = args.stop_all;
     runtime.block_on(async {
-        let server = Server::assemble(&config, home, doors, threads).await?;
-        let why = server.serve().await;
-        server.end(stop_all).await;
-        why
+        let (line, given) = match line {
+            Some(line) => take_over(line)
+                .await
+                .map(|(line, given)| (Some(line), given))?,
+            None => (None, Given::default()),
+        };
+        let server = Server::assemble(&config, home, doors, threads, given).await?;
+        if let Some(line) = line {
+            server.settle_after(line);
+        }
+        match server.serve().await {
+            Ok(End::Told) => server.end(stop_all).await,
+            Ok(End::Replaced(next)) => server.give(next).await?,
+            Err(error) => {
+                server.end(stop_all).await;
+                return Err(error);
+            }
+        }
+        Ok(())
     })
+}
+
+/// Has the former server let go of instances and state.
+async fn take_over(mut line: Line) -> anyhow::Result<(Line, Given)> {
+    let taken = tokio::task::spawn_blocking(move || line.take().map(|given| (line, given)));
+    taken.await.context("the handover was cut off")?
+}
+
+/// Why a server ends.
+#[derive(Debug)]
+enum End {
+    /// By a signal.
+    Told,
+    /// Another one takes over.
+    Replaced(Line),
 }
 
 /// The configuration of the flags.
@@ -147,8 +194,9 @@ struct Server {
     meter: Arc<Meter>,
     client: LauncherClient,
     tasks: Tasks,
-    run_dir: PathBuf,
-    _home: Home,
+    gateway: Arc<Gateway>,
+    copies: Arc<Doors>,
+    home: Arc<Home>,
 }
 
 type ServeHandleSlot = std::sync::Mutex<Option<ServeHandle>>;
@@ -159,6 +207,7 @@ impl Server {
         home: Home,
         doors: Doors,
         threads: usize,
+        given: Given,
     ) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let tasks = Tasks::new();
@@ -216,11 +265,13 @@ impl Server {
             metrics: metrics(&gateway, &fleet, &worker),
         };
         let control = Control::start(resolver, ports).await?;
+        fleet.busy_elsewhere(given.busy);
         adopt(&worker, &fleet, &records).await?;
         meter.begin().await?;
         fleet.begin();
 
         spawn_loops(&tasks, &fleet, &worker, &meter, ends);
+        let copies = Arc::new(doors.copies().context("the doors cannot be kept")?);
         let served = gateway
             .serve(doors.gateway, threads)
             .context("the gateway cannot serve")?;
@@ -238,8 +289,7 @@ impl Server {
                 on_tcp.serve_tcp(listener, tls).await
             });
         }
-        let run_dir = home.run_dir.clone();
-        tracing::info!(addresses = ?served.addresses(), run_dir = %run_dir.display(), "the server is ready");
+        tracing::info!(addresses = ?served.addresses(), run_dir = %home.run_dir.display(), "the server is ready");
         Ok(Self {
             doors_served: std::sync::Mutex::new(Some(served)),
             control,
@@ -248,34 +298,109 @@ impl Server {
             meter,
             client,
             tasks,
-            run_dir,
-            _home: home,
+            gateway,
+            copies,
+            home: Arc::new(home),
         })
     }
 
-    /// Until a signal comes, or the launcher is gone.
-    async fn serve(&self) -> anyhow::Result<()> {
+    /// Until a signal comes, another server takes over, or the launcher is gone.
+    async fn serve(&self) -> anyhow::Result<End> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         tokio::select! {
-            _ = terminate.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
+            _ = terminate.recv() => Ok(End::Told),
+            _ = interrupt.recv() => Ok(End::Told),
+            next = self.successor() => next.map(End::Replaced),
             why = self.client.closed() => bail!(
                 "the launcher is gone, and its instances with it: {why}; see {}, and start the server again",
-                self.run_dir.join("launcher.log").display()
+                self.home.run_dir.join("launcher.log").display()
             ),
         }
+    }
+
+    /// The server that takes over, when one comes.
+    async fn successor(&self) -> anyhow::Result<Line> {
+        let listener = launcher::listen(&handover::socket(&self.home.run_dir))?;
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            let uid = stream.peer_cred()?.uid();
+            if uid != 0 && uid != self.home.user.uid.as_raw() {
+                tracing::warn!(uid, "a stranger wanted to take over");
+                continue;
+            }
+            let stream = stream.into_std()?;
+            stream.set_nonblocking(false)?;
+            let (home, copies) = (Arc::clone(&self.home), Arc::clone(&self.copies));
+            let answered = tokio::task::spawn_blocking(move || {
+                handover::answer(stream, &home.locks(), &copies)
+            });
+            match answered.await? {
+                Ok(line) => return Ok(line),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "a server did not take over")
+                }
+            }
+        }
+    }
+
+    /// Lets go of instances and state, then ends with its last request.
+    async fn give(&self, mut next: Line) -> anyhow::Result<()> {
+        tracing::info!("another server takes over");
+        self.control.stop(ENDING).await;
+        let draining = Tasks::new();
+        if let Some(served) = self.take_served() {
+            draining.spawn("drain", async move {
+                if let Err(error) = served.drain(DRAIN).await {
+                    tracing::warn!(error = %chain(&error), "requests were cut off");
+                }
+            });
+        }
+        self.fleet.give_up(GIVE_UP).await;
+        let busy = self.fleet.busy_instances();
+        self.worker
+            .shutdown(ShutdownMode::LeaveRunning, ENDING)
+            .await;
+        let given = tokio::task::spawn_blocking(move || next.give(&Given { busy }).map(|()| next));
+        // Held to the end: its closing tells the next server that this one is gone.
+        let _line = given.await.context("the handover was cut off")??;
+        if let Err(error) = draining.drain(DRAIN + ENDING).await {
+            tracing::warn!(error = %chain(&error), "the gateway did not drain");
+        }
+        tracing::info!(
+            left = self.gateway.metrics().in_flight,
+            "the last request has ended"
+        );
+        self.fleet.stop(Duration::ZERO).await;
+        self.meter.end().await;
+        self.tasks.abort();
+        Ok(())
+    }
+
+    /// Counts former requests as gone once the former server is.
+    fn settle_after(&self, mut line: Line) {
+        let fleet = self.fleet.clone();
+        self.tasks.spawn("former server", async move {
+            let ended = tokio::task::spawn_blocking(move || line.wait_for_end());
+            if ended.await.is_ok() {
+                fleet.settle();
+            }
+        });
+    }
+
+    fn take_served(&self) -> Option<ServeHandle> {
+        self.doors_served
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take()
     }
 
     async fn end(&self, stop_all: bool) {
         tracing::info!(stop_all, "the server ends");
         self.control.stop(ENDING).await;
-        let served = self
-            .doors_served
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .take();
-        if let Some(served) = served
+        if let Some(served) = self.take_served()
             && let Err(error) = served.drain(DRAIN).await
         {
             tracing::warn!(error = %chain(&error), "the gateway did not drain");
@@ -289,10 +414,11 @@ impl Server {
         self.worker.shutdown(mode, ENDING).await;
         self.meter.end().await;
         self.tasks.abort();
-        if stop_all && !self.client.is_closed() {
-            if let Err(error) = self.client.shutdown().await {
-                tracing::warn!(error = %chain(&error), "the launcher did not end in order");
-            }
+        if stop_all
+            && !self.client.is_closed()
+            && let Err(error) = self.client.shutdown().await
+        {
+            tracing::warn!(error = %chain(&error), "the launcher did not end in order");
         }
     }
 }
@@ -420,10 +546,7 @@ fn resolvers(config: &Config) -> Vec<SocketAddr> {
 /// Memory in MiB less an eighth, and thousandths of CPUs.
 fn machine() -> (u64, u64) {
     let info = rustix::system::sysinfo();
-    // One field is an unsigned long, the other an unsigned int: both fit.
-    let bytes = u64::try_from(info.totalram)
-        .unwrap_or(0)
-        .saturating_mul(u64::from(info.mem_unit));
+    let bytes = info.totalram.saturating_mul(u64::from(info.mem_unit));
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     (
         (bytes >> 20) / 8 * 7,
