@@ -483,6 +483,9 @@ pub struct Launcher {
     /// Addresses of instances with egress
     #[arg(long)]
     pub pool: Option<String>,
+    /// End when this process, which started it, ends
+    #[arg(long)]
+    pub ends_with: Option<i32>,
     /// Where writable layers on disk are made
     #[arg(long)]
     pub disk_dir: Option<PathBuf>,

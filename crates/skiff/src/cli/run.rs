@@ -69,6 +69,7 @@ pub fn prepare(args: Run) -> anyhow::Result<Prepared> {
     home::folder(&args.data_dir.join("images"), &user, 0o700)?;
     let server = ServerId::from_parts(SystemClock.unix_ms(), skiff_base::random::u32());
     home::folder(&args.run_dir, &user, 0o755)?;
+    sweep(&args.run_dir);
     let run_dir = home::folder(&args.run_dir.join(format!("run-{server}")), &user, 0o711)?;
     let local = open_local(Path::new(&args.image))?;
     let auth = match &local {
@@ -82,6 +83,7 @@ pub fn prepare(args: Run) -> anyhow::Result<Prepared> {
         user: &user,
         pool: &pool,
         disk_dir: None,
+        ends_with_us: true,
     })?;
     user.become_it()?;
     Ok(Prepared {
@@ -91,6 +93,21 @@ pub fn prepare(args: Run) -> anyhow::Result<Prepared> {
         local,
         auth,
     })
+}
+
+/// Removes the folders of runs that were killed: nobody holds their locks.
+fn sweep(run_dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(run_dir) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let is_run = entry.file_name().to_string_lossy().starts_with("run-");
+        let lock = entry.path().join("launcher.lock");
+        if is_run && home::is_free(&lock) {
+            // Somebody else may be removing it, too.
+            let _gone = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn open_local(path: &Path) -> anyhow::Result<Option<Local>> {

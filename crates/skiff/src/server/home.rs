@@ -111,6 +111,14 @@ fn lock(path: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
+/// Whether a lock's file is there and nobody holds it.
+pub fn is_free(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else {
+        return false;
+    };
+    flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+}
+
 fn server_id(path: &Path) -> anyhow::Result<ServerId> {
     let mut text = String::new();
     match File::open(path) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 use skiff_base::{Clock as _, SystemClock, chain, process};
 use skiff_sandbox::{Exits, LauncherClient};
 use skiff_types::ServerId;
@@ -35,6 +35,8 @@ pub struct Wanted<'a> {
     pub pool: &'a str,
     /// Where writable layers on disk are made.
     pub disk_dir: Option<&'a Path>,
+    /// It ends with this process, instead of serving the next one.
+    pub ends_with_us: bool,
 }
 
 /// Starts a launcher unless one answers. It is nobody's child to be ended
@@ -71,6 +73,11 @@ pub fn ensure(wanted: &Wanted<'_>) -> anyhow::Result<()> {
             wanted
                 .disk_dir
                 .map(|folder| format!("--disk-dir={}", folder.display())),
+        )
+        .args(
+            wanted
+                .ends_with_us
+                .then(|| format!("--ends-with={}", std::process::id())),
         )
         // Its environment is its own: nothing of the caller's is in it.
         .env_clear()
@@ -193,6 +200,12 @@ pub fn main(args: &crate::cli::args::Launcher) -> anyhow::Result<()> {
         options.network.pool = pool
             .parse()
             .with_context(|| format!("--pool {pool} is no IPv4 network"))?;
+    }
+    if let Some(parent) = args.ends_with {
+        // SIGTERM is how it is told to end in order, prctl(2).
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+        let now = rustix::process::getppid().map(Pid::as_raw_pid);
+        anyhow::ensure!(now == Some(parent), "who started the launcher is gone");
     }
     options.resume = args.resume;
     skiff_jail::launcher_main(options)?;

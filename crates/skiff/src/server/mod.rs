@@ -98,6 +98,7 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
         user: &home.user,
         pool: &pool,
         disk_dir: Some(&home.data_dir),
+        ends_with_us: false,
     })?;
     let doors = match doors {
         Some(doors) => doors,
