@@ -24,6 +24,9 @@ up: build
 test: setup
 	@scripts/test.sh
 
+test-v2: setup
+	@scripts/test-v2.sh
+
 lint:
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings

@@ -3,8 +3,8 @@
 set -euo pipefail
 
 packages=(
-  attr busybox-static curl docker-registry erofs-utils iproute2 jq mmdebstrap
-  nftables procps python3 runc skopeo umoci e2fsprogs
+  attr binutils busybox-static curl docker-registry erofs-utils iproute2 jq kmod mmdebstrap
+  nftables procps python3 qemu-system-x86 runc skopeo umoci e2fsprogs
 )
 if [ "${1:-}" = bench ]; then
   packages+=(containerd haproxy nginx-light wrk)

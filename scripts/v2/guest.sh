@@ -1,0 +1,66 @@
+#!/bin/sh
+# Sets the machine up as an init does on a machine with pure cgroup v2, runs
+# every test, and powers off. What is for people goes to the console; what is
+# counted goes to the second serial port, one line each:
+#
+#   result NAME PASSED FAILED
+#   end
+PATH=/usr/sbin:/usr/bin
+TMPDIR=/tmp
+export PATH TMPDIR
+report=/dev/ttyS1
+
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o ptmxmode=0666 devpts /dev/pts
+mount -t tmpfs -o mode=1777 shm /dev/shm
+mount -t tmpfs -o mode=0755 run /run
+mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup
+# What kmod has systemd make for modules that load at their first use.
+[ -e /dev/loop-control ] || mknod -m 0660 /dev/loop-control c 10 237
+mkdir -p /dev/net
+[ -e /dev/net/tun ] || mknod -m 0666 /dev/net/tun c 10 200
+for name in fd:fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
+  ln -sf "/proc/self/${name#*:}" "/dev/${name%%:*}"
+done
+ip link set lo up
+hostname v2
+ulimit -n 65536
+# As systemd does for its slices.
+echo '+cpu +memory +pids' >/sys/fs/cgroup/cgroup.subtree_control
+
+word() { tr ' ' '\n' </proc/cmdline | sed -n "s/^v2\.$1=//p"; }
+deadline=$(word deadline)
+# An emulated processor is some ten times slower.
+SKIFF_SLOWNESS=$(($(word slowness) * 10))
+export SKIFF_SLOWNESS
+echo "kernel $(uname -r), $(grep -c ^processor /proc/cpuinfo) processors, cgroup controllers: $(cat /sys/fs/cgroup/cgroup.controllers)"
+
+# Runs a test program and reports the sums of its summaries. One that says
+# nothing, or ends badly without a failed test, counts as a failed test.
+run() { # NAME COMMAND...
+  name=$1
+  shift
+  echo "== $name (at $(cut -d. -f1 /proc/uptime) s)"
+  { timeout -s KILL "$deadline" "$@" 2>&1; echo $? >/run/status; } | tee /run/log
+  status=$(cat /run/status)
+  passed=$(sed -n 's/^test result: .* \([0-9]*\) passed.*/\1/p' /run/log | awk '{ n += $1 } END { print n + 0 }')
+  failed=$(sed -n 's/^test result: .* \([0-9]*\) failed.*/\1/p' /run/log | awk '{ n += $1 } END { print n + 0 }')
+  if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ] || [ "$((passed + failed))" -eq 0 ]; then
+    echo "$name ended with $status after $passed tests passed"
+    failed=$((failed + 1))
+  fi
+  echo "result $name $passed $failed" >$report
+}
+
+for name in $(word only | tr , ' '); do
+  case $name in
+    commands) run commands /usr/sbin/commands ;;
+    *) run "$name" "/tests/$name" --test-threads="$(grep -c ^processor /proc/cpuinfo)" ;;
+  esac
+done
+echo end >$report
+sync
+poweroff -f
