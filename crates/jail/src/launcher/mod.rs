@@ -56,6 +56,10 @@ pub struct LauncherOptions {
     pub disk_dir: Option<PathBuf>,
     /// Of instances' networks.
     pub network: NetOptions,
+    /// The process with whose end it ends in order, for a launcher that
+    /// serves one caller. A death signal would not reach it: the caller may
+    /// not send signals to root any more.
+    pub ends_with: Option<i32>,
     /// The descriptor of an earlier launcher's state (`--resume`).
     pub resume: Option<std::os::fd::RawFd>,
 }
@@ -71,6 +75,7 @@ impl LauncherOptions {
             lock_dir: PathBuf::from("/run/lock/skiff"),
             disk_dir: None,
             network: NetOptions::default(),
+            ends_with: None,
             resume: None,
         }
     }
@@ -99,6 +104,7 @@ const EVENTS_MAX: usize = 64;
 enum Token {
     Listener,
     Signal,
+    Owner,
     Client(u64),
     Control(u64),
     Process(u64),
@@ -114,6 +120,7 @@ impl Token {
             Self::Client(number) => (2, number),
             Self::Control(number) => (3, number),
             Self::Process(number) => (4, number),
+            Self::Owner => (5, 0),
         };
         EventData::new_u64(kind << KIND_SHIFT | number)
     }
@@ -126,6 +133,7 @@ impl Token {
             2 => Self::Client(number),
             3 => Self::Control(number),
             4 => Self::Process(number),
+            5 => Self::Owner,
             _ => return None,
         })
     }
@@ -139,6 +147,8 @@ struct Launcher {
     epoll: OwnedFd,
     /// SIGTERM asks for an orderly end.
     signals: OwnedFd,
+    /// The process with whose end it ends.
+    owner: Option<OwnedFd>,
     cgroups: Cgroups,
     filters: Filters,
     clock: SystemClock,
@@ -206,6 +216,11 @@ impl Launcher {
         let flags = event.flags;
         match Token::decode(event.data.u64()) {
             Some(Token::Listener) => self.accept(),
+            Some(Token::Owner) => {
+                tracing::info!("who started this launcher has ended");
+                self.owner = None;
+                self.shut_down(None);
+            }
             Some(Token::Signal) => {
                 self.unwatch(&self.signals);
                 self.shut_down(None);

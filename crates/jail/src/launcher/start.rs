@@ -121,6 +121,7 @@ fn assemble(
     let epoll = epoll::create(CreateFlags::CLOEXEC).at("start", "epoll_create")?;
     let launcher = Launcher {
         signals: termination_signals()?,
+        owner: options.ends_with.map(owner).transpose()?,
         options,
         kept,
         networks,
@@ -138,6 +139,9 @@ fn assemble(
     };
     launcher.watch(&launcher.kept.listener, Token::Listener, EventFlags::IN)?;
     launcher.watch(&launcher.signals, Token::Signal, EventFlags::IN)?;
+    if let Some(owner) = &launcher.owner {
+        launcher.watch(owner, Token::Owner, EventFlags::IN)?;
+    }
     Ok(launcher)
 }
 
@@ -150,6 +154,21 @@ fn close(mut launcher: Launcher) -> Result<(), LauncherError> {
     std::fs::remove_file(launcher.options.socket()).ok();
     std::fs::remove_dir_all(launcher.options.own_folder()).ok();
     Ok(networks?)
+}
+
+/// The process that started this one, to be watched.
+fn owner(pid: i32) -> Step<OwnedFd> {
+    const STEP: &str = "start";
+    let gone = || refuse(STEP, format!("the process {pid} is not there any more"));
+    let parent = rustix::process::getppid().filter(|parent| parent.as_raw_pid() == pid);
+    let watched = rustix::process::pidfd_open(
+        parent.ok_or_else(gone)?,
+        rustix::process::PidfdFlags::empty(),
+    )
+    .at(STEP, "pidfd_open")?;
+    // It may have ended between the two, and its number have another's meaning.
+    let still = rustix::process::getppid().is_some_and(|parent| parent.as_raw_pid() == pid);
+    if still { Ok(watched) } else { Err(gone()) }
 }
 
 fn lock(path: &Path) -> Result<Handle, LauncherError> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use rustix::process::{Pid, Signal};
+use rustix::process::Pid;
 use skiff_base::{Clock as _, SystemClock, chain, process};
 use skiff_sandbox::{Exits, LauncherClient};
 use skiff_types::ServerId;
@@ -201,12 +201,7 @@ pub fn main(args: &crate::cli::args::Launcher) -> anyhow::Result<()> {
             .parse()
             .with_context(|| format!("--pool {pool} is no IPv4 network"))?;
     }
-    if let Some(parent) = args.ends_with {
-        // SIGTERM is how it is told to end in order, prctl(2).
-        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
-        let now = rustix::process::getppid().map(Pid::as_raw_pid);
-        anyhow::ensure!(now == Some(parent), "who started the launcher is gone");
-    }
+    options.ends_with = args.ends_with;
     options.resume = args.resume;
     skiff_jail::launcher_main(options)?;
     Ok(())
