@@ -16,6 +16,8 @@ use crate::port::{Adopted, Parts, StartFailure};
 
 /// Between two looks at how many requests are in instances that are busy.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// From so many crashes in a row on, what waits is told at once.
+const CRASHES_TOLD: u32 = 3;
 /// Between two looks whether everything has come to rest.
 const GIVE_UP_STEP: Duration = Duration::from_millis(5);
 /// Callers that may wait for the first instance of one revision.
@@ -358,8 +360,14 @@ impl Fleet {
 
     fn refuse(&self, revision: &RevisionId, shortage: Shortage) {
         let message = shortage.to_string();
-        // At its maximum a revision still serves: what waits gets its turn.
-        if !matches!(shortage, Shortage::MaxInstances { .. }) {
+        // At its maximum a revision still serves, and one crash is made good
+        // sooner than a client would ask again: what waits gets its turn.
+        let soon = match shortage {
+            Shortage::MaxInstances { .. } => true,
+            Shortage::CrashLoop { failures, .. } => failures < CRASHES_TOLD,
+            _ => false,
+        };
+        if !soon {
             self.inner
                 .parts
                 .rotation
@@ -445,6 +453,7 @@ impl Demand for Fleet {
 
     fn dead(&self, instance: InstanceId, reason: &str) {
         tracing::warn!(%instance, reason, "an instance does not answer and is ended");
+        self.tell(Input::InstanceRetired(instance));
         let (fleet, reason) = (self.clone(), reason.to_owned());
         self.spawn(
             "dead",

@@ -133,6 +133,9 @@ pub enum Input {
     InstanceFailed(InstanceId),
     /// An instance has ended, as it was told to or by itself.
     InstanceGone(InstanceId),
+    /// An instance is being ended for a cause that is not its start's: it takes
+    /// no more requests, and counts until it is gone.
+    InstanceRetired(InstanceId),
     /// An instance that was found running after a restart. Revisions and
     /// workers come before: what belongs to none is stopped.
     Adopted {

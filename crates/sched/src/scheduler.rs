@@ -94,6 +94,7 @@ impl Scheduler {
                 in_flight,
             } => self.in_flight(instance, in_flight, out),
             Input::InstanceReady(instance) => self.instance_ready(instance, out),
+            Input::InstanceRetired(instance) => self.retire(instance, out),
             Input::InstanceFailed(instance) => self.instance_ended(instance, true, out),
             Input::InstanceGone(instance) => self.instance_ended(instance, false, out),
             Input::Adopted {
@@ -278,6 +279,16 @@ impl Scheduler {
         }
         self.settle(key, 0, out);
         self.forget_if_done(key);
+    }
+
+    /// Somebody else ends it: there is nothing to carry out for it.
+    fn retire(&mut self, id: InstanceId, out: &mut Vec<Action>) {
+        let Some(key) = self.instances.get(&id).map(|instance| instance.key) else {
+            return;
+        };
+        let mut carried_out_elsewhere = Vec::new();
+        self.stop(id, StopReason::ScaleDown, &mut carried_out_elsewhere);
+        self.settle(key, 0, out);
     }
 
     fn adopt(

@@ -332,6 +332,21 @@ fn failing_starts_back_off_and_say_so() {
 }
 
 #[test]
+fn an_instance_that_is_ended_for_another_cause_has_not_crashed() {
+    let mut bench = Bench::new(10_000);
+    bench.give(plan("a", |p| p.scaling.concurrency = 1));
+    let ids = bench.started(queued("a", 1));
+    bench.give(Input::InstanceReady(ids[0]));
+    bench.give(queued("a", 0));
+    let out = bench.give(Input::InstanceRetired(ids[0]));
+    assert_eq!(out, [], "whoever retires it ends it");
+    let next = bench.started(queued("a", 1));
+    assert_eq!(next.len(), 1, "it is replaced at once");
+    assert_eq!(bench.give(Input::InstanceGone(ids[0])), []);
+    assert_eq!(bench.scheduler.shortage(&revision("a")), None);
+}
+
+#[test]
 fn a_crash_loop_does_not_spin() {
     let mut bench = Bench::new(10_000);
     let first = bench.started(plan("a", |p| p.scaling.min = 1));
