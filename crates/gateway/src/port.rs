@@ -20,6 +20,13 @@ pub trait Upstream: Debug + Send + Sync + 'static {
 }
 
 /// The gateway's word to the scheduler. Every call returns at once.
+///
+/// `busy` and `idle` are said while the revision's lock is held, so that they
+/// come in the order in which they happened; `queued` and `dead` on a
+/// request's way. So no implementation calls the gateway back on the calling
+/// thread, lest it waits for itself: it notes the word and acts on a task of
+/// its own. That goes for what follows from a word, too, such as
+/// `Gateway::refuse`.
 pub trait Demand: Debug + Send + Sync + 'static {
     /// A request had to wait: `waiting` are queued, `in_flight` are in instances.
     fn queued(&self, revision: &RevisionId, waiting: u32, in_flight: u32);

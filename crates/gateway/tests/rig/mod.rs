@@ -64,7 +64,9 @@ impl Demand for Fakes {
         self.queued.fetch_add(1, Ordering::SeqCst);
         if let Some(start) = self.on_queued.lock().unwrap().take() {
             let gateway = self.gateway.lock().unwrap().upgrade().unwrap();
-            start(&gateway, revision);
+            let revision = revision.clone();
+            // Not from here: see `Demand`.
+            std::thread::spawn(move || start(&gateway, &revision));
         }
     }
     fn busy(&self, _: InstanceId) {
