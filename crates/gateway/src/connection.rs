@@ -40,9 +40,7 @@ const FIELDS_MAX: usize = 128;
 pub(crate) async fn serve(lane: Arc<Lane>, stream: TcpStream, peer: SocketAddr, scope: Scope) {
     let opened = lane.shared.clock.now();
     let deadline = opened.plus(lane.shared.config.header_timeout);
-    let Some((number, watched)) = lane.watch(deadline) else {
-        return;
-    };
+    let (number, watched) = lane.watch(deadline);
     let client = Arc::new(client(lane.clone(), watched.clone(), peer.ip(), scope));
     let served = async {
         let preface = has_preface(&stream).await;
@@ -56,7 +54,7 @@ pub(crate) async fn serve(lane: Arc<Lane>, stream: TcpStream, peer: SocketAddr, 
     Steered {
         watched: &watched,
         served: pin!(served),
-        registered: false,
+        heard: None,
     }
     .await;
     lane.unwatch(number);
@@ -98,22 +96,23 @@ async fn has_preface(stream: &TcpStream) -> bool {
 struct Steered<'a, F> {
     watched: &'a Watched,
     served: Pin<&'a mut F>,
-    registered: bool,
+    heard: Option<Word>,
 }
 
 impl<F: Future<Output = ()>> Future for Steered<'_, F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // A task's waker stays the same.
-        if !self.registered {
+        // A task's waker stays the same, but each word takes it.
+        let word = self.watched.word();
+        if self.heard != Some(word) {
             self.watched.register(cx.waker());
-            self.registered = true;
+            self.heard = Some(word);
         }
         match self.watched.word() {
             Word::Cut => return Poll::Ready(()),
-            Word::Drain if !self.watched.has_spoken() => return Poll::Ready(()),
-            Word::Drain | Word::GoOn => {}
+            Word::Close if !self.watched.has_spoken() => return Poll::Ready(()),
+            Word::Close | Word::Drain | Word::GoOn => {}
         }
         self.served.as_mut().poll(cx)
     }
@@ -129,10 +128,17 @@ async fn http1(client: Arc<Client>, stream: TcpStream, watched: &Watched) {
         .serve_connection(Socket::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);
-    let mut draining = false;
+    let mut closing = false;
     let ended = std::future::poll_fn(|cx| {
-        if !draining && watched.word() == Word::Drain {
-            draining = true;
+        // hyper closes what is idle at once; but a request may be on its way
+        // to an idle connection, so that has its grace.
+        let last = match watched.word() {
+            Word::GoOn => false,
+            Word::Drain => watched.is_open(),
+            Word::Close | Word::Cut => true,
+        };
+        if last && !closing {
+            closing = true;
             connection.as_mut().graceful_shutdown();
         }
         connection.as_mut().poll(cx)
@@ -155,13 +161,18 @@ async fn http2(client: Arc<Client>, stream: TcpStream, watched: &Watched) {
         .keep_alive_timeout(PING)
         .serve_connection(Socket::new(stream), service);
     let mut connection = pin!(connection);
-    let mut draining = false;
+    let mut closing = false;
     let ended = std::future::poll_fn(|cx| {
-        if !draining && watched.word() == Word::Drain {
-            draining = true;
+        let polled = connection.as_mut().poll(cx);
+        // After the first poll, for hyper drops a connection whose preface it
+        // has not read. GOAWAY still lets in what the client sent before it
+        // came (RFC 9113 §6.8).
+        if polled.is_pending() && !closing && watched.word() >= Word::Drain {
+            closing = true;
             connection.as_mut().graceful_shutdown();
+            return connection.as_mut().poll(cx);
         }
-        connection.as_mut().poll(cx)
+        polled
     });
     if let Err(error) = ended.await {
         tracing::debug!(%error, "a client's connection ended early");

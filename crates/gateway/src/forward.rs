@@ -19,7 +19,7 @@ use crate::answer;
 use crate::body::{AnswerBody, Driver, ProxiedBody};
 use crate::headers::{self, Origin};
 use crate::host;
-use crate::lane::{Lane, Watched};
+use crate::lane::{Lane, Watched, Word};
 use crate::link::{Link, LinkError, RequestBody};
 use crate::port::ColdPhases;
 use crate::revision::{Revision, Slot};
@@ -59,11 +59,23 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
     let mut visit = Visit::begin(&client.lane, &client.watched);
-    let routed = match route(&client, &request, &mut visit) {
-        Ok(routed) => routed,
-        Err(answer) => return Ok(refuse(visit, *answer)),
+    let version = request.version();
+    let mut answer = match route(&client, &request, &mut visit) {
+        Ok(routed) => forward(&client, visit, routed, request).await,
+        Err(answer) => refuse(visit, *answer),
     };
-    Ok(forward(&client, visit, routed, request).await)
+    if client.watched.word() != Word::GoOn {
+        say_last(version, &mut answer);
+    }
+    Ok(answer)
+}
+
+/// The connection ends after this answer; HTTP/2 has its own way to say so.
+fn say_last(version: Version, answer: &mut Answer) {
+    if version < Version::HTTP_2 && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let close = HeaderValue::from_static("close");
+        answer.headers_mut().insert(http::header::CONNECTION, close);
+    }
 }
 
 /// A request's way.

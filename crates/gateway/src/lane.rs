@@ -3,7 +3,7 @@
 //! log. Locks here are only ever held by their own thread, and by the drain.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -46,7 +46,8 @@ struct Parked {
 struct Connections {
     next: u64,
     all: HashMap<u64, Arc<Watched>>,
-    draining: bool,
+    /// What new ones are told, too.
+    word: Word,
 }
 
 /// One client connection, steered from outside of its task.
@@ -57,32 +58,35 @@ pub(crate) struct Watched {
     open: AtomicU32,
     /// When it is cut, nanoseconds of the monotonic clock.
     deadline: AtomicU64,
-    cut: AtomicBool,
-    drain: AtomicBool,
+    /// A [`Word`]; it only gets stronger.
+    word: AtomicU8,
     /// Its first bytes have come.
     spoken: AtomicBool,
     waker: AtomicWaker,
 }
 
-/// What a connection's task is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a connection's task is told, from the weakest to the strongest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
 pub(crate) enum Word {
+    #[default]
     GoOn,
-    /// Finish what is under way and close.
+    /// The request under way, or the next one, is the last.
     Drain,
+    /// Close unless a request is under way.
+    Close,
     /// Close now.
     Cut,
 }
 
 impl Watched {
-    fn new(shared: &Arc<Shared>, deadline: Monotonic) -> Self {
+    fn new(shared: &Arc<Shared>, deadline: Monotonic, word: Word) -> Self {
         shared.metrics.connections.up();
         Self {
             shared: shared.clone(),
             open: AtomicU32::new(0),
             deadline: AtomicU64::new(deadline.as_nanos()),
-            cut: AtomicBool::new(false),
-            drain: AtomicBool::new(false),
+            word: AtomicU8::new(word as u8),
             spoken: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         }
@@ -93,13 +97,10 @@ impl Watched {
     }
 
     pub(crate) fn word(&self) -> Word {
-        if self.cut.load(Ordering::Relaxed) {
-            Word::Cut
-        } else if self.drain.load(Ordering::Relaxed) {
-            Word::Drain
-        } else {
-            Word::GoOn
-        }
+        let told = self.word.load(Ordering::Relaxed);
+        let words = [Word::GoOn, Word::Drain, Word::Close];
+        let found = words.into_iter().find(|word| *word as u8 == told);
+        found.unwrap_or(Word::Cut)
     }
 
     pub(crate) fn spoke(&self) {
@@ -122,6 +123,11 @@ impl Watched {
         self.deadline.store(nanos, Ordering::Relaxed);
     }
 
+    /// Whether a request is under way.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > 0
+    }
+
     pub(crate) fn end(&self, now: Monotonic, idle: Duration) {
         if self.open.fetch_sub(1, Ordering::Relaxed) == 1 {
             let nanos = now.plus(idle).as_nanos();
@@ -129,8 +135,8 @@ impl Watched {
         }
     }
 
-    fn tell(&self, flag: &AtomicBool) {
-        flag.store(true, Ordering::Relaxed);
+    fn tell(&self, word: Word) {
+        self.word.fetch_max(word as u8, Ordering::Relaxed);
         self.waker.wake();
     }
 }
@@ -175,29 +181,26 @@ impl Lane {
         }
     }
 
-    /// Watches a new connection; `None` while draining.
-    pub(crate) fn watch(&self, deadline: Monotonic) -> Option<(u64, Arc<Watched>)> {
+    /// Watches a new connection.
+    pub(crate) fn watch(&self, deadline: Monotonic) -> (u64, Arc<Watched>) {
         let mut connections = lock(&self.connections);
-        if connections.draining {
-            return None;
-        }
-        let watched = Arc::new(Watched::new(&self.shared, deadline));
+        let watched = Arc::new(Watched::new(&self.shared, deadline, connections.word));
         let number = connections.next;
         connections.next += 1;
         connections.all.insert(number, watched.clone());
-        Some((number, watched))
+        (number, watched)
     }
 
     pub(crate) fn unwatch(&self, number: u64) {
         lock(&self.connections).all.remove(&number);
     }
 
-    /// Tells every connection to finish and close; new ones are not taken.
-    pub(crate) fn drain(&self) {
+    /// Tells every connection, and those that were accepted but not begun.
+    pub(crate) fn tell(&self, word: Word) {
         let mut connections = lock(&self.connections);
-        connections.draining = true;
+        connections.word = word;
         for watched in connections.all.values() {
-            watched.tell(&watched.drain);
+            watched.tell(word);
         }
     }
 
@@ -225,7 +228,7 @@ impl Lane {
         let connections = lock(&self.connections);
         for watched in connections.all.values() {
             if watched.deadline.load(Ordering::Relaxed) < now.as_nanos() {
-                watched.tell(&watched.cut);
+                watched.tell(Word::Cut);
             }
         }
     }

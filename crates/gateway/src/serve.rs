@@ -4,18 +4,19 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use skiff_base::Backoff;
+use skiff_base::{Backoff, Monotonic};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::connection;
 use crate::forward::Scope;
-use crate::lane::Lane;
+use crate::lane::{self, Lane};
 use crate::revision::lock;
 use crate::shared::Shared;
 
@@ -23,6 +24,10 @@ use crate::shared::Shared;
 const WORDS_MAX: usize = 1024;
 /// Between two looks at deadlines, unused connections and lines.
 const TICK: Duration = Duration::from_millis(250);
+/// How long an idle connection stays open after draining began, for a request
+/// that its client has sent before it can know; at most half of the deadline,
+/// so that such a request has time, too.
+const DRAIN_IDLE_GRACE: Duration = Duration::from_secs(3);
 /// Told to a client that is one too many; nothing of its request is read.
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
 content-type: text/plain; charset=utf-8\r\ncontent-length: 36\r\n\r\nthe gateway has no more connections\n";
@@ -181,8 +186,9 @@ impl ServeHandle {
         &self.addresses
     }
 
-    /// Stops accepting, lets requests under way end, closes what is idle, and
-    /// at the deadline cuts the rest off.
+    /// Stops accepting. The request under way on a connection is its last; an
+    /// idle one may bring one more within a grace, and is closed then. Done
+    /// when all have ended; at the deadline the rest is cut off.
     ///
     /// # Errors
     /// How many connections and streams were cut off.
@@ -244,7 +250,6 @@ async fn run(lane: Arc<Lane>, listeners: Vec<TcpListener>, mut words: mpsc::Rece
                 Some(Word::Drain { deadline, done }) => {
                     drop(stop);
                     lane.background.abort();
-                    lane.drain();
                     let cut = drain(&lane, deadline, &mut ticks).await;
                     done.send(cut).ok();
                     return;
@@ -260,16 +265,39 @@ async fn run(lane: Arc<Lane>, listeners: Vec<TcpListener>, mut words: mpsc::Rece
 
 /// Waits for what is under way, and says how much was cut off.
 async fn drain(lane: &Lane, deadline: Duration, ticks: &mut tokio::time::Interval) -> usize {
-    let mut draining = std::pin::pin!(lane.tasks.drain(deadline));
+    lane.tell(lane::Word::Drain);
+    let mut grace = pin!(tokio::time::sleep(DRAIN_IDLE_GRACE.min(deadline / 2)));
+    let mut closed = false;
+    let end = lane.shared.clock.now().plus(deadline);
+    let mut ending = pin!(all_ended(lane, end));
     loop {
         tokio::select! {
-            drained = &mut draining => {
+            cut = &mut ending => {
                 lane.tick(lane.shared.clock.now());
-                return drained.err().map_or(0, |error| error.0);
+                return cut;
+            }
+            () = &mut grace, if !closed => {
+                closed = true;
+                lane.tell(lane::Word::Close);
             }
             _ = ticks.tick() => lane.tick(lane.shared.clock.now()),
         }
     }
+}
+
+/// Tasks start tasks: an upgrade's tunnel outlives its connection's.
+async fn all_ended(lane: &Lane, end: Monotonic) -> usize {
+    let mut cut = 0;
+    while !lane.tasks.is_empty() {
+        let left = end.since(lane.shared.clock.now());
+        cut += lane
+            .tasks
+            .drain(left)
+            .await
+            .err()
+            .map_or(0, |error| error.0);
+    }
+    cut
 }
 
 /// Accepts until the sender of `stop` is gone.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use rig::{HOST, Raw, Rig, app, at, http_app, ok, revision, wait_for};
+use skiff_base::{Clock, SystemClock};
 use skiff_gateway::GatewayConfig;
 use skiff_types::ProjectId;
 
@@ -477,6 +478,93 @@ fn draining_ends_what_is_under_way_and_nothing_else() {
         gate.wait();
         assert_eq!(busy.take(2), b"ab");
         assert_eq!(busy.rest(), b"", "closed after its answer");
+        assert_eq!(draining.join().unwrap(), Ok(()));
+    });
+}
+
+#[test]
+fn a_request_on_a_kept_connection_is_served_while_draining() {
+    let rig = Rig::new(|_| {});
+    rig.add(http_app(|_| ok("hello")));
+    let mut kept: Vec<_> = (0..4).map(|_| rig.client()).collect();
+    for client in &mut kept {
+        client.send(get("/"));
+        let answer = client.message();
+        assert_eq!((answer.status(), answer.field("connection")), (200, None));
+    }
+    // The first request of a connection is no different.
+    kept.push(rig.client());
+    wait_for("all", || rig.gateway.metrics().connections == 5);
+    let address = rig.address;
+    let patience = Duration::from_secs(600);
+    std::thread::scope(|scope| {
+        let draining = scope.spawn(|| rig.drain(patience));
+        wait_for("nobody listens", || {
+            std::net::TcpStream::connect(address).is_err()
+        });
+        for client in &mut kept[1..] {
+            client.send(get("/"));
+            let answer = client.message();
+            assert_eq!(answer.status(), 200);
+            assert_eq!(answer.field("connection"), Some("close"));
+            assert_eq!(client.rest(), b"");
+        }
+        // The last connection ends, and the drain with it.
+        drop(kept.swap_remove(0));
+        assert_eq!(draining.join().unwrap(), Ok(()));
+    });
+}
+
+#[test]
+fn idle_connections_are_closed_after_the_grace_and_before_the_deadline() {
+    let rig = Rig::new(|_| {});
+    rig.add(http_app(|_| ok("hello")));
+    let mut idle = rig.client();
+    idle.send(get("/"));
+    assert_eq!(idle.message().status(), 200);
+    let mut silent = rig.client();
+    wait_for("both", || rig.gateway.metrics().connections == 2);
+    let clock = SystemClock;
+    let begin = clock.now();
+    // Half of it is less than the grace of a longer drain.
+    let deadline = Duration::from_secs(4);
+    assert_eq!(rig.drain(deadline), Ok(()));
+    assert!(clock.now().since(begin) >= deadline / 2, "closed at once");
+    assert_eq!(idle.rest(), b"");
+    assert_eq!(silent.rest(), b"");
+}
+
+#[test]
+fn an_http2_stream_under_way_ends_while_draining() {
+    let rig = Rig::new(|_| {});
+    let gate = Arc::new(Barrier::new(2));
+    let g = gate.clone();
+    rig.add(http_app(move |request| {
+        g.wait();
+        ok(&request.text())
+    }));
+    let address = rig.address;
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let mut sender = h2(address).await;
+                let answer = sender.send_request(post("slow")).await.unwrap();
+                assert_eq!(collect(answer).await, b"slow");
+                // The server has said GOAWAY.
+                assert!(sender.ready().await.is_err());
+            });
+        });
+        wait_for("under way", || rig.gateway.metrics().in_flight == 1);
+        let draining = scope.spawn(|| rig.drain(Duration::from_secs(600)));
+        wait_for("nobody listens", || {
+            std::net::TcpStream::connect(address).is_err()
+        });
+        gate.wait();
+        client.join().unwrap();
         assert_eq!(draining.join().unwrap(), Ok(()));
     });
 }
