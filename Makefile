@@ -27,6 +27,13 @@ test: setup
 test-v2: setup
 	@scripts/test-v2.sh
 
+bench:
+	@scripts/setup.sh bench
+	@scripts/bench.sh
+
+soak: setup
+	@scripts/soak.sh
+
 lint:
 	cargo fmt --check
 	cargo clippy --workspace --all-targets -- -D warnings

@@ -1,0 +1,108 @@
+//! How fast instances come and go: services of the class `null`, concurrency
+//! 1, keep-alive 0, so that every request creates an instance and destroys it.
+
+use std::time::Duration;
+
+use serde_json::json;
+use skiff_testkit::Server;
+
+use crate::api::{Api, deployment};
+use crate::context::Context;
+use crate::load::{Load, Outcome, Pace, get, run};
+use crate::report::{Bound, Figure, Report, Spec};
+use crate::response::Response;
+
+const SERVICES: usize = 1_000;
+const CONNECTIONS: usize = 128;
+const WINDOW: Duration = Duration::from_secs(4);
+/// The rate of the figure's bound: latencies are taken there.
+const FLOOR: f64 = 5_000.0;
+/// Rates that are tried, as parts of the floor.
+const LADDER: [f64; 8] = [0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0];
+/// Of what is offered, this much has to be answered for a rate to be held.
+const HELD: f64 = 0.98;
+
+const RATE: Spec = Spec {
+    name: "placements_per_s",
+    unit: "1/s",
+    bound: Bound::AtLeast(FLOOR),
+    peer: None,
+};
+const P99: Spec = Spec {
+    name: "placement_p99_ms",
+    unit: "ms",
+    bound: Bound::AtMost(5.0),
+    peer: None,
+};
+pub const SPECS: &[Spec] = &[RATE, P99];
+
+/// Takes the group.
+pub fn take(context: &Context, report: &mut Report) -> anyhow::Result<()> {
+    let server = context.server(&["worker.allow_null=true"]);
+    let api = Api::of(&server);
+    server.import("testapp");
+    let names: Vec<String> = (0..SERVICES)
+        .map(|index| format!("place-{index}"))
+        .collect();
+    let scaling = json!({"keep_alive_s": 0, "concurrency": 1});
+    api.deploy_many(&names, &deployment("testapp:1", "null", &scaling))?;
+    let requests: Vec<Vec<u8>> = names
+        .iter()
+        .map(|name| get(&server.host_of(name), "/"))
+        .collect();
+
+    let mut best = 0.0;
+    for part in LADDER {
+        let outcome = offer(context, &server, &requests, FLOOR * part)?;
+        let rate = correct_per_s(&outcome);
+        println!(
+            "    {:.0}/s offered: {rate:.0}/s, p50 {:.2} ms, p99 {:.2} ms {:?}",
+            FLOOR * part,
+            outcome.quantile_ms(500),
+            outcome.quantile_ms(990),
+            outcome.others
+        );
+        if rate > best {
+            best = rate;
+        }
+        if rate < FLOOR * part * HELD {
+            break;
+        }
+    }
+    let (mut rates, mut p99) = (Vec::new(), Vec::new());
+    for _ in 0..context.rounds(10) {
+        // What cannot hold the floor is measured where it can.
+        let outcome = offer(context, &server, &requests, best.max(1.0))?;
+        rates.push(correct_per_s(&outcome));
+        p99.push(offer(context, &server, &requests, FLOOR)?.quantile_ms(990));
+    }
+    report.add(Figure::absolute(RATE, rates));
+    report.add(Figure::absolute(P99, p99));
+    Ok(())
+}
+
+fn offer(
+    context: &Context,
+    server: &Server,
+    requests: &[Vec<u8>],
+    rate: f64,
+) -> anyhow::Result<Outcome> {
+    let load = Load {
+        address: format!("127.0.0.1:{}", server.port()).parse()?,
+        requests: requests.to_vec(),
+        connections: CONNECTIONS,
+        pace: Pace::Open(rate),
+        duration: context.shortened(WINDOW),
+        patience: Duration::from_secs(2),
+        seed: 1,
+    };
+    run(&load, ok)
+}
+
+fn ok(response: &Response<'_>) -> bool {
+    response.status == 200 && response.body == b"ok\n"
+}
+
+fn correct_per_s(outcome: &Outcome) -> f64 {
+    outcome.latencies_ns.len() as f64 / outcome.elapsed.as_secs_f64()
+}

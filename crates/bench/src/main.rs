@@ -1,0 +1,59 @@
+//! Takes the figures that `docs/specification.md` promises, each beside its
+//! peer in interleaved rounds, and counts what is left after many deployments.
+//!
+//! It does not test behaviour: crates/e2e does. Nothing depends on it.
+//!
+//! Invariants: a figure is met or missed only by samples of this run; what
+//! could not be taken says why and counts as neither. Everything that is
+//! started is ended by a guardian, however this process ends.
+//!
+//! Entry points: `skiff-bench run` (the groups of `BENCH=a,b`, all without it;
+//! `BENCH_ROUNDS` scales the rounds, 1 is what the specification asks),
+//! `skiff-bench soak` (`SOAK_ROUNDS`), and `skiff-bench upstream PORT`, the
+//! application behind the proxies.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool: printing is its output"
+)]
+
+mod api;
+mod context;
+mod figures;
+mod guardian;
+mod load;
+mod peers;
+mod probe;
+mod procfs;
+mod report;
+mod response;
+mod sample_image;
+mod soak;
+mod stats;
+mod time;
+mod upstream;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["run"] => figures::run(),
+        ["soak"] => soak::run(),
+        ["upstream"] => upstream::run(None),
+        ["upstream", port] => upstream::run(Some(port)),
+        _ => {
+            eprintln!("usage: skiff-bench run | soak | upstream [PORT]");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

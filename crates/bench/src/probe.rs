@@ -1,0 +1,65 @@
+//! The one client of both sides of a cold start: connects, and again every
+//! millisecond, until the first byte of an answer is there.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::ensure;
+use skiff_base::Monotonic;
+
+use crate::load::get;
+use crate::time::{ms, now};
+
+/// Between two attempts.
+const AGAIN: Duration = Duration::from_millis(1);
+
+/// Milliseconds from `start` to the first byte of a 200.
+///
+/// # Errors
+/// When there is none in time, or another status.
+pub fn first_byte(
+    address: SocketAddr,
+    host: &str,
+    path: &str,
+    start: Monotonic,
+    limit: Duration,
+) -> anyhow::Result<f64> {
+    let request = get(host, path);
+    let end = start.plus(limit);
+    loop {
+        if let Some((status, took)) = attempt(address, &request, start, limit) {
+            ensure!(status == "200", "{host} at {address} answered {status}");
+            return Ok(took);
+        }
+        ensure!(
+            now() < end,
+            "{host} at {address}: no answer within {} s",
+            limit.as_secs()
+        );
+        std::thread::sleep(AGAIN);
+    }
+}
+
+fn attempt(
+    address: SocketAddr,
+    request: &[u8],
+    start: Monotonic,
+    limit: Duration,
+) -> Option<(String, f64)> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_nodelay(true).ok()?;
+    stream.set_read_timeout(Some(limit)).ok()?;
+    stream.write_all(request).ok()?;
+    let mut bytes = [0; 1024];
+    let count = stream.read(&mut bytes).ok().filter(|count| *count > 0)?;
+    let took = ms(now().since(start));
+    let line = String::from_utf8_lossy(&bytes[..count]).into_owned();
+    Some((
+        line.split_whitespace()
+            .nth(1)
+            .unwrap_or_default()
+            .to_owned(),
+        took,
+    ))
+}
