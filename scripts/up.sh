@@ -5,8 +5,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-skiff=target/release/skiff
+PATH=$PWD/target/release:$PATH
 home=$(mktemp -d /tmp/skiff-up.XXXXXX)
+# The server gives up root: its account has to pass through.
+chmod 711 "$home"
 port=${PORT:-8080}
 export SKIFF_HOST=unix://$home/run/skiff.sock
 server=
@@ -25,12 +27,12 @@ trap 'exit 143' TERM
 
 images=$(scripts/fixtures.sh)
 
-"$skiff" server --stop-all \
-  --set data_dir="$home/data" --set run_dir="$home/run" --set secrets.key_file="$home/secrets.key" \
+skiff server --stop-all \
+  --set data_dir="$home/data" --set run_dir="$home/run" --set secrets.key_file="$home/keys/secrets.key" \
   --set gateway.listen="127.0.0.1:$port" --set log.level="${LOG:-warn}" &
 server=$!
 for _ in $(seq 300); do
-  [ -S "$home/run/skiff.sock" ] && "$skiff" ls >/dev/null 2>&1 && break
+  [ -S "$home/run/skiff.sock" ] && skiff ls >/dev/null 2>&1 && break
   kill -0 "$server" 2>/dev/null || { echo "up: the server ended" >&2; exit 1; }
   sleep 0.1
 done
@@ -43,16 +45,16 @@ ask() {
 }
 idle() { # waits until a service has no instance
   for _ in $(seq 300); do
-    [ "$("$skiff" describe "$1" --output json | jq '.instances | length')" = 0 ] && return
+    [ "$(skiff describe "$1" --output json | jq '.instances | length')" = 0 ] && return
     sleep 0.1
   done
 }
 
 for name in hello-python testapp; do
-  show "$skiff" image import "$images/$name" --name "$name:1"
+  show skiff image import "$images/$name" --name "$name:1"
 done
-show "$skiff" deploy hello --image hello-python:1 --keep-alive 1
-show "$skiff" deploy static --image testapp:1 --memory 64
+show skiff deploy hello --image hello-python:1 --keep-alive 1
+show skiff deploy static --image testapp:1 --memory 64
 url=http://hello.skiff.localhost:$port/
 
 idle hello
@@ -62,11 +64,11 @@ ask "$url"
 echo
 echo "# a warm one"
 ask "$url"
-show "$skiff" trace hello -n 1
-show "$skiff" ls
+show skiff trace hello -n 1
+show skiff ls
 idle hello
-show "$skiff" usage
-show "$skiff" usage --check
+show skiff usage
+show skiff usage --check
 
 echo
 echo "READY $url"

@@ -95,7 +95,11 @@ impl Scheduler {
         let floor = revision.floor();
         let max = revision.plan.scaling.max;
         // What the last seconds do not need any more is not started.
-        let up = desired.min(demand.burst).clamp(floor, max.max(floor));
+        // While there is no request at all, an average of past ones is no
+        // reason to start: the next request is.
+        let silent = revision.waiting + revision.in_flight == 0;
+        let needed = if silent { 0 } else { desired.min(demand.burst) };
+        let up = needed.clamp(floor, max.max(floor));
         let down = desired.max(floor).max(1);
         let live = revision.live();
         if up > live {

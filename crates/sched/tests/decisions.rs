@@ -347,6 +347,22 @@ fn an_instance_that_is_ended_for_another_cause_has_not_crashed() {
 }
 
 #[test]
+fn an_average_of_past_requests_starts_nothing_in_silence() {
+    let mut bench = Bench::new(10_000);
+    bench.give(plan("a", |p| p.scaling.keep_alive_s = 1));
+    let ids = bench.started(queued("a", 1));
+    bench.give(Input::InstanceReady(ids[0]));
+    bench.pass(0.5);
+    bench.give(queued("a", 0));
+    let out = bench.pass(1.2);
+    assert!(matches!(out[..], [Action::Stop { .. }]), "{out:?}");
+    bench.give(Input::InstanceGone(ids[0]));
+    for _ in 0..20 {
+        assert_eq!(starts(&bench.pass(0.5)), []);
+    }
+}
+
+#[test]
 fn a_crash_loop_does_not_spin() {
     let mut bench = Bench::new(10_000);
     let first = bench.started(plan("a", |p| p.scaling.min = 1));

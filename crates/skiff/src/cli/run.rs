@@ -70,12 +70,12 @@ pub fn prepare(args: Run) -> anyhow::Result<Prepared> {
     let server = ServerId::from_parts(SystemClock.unix_ms(), skiff_base::random::u32());
     home::folder(&args.run_dir, &user, 0o755)?;
     sweep(&args.run_dir);
-    let run_dir = home::folder(&args.run_dir.join(format!("run-{server}")), &user, 0o711)?;
     let local = open_local(Path::new(&args.image))?;
     let auth = match &local {
         Some(_) => None,
         None => super::images::credentials(&args.image)?,
     };
+    let run_dir = home::folder(&args.run_dir.join(format!("run-{server}")), &user, 0o711)?;
     let pool = String::from(Config::default().network.pool);
     launcher::ensure(&launcher::Wanted {
         server,

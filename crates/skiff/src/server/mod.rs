@@ -41,7 +41,7 @@ use skiff_image::ImageStore;
 use skiff_meter::LedgerWriter;
 use skiff_sandbox::{ContainerBackend, Exits, LauncherClient, NullBackend};
 use skiff_store::SqliteStore;
-use skiff_types::{WorkerId, limits};
+use skiff_types::{ServerId, WorkerId, limits};
 use skiff_wire::launcher::PoolConfig;
 use skiff_worker::{Backends, Ended, ShutdownMode, Worker, WorkerConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -119,7 +119,12 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
                 .map(|(line, given)| (Some(line), given))?,
             None => (None, Given::default()),
         };
-        let server = Server::assemble(&config, home, doors, threads, given).await?;
+        let (run_dir, id) = (home.run_dir.clone(), home.server);
+        let assembled = Server::assemble(&config, home, doors, threads, given).await;
+        if assembled.is_err() {
+            end_idle_launcher(&run_dir, id).await;
+        }
+        let server = assembled?;
         if let Some(line) = line {
             server.settle_after(line);
         }
@@ -415,12 +420,32 @@ impl Server {
         self.worker.shutdown(mode, ENDING).await;
         self.meter.end().await;
         self.tasks.abort();
-        if stop_all
-            && !self.client.is_closed()
-            && let Err(error) = self.client.shutdown().await
-        {
-            tracing::warn!(error = %chain(&error), "the launcher did not end in order");
+        if stop_all && !self.client.is_closed() {
+            end_launcher(&self.client).await;
         }
+    }
+}
+
+/// Has the launcher end, and waits until it has.
+async fn end_launcher(client: &LauncherClient) {
+    if let Err(error) = client.shutdown().await {
+        tracing::warn!(error = %chain(&error), "the launcher did not end in order");
+    }
+    if tokio::time::timeout(ENDING, client.closed()).await.is_err() {
+        tracing::warn!("the launcher is still ending");
+    }
+}
+
+/// A start that failed leaves no launcher without work behind.
+async fn end_idle_launcher(run_dir: &Path, server: ServerId) {
+    let socket = launcher::socket(run_dir);
+    if let Ok(client) = LauncherClient::connect(&socket, server, Exits::default()).await
+        && client
+            .list()
+            .await
+            .is_ok_and(|sandboxes| sandboxes.is_empty())
+    {
+        end_launcher(&client).await;
     }
 }
 
