@@ -51,13 +51,19 @@ impl Doors {
     /// # Errors
     /// Which address cannot be listened on, and why.
     pub fn open(config: &Config, home: &Home, threads: usize) -> anyhow::Result<Self> {
-        let mut gateway = Vec::new();
-        for address in &config.gateway.listen {
-            gateway.extend(
-                shared(*address, threads).with_context(|| refused("gateway.listen", *address))?,
-            );
+        let mut given = Given::from_systemd()?;
+        if given.gateway.is_empty() {
+            for address in &config.gateway.listen {
+                let sockets = shared(*address, threads);
+                let sockets = sockets.with_context(|| refused("gateway.listen", *address))?;
+                given.gateway.extend(sockets);
+            }
         }
-        let api = api_socket(config, home)?;
+        let gateway = given.gateway;
+        let api = match given.api {
+            Some(api) => api,
+            None => api_socket(config, home)?,
+        };
         let api_tcp = match config.api.listen {
             Some(address) => {
                 Some(bind(address, false).with_context(|| refused("api.listen", address))?)
@@ -69,6 +75,35 @@ impl Doors {
             api,
             api_tcp,
         })
+    }
+}
+
+/// Sockets that systemd has opened for the server, systemd.socket(5): stream
+/// sockets of the internet are the gateway's, one of a path the operator's.
+#[derive(Debug, Default)]
+struct Given {
+    gateway: Vec<TcpListener>,
+    api: Option<UnixListener>,
+}
+
+impl Given {
+    fn from_systemd() -> anyhow::Result<Self> {
+        let mut passed = listenfd::ListenFd::from_env();
+        let mut given = Self::default();
+        for index in 0..passed.len() {
+            if let Ok(Some(listener)) = passed.take_tcp_listener(index) {
+                listener.set_nonblocking(true)?;
+                given.gateway.push(listener);
+                continue;
+            }
+            let listener = passed.take_unix_listener(index).ok().flatten();
+            let listener = listener.with_context(|| {
+                format!("the socket {index} that systemd passes is neither TCP nor Unix")
+            })?;
+            listener.set_nonblocking(true)?;
+            given.api = Some(listener);
+        }
+        Ok(given)
     }
 }
 
