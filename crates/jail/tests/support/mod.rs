@@ -25,8 +25,16 @@ use skiff_wire::launcher::{
     Stats, Stdio, Writable,
 };
 
-/// Generous: the machine may be slow and shared.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Generous: the machine may be slow and shared; `SKIFF_SLOWNESS` says how
+/// many times slower it is than one that computes itself.
+pub fn patience() -> Duration {
+    static SLOWNESS: OnceLock<u32> = OnceLock::new();
+    let slowness = SLOWNESS.get_or_init(|| match std::env::var("SKIFF_SLOWNESS") {
+        Ok(text) => text.parse().unwrap(),
+        Err(_) => 1,
+    });
+    Duration::from_secs(60) * *slowness
+}
 
 /// Looks until it is so.
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -36,7 +44,7 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
             return found;
         }
         assert!(
-            SystemClock.now().since(start) < PATIENCE,
+            SystemClock.now().since(start) < patience(),
             "in vain waited for: {what}"
         );
         std::thread::yield_now();
@@ -170,7 +178,7 @@ pub type Full = (Result<Reply, Refusal>, Vec<OwnedFd>);
 impl Client {
     fn new(socket: OwnedFd) -> Self {
         sockopt::set_socket_send_buffer_size(&socket, 2 * skiff_wire::FRAME_BYTES_MAX).unwrap();
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE)).unwrap();
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(patience())).unwrap();
         Self {
             socket,
             next: 0,
