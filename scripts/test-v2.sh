@@ -18,7 +18,7 @@ trap 'rm -rf "$work"' EXIT
 
 say "building"
 cargo build --quiet -p skiff
-cargo test --quiet -p skiff-jail --no-run --message-format=json >"$work/built.json"
+cargo test --quiet -p skiff-jail -p skiff-net --no-run --message-format=json >"$work/built.json"
 built() { # FILTER: paths of what was built
   jq -r "select(.executable != null) | select($1) | .executable" "$work/built.json"
 }

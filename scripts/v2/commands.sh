@@ -80,6 +80,18 @@ status=$?
 signalled() { ended 9 && [ "$(tail -1 $out)" = got ]; }
 check a_signal_reaches_the_process signalled
 
+# Whoever kills the command ends what it runs, and the next one clears up.
+# shellcheck disable=SC2086
+skiff run $options /image -- sh -c 'echo up; exec sleep 4711' >$out 2>$err </dev/null &
+until_line up
+kill -KILL $!
+wait $!
+looks=0
+while pgrep -f 'sleep 4711|skiff launcher' >$out && [ $((looks += 1)) -le 600 ]; do usleep 100000; done
+status=0
+killed() { [ ! -s $out ]; }
+check a_killed_command_leaves_no_process killed
+
 run --egress /image -- ifconfig -a
 egress() { ended 0 && [ "$(grep -c HWaddr $out)" -eq 1 ] && [ ! -s $err ]; }
 check a_network_with_egress_is_made egress
