@@ -53,8 +53,13 @@ pub enum ConfigError {
 }
 
 fn at(line: Option<usize>, key: &Option<String>) -> String {
-    let line = line.map(|line| format!(", line {line}")).unwrap_or_default();
-    let key = key.as_ref().map(|key| format!(", {key}")).unwrap_or_default();
+    let line = line
+        .map(|line| format!(", line {line}"))
+        .unwrap_or_default();
+    let key = key
+        .as_ref()
+        .map(|key| format!(", {key}"))
+        .unwrap_or_default();
     line + &key
 }
 
@@ -81,10 +86,20 @@ pub fn load(
         }
     }
     for (key, text) in flags {
-        set(&mut table, key, text, Source::Flag(format!("--set {key}={text}")))?;
+        set(
+            &mut table,
+            key,
+            text,
+            Source::Flag(format!("--set {key}={text}")),
+        )?;
     }
     let config: Config = table.clone().try_into().map_err(|error: toml::de::Error| {
-        wrong(Source::Flag("--set".to_owned()), None, None, error.message())
+        wrong(
+            Source::Flag("--set".to_owned()),
+            None,
+            None,
+            error.message(),
+        )
     })?;
     check(&config, file)?;
     Ok(config)
@@ -93,7 +108,12 @@ pub fn load(
 /// Every key there is, dotted, in the order of the structs.
 pub(crate) fn known_keys() -> Vec<String> {
     let mut keys = Vec::new();
-    let optional = ["api.listen", "api.tls_certificate", "api.tls_key", "secrets.key_file"];
+    let optional = [
+        "api.listen",
+        "api.tls_certificate",
+        "api.tls_key",
+        "secrets.key_file",
+    ];
     if let Ok(table) = Table::try_from(Config::default()) {
         collect("", &table, &mut keys);
     }
@@ -117,11 +137,19 @@ fn variable_of(key: &str) -> String {
 
 fn wrong(source_: Source, line: Option<usize>, key: Option<String>, message: &str) -> ConfigError {
     let message = message.replace('\n', " ");
-    ConfigError::Wrong { source_, line, key, message }
+    ConfigError::Wrong {
+        source_,
+        line,
+        key,
+        message,
+    }
 }
 
 fn read_file(path: &Path) -> Result<Table, ConfigError> {
-    let read = |source| ConfigError::Read { path: path.to_owned(), source };
+    let read = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let text = std::fs::read_to_string(path).map_err(read)?;
     let refuse = |error: toml::de::Error| {
         let line = error.span().map(|span| line_of(&text, span.start));
@@ -144,20 +172,38 @@ fn key_at(text: &str, offset: usize) -> Option<String> {
     let name = before.last()?.split_once('=')?.0.trim().to_owned();
     let section = before.iter().rev().find_map(|line| {
         let inner = line.trim().strip_prefix('[')?;
-        Some(inner.split(']').next().unwrap_or_default().trim().to_owned())
+        Some(
+            inner
+                .split(']')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
+        )
     });
     Some(section.map_or(name.clone(), |section| format!("{section}.{name}")))
 }
 
 fn set(table: &mut Table, key: &str, text: &str, source: Source) -> Result<(), ConfigError> {
     if !known_keys().iter().any(|known| known == key) {
-        return Err(wrong(source, None, Some(key.to_owned()), "there is no such setting"));
+        return Err(wrong(
+            source,
+            None,
+            Some(key.to_owned()),
+            "there is no such setting",
+        ));
     }
     let mut refusal = None;
     // A value is TOML where it is that, else a bare word, else a list of one.
-    let literal = toml::from_str::<Table>(&format!("v = {text}")).ok().and_then(|mut t| t.remove("v"));
+    let literal = toml::from_str::<Table>(&format!("v = {text}"))
+        .ok()
+        .and_then(|mut t| t.remove("v"));
     let word = Value::String(text.to_owned());
-    let list = Value::Array(text.split(',').map(|part| Value::String(part.trim().to_owned())).collect());
+    let list = Value::Array(
+        text.split(',')
+            .map(|part| Value::String(part.trim().to_owned()))
+            .collect(),
+    );
     for value in [literal, Some(word), Some(list)].into_iter().flatten() {
         let mut candidate = table.clone();
         put(&mut candidate, key, value);
@@ -169,7 +215,9 @@ fn set(table: &mut Table, key: &str, text: &str, source: Source) -> Result<(), C
             Err(error) => refusal = refusal.or(Some(error)),
         }
     }
-    let message = refusal.map(|error| error.message().to_owned()).unwrap_or_default();
+    let message = refusal
+        .map(|error| error.message().to_owned())
+        .unwrap_or_default();
     Err(wrong(source, None, Some(key.to_owned()), &message))
 }
 
@@ -179,7 +227,9 @@ fn put(table: &mut Table, key: &str, value: Value) {
             table.insert(key.to_owned(), value);
         }
         Some((section, rest)) => {
-            let inner = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            let inner = table
+                .entry(section)
+                .or_insert_with(|| Value::Table(Table::new()));
             if let Value::Table(inner) = inner {
                 put(inner, rest, value);
             }
@@ -189,7 +239,9 @@ fn put(table: &mut Table, key: &str, value: Value) {
 
 fn check(config: &Config, file: Option<&Path>) -> Result<(), ConfigError> {
     config.check().map_err(|(key, message)| {
-        let source = file.map_or(Source::Flag("--set".to_owned()), |path| Source::File(path.to_owned()));
+        let source = file.map_or(Source::Flag("--set".to_owned()), |path| {
+            Source::File(path.to_owned())
+        });
         let line = file.and_then(|path| line_with(path, key));
         wrong(source, line, Some(key.to_owned()), &message)
     })
@@ -197,10 +249,16 @@ fn check(config: &Config, file: Option<&Path>) -> Result<(), ConfigError> {
 
 fn line_with(path: &Path, key: &str) -> Option<usize> {
     let text = std::fs::read_to_string(path).ok()?;
-    (0..text.lines().count()).map(|index| index + 1).find(|&number| {
-        let offset = text.lines().take(number - 1).map(|line| line.len() + 1).sum();
-        key_at(&text, offset).as_deref() == Some(key)
-    })
+    (0..text.lines().count())
+        .map(|index| index + 1)
+        .find(|&number| {
+            let offset = text
+                .lines()
+                .take(number - 1)
+                .map(|line| line.len() + 1)
+                .sum();
+            key_at(&text, offset).as_deref() == Some(key)
+        })
 }
 
 #[cfg(test)]
@@ -211,8 +269,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("skiff.toml");
         std::fs::write(&path, text).unwrap();
-        load(Some(&path), [], &[])
-            .map_err(|error| error.to_string().replace(&path.display().to_string(), "FILE"))
+        load(Some(&path), [], &[]).map_err(|error| {
+            error
+                .to_string()
+                .replace(&path.display().to_string(), "FILE")
+        })
     }
 
     #[test]
@@ -227,18 +288,34 @@ mod tests {
         let path = dir.path().join("skiff.toml");
         std::fs::write(&path, "[gateway]\ndomain = 'file.test'\nthreads = 3\n").unwrap();
         let variables = || {
-            [("SKIFF_GATEWAY_DOMAIN", "variable.test"), ("SKIFF_HOST", "unix:///x"), ("PATH", "/bin")]
-                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            [
+                ("SKIFF_GATEWAY_DOMAIN", "variable.test"),
+                ("SKIFF_HOST", "unix:///x"),
+                ("PATH", "/bin"),
+            ]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
         };
         let config = load(Some(&path), variables(), &[]).unwrap();
-        assert_eq!((config.gateway.domain.as_str(), config.gateway.threads), ("variable.test", 3));
+        assert_eq!(
+            (config.gateway.domain.as_str(), config.gateway.threads),
+            ("variable.test", 3)
+        );
         let flag = [("gateway.domain".to_owned(), "flag.test".to_owned())];
-        assert_eq!(load(Some(&path), variables(), &flag).unwrap().gateway.domain, "flag.test");
+        assert_eq!(
+            load(Some(&path), variables(), &flag)
+                .unwrap()
+                .gateway
+                .domain,
+            "flag.test"
+        );
     }
 
     #[test]
     fn a_list_can_be_written_with_commas() {
-        let flag = [("gateway.listen".to_owned(), "127.0.0.1:1, 127.0.0.1:2".to_owned())];
+        let flag = [(
+            "gateway.listen".to_owned(),
+            "127.0.0.1:1, 127.0.0.1:2".to_owned(),
+        )];
         assert_eq!(load(None, [], &flag).unwrap().gateway.listen.len(), 2);
     }
 
@@ -246,11 +323,26 @@ mod tests {
     fn a_mistake_names_file_line_and_key() {
         let table = [
             ("data_dir = 3\n", "FILE, line 1, data_dir: "),
-            ("\n[gateway]\nlisten = ['nowhere']\n", "FILE, line 3, gateway.listen: "),
-            ("\n[gateway]\nlisten = []\n", "FILE, line 3, gateway.listen: is empty"),
-            ("[worker]\nmemory = 3\n", "FILE, line 2, worker.memory: unknown field `memory`"),
-            ("[network]\npool = '10.0.0.1/16'\n", "FILE, line 2, network.pool: "),
-            ("[api]\nlisten = '0.0.0.0:1'\n", "FILE, line 2, api.listen: 0.0.0.0:1 is not a loopback"),
+            (
+                "\n[gateway]\nlisten = ['nowhere']\n",
+                "FILE, line 3, gateway.listen: ",
+            ),
+            (
+                "\n[gateway]\nlisten = []\n",
+                "FILE, line 3, gateway.listen: is empty",
+            ),
+            (
+                "[worker]\nmemory = 3\n",
+                "FILE, line 2, worker.memory: unknown field `memory`",
+            ),
+            (
+                "[network]\npool = '10.0.0.1/16'\n",
+                "FILE, line 2, network.pool: ",
+            ),
+            (
+                "[api]\nlisten = '0.0.0.0:1'\n",
+                "FILE, line 2, api.listen: 0.0.0.0:1 is not a loopback",
+            ),
             ("what\n", "FILE, line 1: "),
         ];
         for (text, expect) in table {
@@ -263,10 +355,16 @@ mod tests {
     fn a_mistake_outside_the_file_names_where_it_was_said() {
         let variable = [("SKIFF_GATEWAY_THREADS".to_owned(), "many".to_owned())];
         let error = load(None, variable, &[]).unwrap_err().to_string();
-        assert!(error.starts_with("the environment variable SKIFF_GATEWAY_THREADS, gateway.threads: "), "{error}");
+        assert!(
+            error.starts_with("the environment variable SKIFF_GATEWAY_THREADS, gateway.threads: "),
+            "{error}"
+        );
         let flag = [("gateway.tread".to_owned(), "1".to_owned())];
         let error = load(None, [], &flag).unwrap_err().to_string();
-        assert_eq!(error, "the flag --set gateway.tread=1, gateway.tread: there is no such setting");
+        assert_eq!(
+            error,
+            "the flag --set gateway.tread=1, gateway.tread: there is no such setting"
+        );
     }
 
     #[test]
@@ -277,10 +375,15 @@ mod tests {
         for key in known_keys() {
             let default = key
                 .split('.')
-                .try_fold(Value::Table(table.clone()), |value, part| value.get(part).cloned())
+                .try_fold(Value::Table(table.clone()), |value, part| {
+                    value.get(part).cloned()
+                })
                 .map_or_else(|| "–".to_owned(), |value| format!("`{value}`"));
             let row = format!("| `{key}` | {default} |");
-            assert!(text.contains(&row), "docs/configuration.md lacks a row that begins with {row}");
+            assert!(
+                text.contains(&row),
+                "docs/configuration.md lacks a row that begins with {row}"
+            );
         }
     }
 }

@@ -173,7 +173,11 @@ impl FromStr for IpNet {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let refuse = || format!("`{text}` is not an IPv4 network: ADDRESS/PREFIX with a prefix of 8 to 24 is expected");
+        let refuse = || {
+            format!(
+                "`{text}` is not an IPv4 network: ADDRESS/PREFIX with a prefix of 8 to 24 is expected"
+            )
+        };
         let (address, prefix) = text.split_once('/').ok_or_else(refuse)?;
         let address: Ipv4Addr = address.parse().map_err(|_| refuse())?;
         let prefix: u8 = prefix.parse().map_err(|_| refuse())?;
@@ -244,25 +248,42 @@ impl Default for Worker {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { pool: IpNet { address: Ipv4Addr::new(100, 96, 0, 0), prefix: 16 }, dns: Vec::new() }
+        Self {
+            pool: IpNet {
+                address: Ipv4Addr::new(100, 96, 0, 0),
+                prefix: 16,
+            },
+            dns: Vec::new(),
+        }
     }
 }
 
 impl Default for Meter {
     fn default() -> Self {
-        Self { currency: "USD".to_owned(), prices: Prices::default() }
+        Self {
+            currency: "USD".to_owned(),
+            prices: Prices::default(),
+        }
     }
 }
 
 impl Default for Prices {
     fn default() -> Self {
-        Self { million_requests: 0.20, gib_hour: 0.0050, cpu_hour: 0.0400, gib_out: 0.0 }
+        Self {
+            million_requests: 0.20,
+            gib_hour: 0.0050,
+            cpu_hour: 0.0400,
+            gib_out: 0.0,
+        }
     }
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::Text }
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        }
     }
 }
 
@@ -279,13 +300,22 @@ impl Config {
     /// The key, and what is wrong with it.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         if self.gateway.listen.is_empty() {
-            return Err(("gateway.listen", "is empty: at least one address is expected".to_owned()));
+            return Err((
+                "gateway.listen",
+                "is empty: at least one address is expected".to_owned(),
+            ));
         }
         if !is_domain(&self.gateway.domain) {
-            return Err(("gateway.domain", format!("`{}` is not a domain in lower case", self.gateway.domain)));
+            return Err((
+                "gateway.domain",
+                format!("`{}` is not a domain in lower case", self.gateway.domain),
+            ));
         }
         if self.api.tls_certificate.is_some() != self.api.tls_key.is_some() {
-            return Err(("api.tls_key", "and api.tls_certificate belong together: one is missing".to_owned()));
+            return Err((
+                "api.tls_key",
+                "and api.tls_certificate belong together: one is missing".to_owned(),
+            ));
         }
         if let Some(listen) = self.api.listen
             && !listen.ip().is_loopback()
@@ -293,7 +323,9 @@ impl Config {
         {
             return Err((
                 "api.listen",
-                format!("{listen} is not a loopback address: set api.tls_certificate and api.tls_key"),
+                format!(
+                    "{listen} is not a loopback address: set api.tls_certificate and api.tls_key"
+                ),
             ));
         }
         for (key, factor) in [
@@ -301,11 +333,17 @@ impl Config {
             ("worker.cpu_overcommit", self.worker.cpu_overcommit),
         ] {
             if !(0.1..=1000.0).contains(&factor) {
-                return Err((key, format!("is {factor}: between 0.1 and 1000 is expected")));
+                return Err((
+                    key,
+                    format!("is {factor}: between 0.1 and 1000 is expected"),
+                ));
             }
         }
         if self.worker.starts_at_once == 0 {
-            return Err(("worker.starts_at_once", "is 0: at least 1 is expected".to_owned()));
+            return Err((
+                "worker.starts_at_once",
+                "is 0: at least 1 is expected".to_owned(),
+            ));
         }
         let p = &self.meter.prices;
         for (key, price) in [
@@ -327,6 +365,8 @@ fn is_domain(text: &str) -> bool {
         && text.len() <= 180
         && text.split('.').all(|label| {
             (1..=63).contains(&label.len())
-                && label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+                && label
+                    .bytes()
+                    .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
         })
 }

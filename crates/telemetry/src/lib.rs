@@ -27,10 +27,19 @@ pub enum TelemetryError {
 /// # Errors
 /// When the filter cannot be read, or when it is called twice.
 pub fn init(filter: &str, json: bool) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })?;
+    let filter = EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter {
+        filter: filter.to_owned(),
+        source,
+    })?;
     let writer = BoxMakeWriter::new(std::io::stderr);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
-    let result = if json { log.json().try_init() } else { log.with_target(false).try_init() };
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_ansi(false);
+    let result = if json {
+        log.json().try_init()
+    } else {
+        log.with_target(false).try_init()
+    };
     result.map_err(|_| TelemetryError::Twice)
 }
