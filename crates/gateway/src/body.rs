@@ -174,8 +174,7 @@ impl ProxiedBody {
             } else if link.is_ready()
                 && let Some(slot) = self.visit.slot()
             {
-                let lane = &self.visit.lane;
-                lane.park(&slot.instance, link, lane.shared.clock.now());
+                self.visit.lane.park(&slot.instance, link);
             }
         }
         self.visit.finish();

@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -33,8 +33,6 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Without a word from an HTTP/2 client before it is asked for one, and then
 /// before it is cut.
 const PING: Duration = Duration::from_secs(30);
-/// Fields in one head.
-const FIELDS_MAX: usize = 128;
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(lane: Arc<Lane>, stream: TcpStream, peer: SocketAddr, scope: Scope) {
@@ -54,7 +52,6 @@ pub(crate) async fn serve(lane: Arc<Lane>, stream: TcpStream, peer: SocketAddr, 
     Steered {
         watched: &watched,
         served: pin!(served),
-        heard: None,
     }
     .await;
     lane.unwatch(number);
@@ -72,6 +69,7 @@ fn client(lane: Arc<Lane>, watched: Arc<Watched>, address: IpAddr, scope: Scope)
         lane,
         watched,
         address,
+        forwarded: OnceLock::new(),
         address_text: HeaderValue::try_from(text).unwrap_or_else(|_| unknown()),
         node,
         scope,
@@ -96,19 +94,13 @@ async fn has_preface(stream: &TcpStream) -> bool {
 struct Steered<'a, F> {
     watched: &'a Watched,
     served: Pin<&'a mut F>,
-    heard: Option<Word>,
 }
 
 impl<F: Future<Output = ()>> Future for Steered<'_, F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // A task's waker stays the same, but each word takes it.
-        let word = self.watched.word();
-        if self.heard != Some(word) {
-            self.watched.register(cx.waker());
-            self.heard = Some(word);
-        }
+        self.watched.register(cx.waker());
         match self.watched.word() {
             Word::Cut => return Poll::Ready(()),
             Word::Close if !self.watched.has_spoken() => return Poll::Ready(()),
@@ -118,12 +110,13 @@ impl<F: Future<Output = ()>> Future for Steered<'_, F> {
     }
 }
 
+/// A head has at most 100 fields: hyper's own bound, up to which it parses
+/// without allocating.
 async fn http1(client: Arc<Client>, stream: TcpStream, watched: &Watched) {
     let service = service_fn(move |request| forward::serve(client.clone(), request));
     let connection = http1::Builder::new()
         .header_read_timeout(None)
         .max_buf_size(limits::HEADER_BYTES_MAX)
-        .max_headers(FIELDS_MAX)
         .pipeline_flush(false)
         .serve_connection(Socket::new(stream), service)
         .with_upgrades();

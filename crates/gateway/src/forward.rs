@@ -6,7 +6,9 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -38,6 +40,8 @@ pub(crate) struct Client {
     /// The address as text, and as RFC 7239 writes it.
     pub(crate) address_text: HeaderValue,
     pub(crate) node: String,
+    /// For the host of its first request, which is mostly that of all.
+    pub(crate) forwarded: OnceLock<(HeaderValue, HeaderValue)>,
     /// Where its requests come from.
     pub(crate) scope: Scope,
 }
@@ -162,6 +166,7 @@ async fn forward(
     let origin = Origin {
         client: &client.address_text,
         client_node: &client.node,
+        forwarded: &client.forwarded,
         authority: routed.authority,
         trust: client.lane.shared.config.trust_forwarded,
     };
@@ -181,7 +186,7 @@ async fn forward(
             Err(refusal) => return refuse_slot(visit, refusal),
         };
         visit.enter(slot);
-        let attempt = attempt(client, &mut visit, request).await;
+        let attempt = attempt(client, &mut visit, request, version).await;
         match attempt {
             Attempt::Answered(answered) => {
                 return respond(visit, answered, version, upgrading);
@@ -241,7 +246,12 @@ struct Answered {
     deadline: skiff_base::Monotonic,
 }
 
-async fn attempt(client: &Client, visit: &mut Visit, request: Request<RequestBody>) -> Attempt {
+async fn attempt(
+    client: &Client,
+    visit: &mut Visit,
+    request: Request<RequestBody>,
+    version: Version,
+) -> Attempt {
     let shared = &client.lane.shared;
     let Some(slot) = visit.slot() else {
         return Attempt::Elsewhere(Box::new(request));
@@ -252,18 +262,30 @@ async fn attempt(client: &Client, visit: &mut Visit, request: Request<RequestBod
     }
     let timeout = Duration::from_millis(revision.route.timeout_ms);
     let deadline = shared.clock.now().plus(timeout);
-    if request.version() == Version::HTTP_11 {
-        visit.watched.until(deadline);
-    }
-    let exchange = exchange(client, visit, request);
-    match tokio::time::timeout(timeout, exchange).await {
-        Ok(Ok((response, link))) => Attempt::Answered(Answered {
+    let answered = {
+        let mut exchange = pin!(exchange(client, visit, request));
+        if version == Version::HTTP_2 {
+            tokio::time::timeout(timeout, exchange).await.ok()
+        } else {
+            client.watched.until(deadline);
+            // The lane's tick wakes this connection when its time is over, so
+            // that a request needs no timer of its own.
+            std::future::poll_fn(|cx| match exchange.as_mut().poll(cx) {
+                Poll::Ready(answered) => Poll::Ready(Some(answered)),
+                Poll::Pending if client.lane.ticked() > deadline => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            })
+            .await
+        }
+    };
+    match answered {
+        Some(Ok((response, link))) => Attempt::Answered(Answered {
             response,
             link,
             deadline,
         }),
-        Ok(Err(failed)) => failed,
-        Err(_) => {
+        Some(Err(failed)) => failed,
+        None => {
             timed_out(visit);
             let line = "the instance did not answer within the request's time";
             Attempt::Failed(Box::new(answer::text(StatusCode::GATEWAY_TIMEOUT, line)))

@@ -2,6 +2,9 @@
 //! hop-by-hop fields go (RFC 9110 §7.6.1), the body is framed anew, and the
 //! instance is told who asked.
 
+use std::cell::RefCell;
+use std::sync::OnceLock;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
@@ -30,6 +33,8 @@ pub(crate) struct Origin<'a> {
     /// The client's address as text, and as RFC 7239 writes it.
     pub(crate) client: &'a HeaderValue,
     pub(crate) client_node: &'a str,
+    /// An authority and its `Forwarded`, kept with the connection.
+    pub(crate) forwarded: &'a OnceLock<(HeaderValue, HeaderValue)>,
     /// The host as it was asked for.
     pub(crate) authority: HeaderValue,
     /// Keep what a trusted proxy in front has written.
@@ -140,12 +145,21 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 /// Removes Connection and each field that it names; the fields that say where
 /// the message belongs are nobody's to remove.
 fn remove_nominated(headers: &mut HeaderMap) {
+    // The usual values name no field.
+    let is_usual = |token: &[u8]| {
+        token.eq_ignore_ascii_case(b"keep-alive") || token.eq_ignore_ascii_case(b"close")
+    };
+    let mut values = headers.get_all(CONNECTION).iter();
+    if values.all(|value| is_usual(value.as_bytes())) {
+        headers.remove(CONNECTION);
+        return;
+    }
     let values: Vec<_> = headers.get_all(CONNECTION).iter().cloned().collect();
     headers.remove(CONNECTION);
     for value in &values {
         let tokens = value.as_bytes().split(|&b| b == b',');
         for token in tokens.map(<[u8]>::trim_ascii) {
-            if token.eq_ignore_ascii_case(b"keep-alive") || token.eq_ignore_ascii_case(b"close") {
+            if is_usual(token) {
                 continue;
             }
             if let Ok(name) = HeaderName::from_bytes(token)
@@ -218,8 +232,24 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
     }
 }
 
-/// RFC 7239; the host is quoted, for it may hold a colon.
 fn forwarded(origin: &Origin<'_>) -> Option<HeaderValue> {
+    if let Some((authority, forwarded)) = origin.forwarded.get() {
+        if *authority == origin.authority {
+            return Some(forwarded.clone());
+        }
+        return new_forwarded(origin);
+    }
+    let forwarded = new_forwarded(origin)?;
+    // A copy, for the original holds the whole head's buffer.
+    let authority = HeaderValue::from_bytes(origin.authority.as_bytes()).ok()?;
+    origin
+        .forwarded
+        .get_or_init(|| (authority, forwarded.clone()));
+    Some(forwarded)
+}
+
+/// RFC 7239; the host is quoted, for it may hold a colon.
+fn new_forwarded(origin: &Origin<'_>) -> Option<HeaderValue> {
     let authority = origin.authority.as_bytes();
     let mut value = BytesMut::with_capacity(32 + origin.client_node.len() + authority.len());
     value.put_slice(b"for=");
@@ -263,7 +293,20 @@ fn new_ids() -> Bytes {
     text[35] = b'-';
     text[52] = b'-';
     text[54] = b'1';
-    Bytes::copy_from_slice(&text)
+    IDS.with_borrow_mut(|block| {
+        if block.capacity() < text.len() {
+            *block = BytesMut::with_capacity(IDS_BYTES);
+        }
+        block.put_slice(&text);
+        block.split().freeze()
+    })
+}
+
+/// Ids share allocations of this size.
+const IDS_BYTES: usize = 4096;
+
+thread_local! {
+    static IDS: RefCell<BytesMut> = RefCell::default();
 }
 
 /// The `Server-Timing` of a cold start.

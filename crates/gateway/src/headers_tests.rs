@@ -9,6 +9,7 @@ fn forwarded_request(request: http::request::Builder, trust: bool) -> Parts {
     let origin = Origin {
         client: &client,
         client_node: "192.0.2.7",
+        forwarded: &OnceLock::new(),
         authority: HeaderValue::from_static("hello.example:8080"),
         trust,
     };
@@ -149,4 +150,34 @@ fn a_cold_start_is_told_by_phase() {
         "queue;dur=1.500, placement;dur=0.020, image;dur=0.000, sandbox;dur=0.000, \
          app;dur=2000.001, first_byte;dur=0.000"
     );
+}
+
+#[test]
+fn a_connections_second_host_has_a_forwarded_of_its_own() {
+    let client = HeaderValue::from_static("192.0.2.7");
+    let kept = OnceLock::new();
+    for host in ["one.example", "one.example", "two.example", "one.example"] {
+        let (mut parts, ()) = Request::get("/").body(()).unwrap().into_parts();
+        let origin = Origin {
+            client: &client,
+            client_node: "192.0.2.7",
+            forwarded: &kept,
+            authority: HeaderValue::from_static(host),
+            trust: false,
+        };
+        to_instance(&mut parts, origin, None);
+        let expected = format!("for=192.0.2.7;host=\"{host}\";proto=http");
+        assert_eq!(parts.headers[FORWARDED], expected);
+    }
+}
+
+#[test]
+fn ids_differ_however_many_share_memory() {
+    let ids: Vec<_> = (0..500).map(|_| new_ids()).collect();
+    let distinct: std::collections::HashSet<_> = ids.iter().collect();
+    assert_eq!(distinct.len(), ids.len());
+    for id in &ids {
+        assert_eq!(id.len(), TRACEPARENT_BYTES);
+        assert!(id.starts_with(b"00-") && id.ends_with(b"-01"));
+    }
 }

@@ -4,10 +4,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::Waker;
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
 use skiff_base::{Monotonic, Tasks};
 
 use crate::access::BATCH_BYTES;
@@ -18,7 +18,7 @@ use crate::shared::Shared;
 /// Idle connections kept to one instance by one thread.
 const LINKS_PER_INSTANCE: usize = 256;
 /// Added to a request's deadline before its connection is cut from outside:
-/// the request's own timer comes first.
+/// the request itself looks at its deadline first.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 /// No deadline.
 const NEVER: u64 = u64::MAX;
@@ -33,6 +33,10 @@ pub(crate) struct Lane {
     links: Mutex<HashMap<u64, Parked>>,
     connections: Mutex<Connections>,
     lines: Mutex<Vec<u8>>,
+    /// The clock at the last tick: enough for what is measured in seconds.
+    ticked: AtomicU64,
+    /// What the wall clock was ahead of the monotonic one at the last tick.
+    unix_ahead_ms: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -62,7 +66,8 @@ pub(crate) struct Watched {
     word: AtomicU8,
     /// Its first bytes have come.
     spoken: AtomicBool,
-    waker: AtomicWaker,
+    /// Its task's, which stays the same.
+    waker: OnceLock<Waker>,
 }
 
 /// What a connection's task is told, from the weakest to the strongest.
@@ -88,12 +93,12 @@ impl Watched {
             deadline: AtomicU64::new(deadline.as_nanos()),
             word: AtomicU8::new(word as u8),
             spoken: AtomicBool::new(false),
-            waker: AtomicWaker::new(),
+            waker: OnceLock::new(),
         }
     }
 
-    pub(crate) fn register(&self, waker: &std::task::Waker) {
-        self.waker.register(waker);
+    pub(crate) fn register(&self, waker: &Waker) {
+        self.waker.get_or_init(|| waker.clone());
     }
 
     pub(crate) fn word(&self) -> Word {
@@ -137,7 +142,13 @@ impl Watched {
 
     fn tell(&self, word: Word) {
         self.word.fetch_max(word as u8, Ordering::Relaxed);
-        self.waker.wake();
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
     }
 }
 
@@ -148,16 +159,41 @@ impl Drop for Watched {
     }
 }
 
+fn millis(at: Monotonic) -> u64 {
+    at.as_nanos() / 1_000_000
+}
+
 impl Lane {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self {
+        let lane = Self {
             shared,
+            ticked: AtomicU64::new(0),
+            unix_ahead_ms: AtomicU64::new(0),
             tasks: Tasks::new(),
             background: Tasks::new(),
             links: Mutex::default(),
             connections: Mutex::default(),
             lines: Mutex::default(),
-        }
+        };
+        lane.read_clocks(lane.shared.clock.now());
+        lane
+    }
+
+    fn read_clocks(&self, now: Monotonic) {
+        let ahead = self.shared.clock.unix_ms().wrapping_sub(millis(now));
+        self.ticked.store(now.as_nanos(), Ordering::Relaxed);
+        self.unix_ahead_ms.store(ahead, Ordering::Relaxed);
+    }
+
+    /// The time at the last tick.
+    pub(crate) fn ticked(&self) -> Monotonic {
+        Monotonic::from_nanos(self.ticked.load(Ordering::Relaxed))
+    }
+
+    /// The wall clock's time at a point, milliseconds since 1970.
+    pub(crate) fn unix_ms(&self, at: Monotonic) -> u64 {
+        let ahead = self.unix_ahead_ms.load(Ordering::Relaxed);
+        ahead.wrapping_add(millis(at))
     }
 
     /// The most recently used idle connection to the instance.
@@ -167,7 +203,7 @@ impl Lane {
     }
 
     /// Keeps a connection that is ready for another request.
-    pub(crate) fn park(&self, instance: &Arc<Instance>, link: Box<Link>, now: Monotonic) {
+    pub(crate) fn park(&self, instance: &Arc<Instance>, link: Box<Link>) {
         if instance.is_out() {
             return;
         }
@@ -177,7 +213,7 @@ impl Lane {
             links: Vec::new(),
         });
         if parked.links.len() < LINKS_PER_INSTANCE {
-            parked.links.push((now, link));
+            parked.links.push((self.ticked(), link));
         }
     }
 
@@ -213,9 +249,10 @@ impl Lane {
         }
     }
 
-    /// Several times a second: cuts what is over its deadline, lets go of
-    /// unused connections, hands lines on.
+    /// Several times a second: wakes and then cuts what is over its deadline,
+    /// lets go of unused connections, hands lines on.
     pub(crate) fn tick(&self, now: Monotonic) {
+        self.read_clocks(now);
         self.cut_late(now);
         self.close_unused(now);
         let mut lines = lock(&self.lines);
@@ -225,10 +262,14 @@ impl Lane {
     }
 
     fn cut_late(&self, now: Monotonic) {
+        let request_late = now.plus(CUT_GRACE).as_nanos();
         let connections = lock(&self.connections);
         for watched in connections.all.values() {
-            if watched.deadline.load(Ordering::Relaxed) < now.as_nanos() {
+            let deadline = watched.deadline.load(Ordering::Relaxed);
+            if deadline < now.as_nanos() {
                 watched.tell(Word::Cut);
+            } else if deadline < request_late {
+                watched.wake();
             }
         }
     }

@@ -120,11 +120,16 @@ pub(crate) struct Slot {
     pub(crate) instance: Arc<Instance>,
     /// The request waited for this instance to start.
     pub(crate) cold: bool,
+    /// When its request ended, if somebody has looked at the clock.
+    pub(crate) ended: Option<Monotonic>,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.revision.release(&self.instance);
+        let now = self
+            .ended
+            .unwrap_or_else(|| self.revision.shared.clock.now());
+        self.revision.release(&self.instance, now);
     }
 }
 
@@ -224,6 +229,7 @@ impl Revision {
                     revision: self.clone(),
                     instance,
                     cold: false,
+                    ended: None,
                 }));
             }
             Acquired::Wait { ticket } => ticket,
@@ -241,8 +247,7 @@ impl Revision {
             .ok_or(Refusal::Full)
     }
 
-    fn release(self: &Arc<Self>, instance: &Arc<Instance>) {
-        let now = self.shared.clock.now();
+    fn release(self: &Arc<Self>, instance: &Arc<Instance>, now: Monotonic) {
         let mut state = lock(&self.state);
         let released = state.pool.release(instance.key());
         match released {
@@ -271,6 +276,7 @@ impl Revision {
             revision: self.clone(),
             instance: instance.clone(),
             cold,
+            ended: None,
         };
         waiter.0.send(Ok(slot)).ok();
     }

@@ -39,11 +39,12 @@ pub(crate) struct Visit {
 impl Visit {
     pub(crate) fn begin(lane: &Arc<Lane>, watched: &Arc<Watched>) -> Self {
         watched.begin();
+        let arrival = lane.shared.clock.now();
         Self {
             lane: lane.clone(),
             watched: watched.clone(),
-            arrival: lane.shared.clock.now(),
-            arrival_unix_ms: lane.shared.clock.unix_ms(),
+            arrival,
+            arrival_unix_ms: lane.unix_ms(arrival),
             line: None,
             admission: None,
             progress: None,
@@ -87,8 +88,9 @@ impl Visit {
         let bytes_in = self.bytes_in + self.progress.as_ref().map_or(0, |p| p.bytes());
         let duration = now.since(self.arrival).as_micros();
         let duration_us = u64::try_from(duration).unwrap_or(u64::MAX);
-        let slot = self.slot.take();
-        if let Some(slot) = &slot {
+        let mut slot = self.slot.take();
+        if let Some(slot) = &mut slot {
+            slot.ended = Some(now);
             self.lane.shared.metrics.in_flight.down();
             if self.reached {
                 self.record(slot, bytes_in, duration_us);

@@ -711,6 +711,48 @@ fn an_http2_stream_times_out_alone() {
     assert!(rig.dead().is_empty());
 }
 
+#[test]
+fn an_http2_streams_deadline_is_not_its_connections() {
+    let rig = Rig::new(|_| {});
+    let gate = Arc::new(Barrier::new(2));
+    let g = gate.clone();
+    rig.add(http_app(move |request| {
+        g.wait();
+        ok(&request.text())
+    }));
+    let mut hasty = rig::route(2);
+    hasty.timeout_ms = 100;
+    rig.gateway.put_revision(hasty);
+    let mut service = rig::service(vec![(revision(1), 100)]);
+    service.tags = vec![("hasty".parse().unwrap(), revision(2))];
+    rig.gateway.put_service(&service).unwrap();
+    let silent = at(app(|mut raw: Raw| drop(raw.rest())));
+    rig.gateway
+        .add_instance(&revision(2), silent, None)
+        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut sender = h2(rig.address).await;
+        let mut slow = std::pin::pin!(sender.send_request(post("slow")));
+        while rig.gateway.metrics().in_flight == 0 {
+            tokio::task::yield_now().await;
+        }
+        let request = http::Request::post(format!("http://hasty---{HOST}/h2"));
+        let request = request.body(Full::new(bytes::Bytes::new())).unwrap();
+        assert_eq!(sender.send_request(request).await.unwrap().status(), 504);
+        // The gateway cuts an HTTP/1 connection a second after its deadline.
+        let late = rig.gateway.metrics();
+        assert_eq!((late.timeouts, late.in_flight), (1, 1));
+        let cut = tokio::time::timeout(Duration::from_secs(3), slow.as_mut()).await;
+        assert!(cut.is_err(), "the other stream was cut");
+        gate.wait();
+        assert_eq!(collect(slow.await.unwrap()).await, b"slow");
+    });
+}
+
 type Full = http_body_util::Full<bytes::Bytes>;
 
 async fn h2(address: std::net::SocketAddr) -> hyper::client::conn::http2::SendRequest<Full> {
