@@ -173,18 +173,25 @@ impl Library {
                 "the image {reference} is used by {user}: remove that first"
             )));
         }
-        let pinned = self.pinned();
-        if pinned.contains(&image.digest) {
+        if self.pinned().contains(&image.digest) {
             return Err(conflict(format!(
                 "the image {reference} is being deployed: try again later"
             )));
         }
-        Ok(self.images.remove(reference, &pinned).await?)
+        // Others may have lost their last name to a tag that moved.
+        let in_use = self.in_use().await?;
+        Ok(self.images.remove(reference, &in_use).await?)
     }
 
     /// Removes every image that nothing uses.
     pub(crate) async fn prune(&self) -> Result<Pruned, ControlError> {
         let _collection = self.collection.lock().await;
+        let in_use = self.in_use().await?;
+        Ok(self.images.prune(&in_use).await?)
+    }
+
+    /// What revisions use and what is being deployed.
+    async fn in_use(&self) -> Result<HashSet<Digest>, ControlError> {
         let mut in_use = self.pinned();
         for used in self.db.all::<Mark>(key::USED).await? {
             let hex = used.key[key::USED.len()..].split('/').next();
@@ -193,6 +200,6 @@ impl Library {
                 in_use.insert(digest);
             }
         }
-        Ok(self.images.prune(&in_use).await?)
+        Ok(in_use)
     }
 }
