@@ -15,7 +15,7 @@
 //! | `/bytes/COUNT` | a body of so many bytes |
 //! | `/allocate/MIB` | touches so much memory and keeps it |
 //! | `/burn/MS` | uses processor time for so long |
-//! | `/threads/COUNT` | starts so many threads that sleep; answers how many came to be |
+//! | `/threads/COUNT` | has so many threads at once; answers how many came to be |
 //! | `/write/PATH/KIB` | writes a file under `/PATH` (`,` for `/`); answers the error, if any |
 //! | `/connect/HOST/PORT` | tries a TCP connection; answers what came of it |
 //! | `/resolve/NAME` | looks a name up |
@@ -69,7 +69,8 @@ fn main() {
     };
     log(&format!("listening on {port}"));
     for stream in listener.incoming().flatten() {
-        thread::spawn(move || {
+        // Without room for a thread the connection closes, and nothing else.
+        let _no_room = thread::Builder::new().spawn(move || {
             // A client that breaks off ends its own thread and nothing else.
             let _broken_off = serve(stream);
         });
@@ -270,13 +271,20 @@ fn burn(ms: u64) -> Vec<u8> {
 }
 
 fn start_threads(count: u64) -> Vec<u8> {
+    let (end, ended) = std::sync::mpsc::sync_channel::<()>(0);
+    let ended = std::sync::Arc::new(Mutex::new(ended));
     let started = (0..count).take_while(|_| {
+        let ended = std::sync::Arc::clone(&ended);
         let thread = thread::Builder::new().stack_size(64 * 1024);
-        thread
-            .spawn(|| thread::sleep(Duration::from_secs(600)))
-            .is_ok()
+        let sleeps = move || {
+            let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+            let _over = ended.recv();
+        };
+        thread.spawn(sleeps).is_ok()
     });
-    format!("{}\n", started.count()).into_bytes()
+    let started = started.count();
+    drop(end);
+    format!("{started}\n").into_bytes()
 }
 
 fn write_file(path: &str, kib: u64) -> Vec<u8> {

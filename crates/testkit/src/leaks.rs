@@ -38,6 +38,14 @@ fn lines_with(path: &str, marks: &[&str]) -> Vec<String> {
 }
 
 fn processes(marks: &[&str]) -> Vec<String> {
+    let found = processes_with(marks).into_iter();
+    found
+        .map(|(pid, command)| format!("{pid}: {command}"))
+        .collect()
+}
+
+/// Processes whose command line has one of the marks; never this one.
+pub(crate) fn processes_with(marks: &[&str]) -> Vec<(i32, String)> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -45,13 +53,13 @@ fn processes(marks: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.bytes().all(|b| b.is_ascii_digit()) || name == own {
+        let Some(pid) = name.parse().ok().filter(|_| name != own) else {
             continue;
-        }
+        };
         let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         if marks.iter().any(|mark| command.contains(mark)) {
-            found.push(format!("{name}: {command}"));
+            found.push((pid, command));
         }
     }
     found

@@ -5,6 +5,7 @@
 //! full account when something is not as expected: it is for tests only.
 //! Deadlines are stretched by how slow this machine is now.
 
+mod guardian;
 mod leaks;
 mod registry;
 mod server;
@@ -13,6 +14,6 @@ mod tools;
 
 pub use leaks::Leaks;
 pub use registry::Registry;
-pub use server::{Reply, Server, ServerOptions};
+pub use server::{Held, Reply, Server, ServerOptions, SharedServer};
 pub use speed::{deadline, wait_for};
-pub use tools::{Finished, fixture, run, skiff_binary};
+pub use tools::{Finished, Running, fixture, run, skiff_binary, started};

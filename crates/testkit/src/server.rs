@@ -1,31 +1,99 @@
 use std::fs::File;
+use std::io::{Seek as _, Write as _};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use skiff_base::process;
-use tempfile::TempDir;
 
+use crate::guardian::Guardian;
 use crate::leaks::Leaks;
 use crate::speed::wait_for;
-use crate::tools::{Finished, finished, run, skiff_binary};
+use crate::tools::{Finished, Running, finished, run, skiff_binary};
 
 /// How a test wants its server.
 #[derive(Clone, Debug, Default)]
 pub struct ServerOptions {
     /// `KEY=VALUE` of the configuration.
     pub set: Vec<String>,
+    /// Fixtures to import.
+    pub images: Vec<&'static str>,
+}
+
+impl ServerOptions {
+    /// With these fixtures imported.
+    #[must_use]
+    pub fn with(images: &[&'static str]) -> Self {
+        Self {
+            set: Vec::new(),
+            images: images.to_vec(),
+        }
+    }
+
+    /// With this `KEY=VALUE` of the configuration, too.
+    #[must_use]
+    pub fn set(mut self, setting: impl Into<String>) -> Self {
+        self.set.push(setting.into());
+        self
+    }
 }
 
 /// A real server with folders and ports of its own.
 #[derive(Debug)]
 pub struct Server {
     child: Option<Child>,
-    home: TempDir,
+    home: PathBuf,
     gateway: String,
     id: String,
     set: Vec<String>,
+    guardian: Option<Guardian>,
+}
+
+/// One server for all tests of a binary; a test holds it through [`Self::get`].
+#[derive(Debug, Default)]
+pub struct SharedServer {
+    server: OnceLock<Server>,
+    starting: Mutex<()>,
+}
+
+/// A test's hold of a shared server: shows the log when the test fails.
+#[derive(Debug)]
+pub struct Held(&'static Server);
+
+impl SharedServer {
+    /// None yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            server: OnceLock::new(),
+            starting: Mutex::new(()),
+        }
+    }
+
+    /// The server, started by whoever comes first.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn get(&'static self, options: impl FnOnce() -> ServerOptions) -> Held {
+        let _one = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        Held(self.server.get_or_init(|| Server::start(options())))
+    }
+}
+
+impl Deref for Held {
+    type Target = Server;
+    fn deref(&self) -> &Server {
+        self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.show_log_of_failure();
+    }
 }
 
 /// What curl says of one request.
@@ -62,17 +130,22 @@ impl Server {
         let home = tempfile::Builder::new()
             .prefix("skiff-e2e.")
             .tempdir()
-            .expect("a temporary folder");
+            .expect("a temporary folder")
+            .keep();
         // The server's user has to pass through.
-        let _out = run("chmod", ["711".as_ref(), home.path().as_os_str()]).ok();
+        let _out = run("chmod", ["711".as_ref(), home.as_os_str()]).ok();
         let mut server = Self {
             child: None,
+            guardian: Some(Guardian::of(&home)),
             home,
             gateway: String::new(),
             id: String::new(),
             set: options.set,
         };
         server.launch(&[]);
+        for image in options.images {
+            server.import(image);
+        }
         server
     }
 
@@ -81,33 +154,7 @@ impl Server {
     /// # Panics
     /// When it does not come up.
     pub fn launch(&mut self, flags: &[&str]) {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.home.path().join("server.log"));
-        let mut command = process::command(skiff_binary());
-        command.arg("server").args(flags);
-        let listen = if self.gateway.is_empty() {
-            "127.0.0.1:0"
-        } else {
-            &self.gateway
-        };
-        for setting in [
-            format!("data_dir={}", self.data_dir().display()),
-            format!("run_dir={}", self.run_dir().display()),
-            format!(
-                "secrets.key_file={}",
-                self.home.path().join("keys/secrets.key").display()
-            ),
-            format!("gateway.listen={listen}"),
-        ] {
-            command.arg("--set").arg(setting);
-        }
-        for setting in &self.set {
-            command.arg("--set").arg(setting);
-        }
-        command.stderr(log.expect("the server's log"));
-        self.child = Some(command.spawn().expect("the server starts"));
+        self.spawn(flags);
         let version = wait_for("the server answers", 60, || {
             let child = self.child.as_mut()?;
             let ended = child.try_wait().expect("the server can be waited for");
@@ -121,18 +168,101 @@ impl Server {
             .to_owned();
     }
 
+    /// Starts a server and does not wait for it.
+    ///
+    /// # Panics
+    /// When its process cannot be started.
+    pub fn spawn(&mut self, flags: &[&str]) {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.home.join("server.log"));
+        let mut command = process::command(skiff_binary());
+        command.arg("server").args(flags);
+        let listen = if self.gateway.is_empty() {
+            "127.0.0.1:0"
+        } else {
+            &self.gateway
+        };
+        for setting in [
+            format!("data_dir={}", self.data_dir().display()),
+            format!("run_dir={}", self.run_dir().display()),
+            format!("secrets.key_file={}", self.key_file().display()),
+            format!("gateway.listen={listen}"),
+        ] {
+            command.arg("--set").arg(setting);
+        }
+        for setting in &self.set {
+            command.arg("--set").arg(setting);
+        }
+        command.stderr(log.expect("the server's log"));
+        self.child = Some(command.spawn().expect("the server starts"));
+    }
+
+    /// Starts a server that takes over from this one, and waits until this
+    /// one has ended.
+    ///
+    /// # Panics
+    /// When this one does not end in order, or the other does not answer.
+    pub fn replace(&mut self) {
+        let mut old = self.child.take().expect("a server runs");
+        self.spawn(&["--replace"]);
+        let status = wait_for("the server hands over", 90, || {
+            let new = self.child.as_mut().expect("it was started");
+            let ended = new.try_wait().expect("the server can be waited for");
+            assert!(ended.is_none(), "the new server ended: {}", self.log());
+            old.try_wait().expect("the server can be waited for")
+        });
+        assert!(status.success(), "the server ended with {status}");
+        wait_for("the new server answers", 60, || {
+            self.api("GET", "/v1/version", None)
+        });
+    }
+
+    /// Changes a setting for the next start.
+    pub fn configure(&mut self, setting: impl Into<String>) {
+        self.set.push(setting.into());
+    }
+
     /// Runs `skiff ARGS` against it.
     ///
     /// # Panics
     /// When the CLI cannot be started.
     pub fn cli(&self, args: &[&str]) -> Finished {
-        let output = process::command(skiff_binary())
+        let output = self.command(args).output();
+        finished(output.expect("the CLI runs"))
+    }
+
+    /// Runs `skiff ARGS` against it with this on standard input.
+    ///
+    /// # Panics
+    /// When the CLI cannot be started.
+    pub fn cli_with_input(&self, args: &[&str], input: &[u8]) -> Finished {
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        file.write_all(input)
+            .and_then(|()| file.rewind())
+            .expect("the input");
+        let output = self.command(args).stdin(file).output();
+        finished(output.expect("the CLI runs"))
+    }
+
+    /// Starts `skiff ARGS` against it; its output can be read as it comes.
+    ///
+    /// # Panics
+    /// When the CLI cannot be started.
+    #[must_use]
+    pub fn cli_started(&self, args: &[&str]) -> Running {
+        Running(self.command(args).spawn().expect("the CLI runs"))
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = process::command(skiff_binary());
+        command
             .args(args)
             .env("SKIFF_HOST", self.host())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .output();
-        finished(output.expect("the CLI runs"))
+            .stderr(Stdio::piped());
+        command
     }
 
     /// Runs `skiff ARGS --output json` and reads what it prints.
@@ -235,6 +365,19 @@ impl Server {
         });
     }
 
+    /// Waits until all services together have this many instances.
+    #[track_caller]
+    pub fn wait_for_instances_of_all(&self, count: usize) {
+        wait_for(&format!("there are {count} instances"), 60, || {
+            let services = self.json(&["ls"]);
+            let services = services.as_array()?.iter();
+            let sum: usize = services
+                .map(|service| service["instances"].as_array().map_or(0, Vec::len))
+                .sum();
+            (sum == count).then_some(())
+        });
+    }
+
     /// One call of the admin API with curl.
     #[must_use]
     pub fn api(&self, method: &str, path: &str, body: Option<&str>) -> Option<Value> {
@@ -295,22 +438,27 @@ impl Server {
     /// When there is none.
     #[must_use]
     pub fn launcher(&self) -> i32 {
-        let found = run(
-            "pgrep",
-            [
-                "--full",
-                "--oldest",
-                &format!("skiff launcher --server {}", self.id),
-            ],
-        )
-        .out;
-        found.trim().parse().expect("a launcher runs")
+        let found = self.launchers();
+        *found.first().expect("a launcher runs")
+    }
+
+    /// The process ids of its launchers: one, or none.
+    #[must_use]
+    pub fn launchers(&self) -> Vec<i32> {
+        let mark = format!("launcher --server {} ", self.id);
+        if self.id.is_empty() {
+            return Vec::new();
+        }
+        crate::leaks::processes_with(&[&mark])
+            .into_iter()
+            .map(|(pid, _)| pid)
+            .collect()
     }
 
     /// What is left of it on this machine.
     #[must_use]
     pub fn leaks(&self) -> Leaks {
-        Leaks::of(&self.id, self.home.path())
+        Leaks::of(&self.id, &self.home)
     }
 
     /// Ends everything as `skiff server --stop-all` does at its end.
@@ -353,39 +501,52 @@ impl Server {
     /// Its data folder.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
-        self.home.path().join("data")
+        self.home.join("data")
+    }
+
+    /// Where the key that encrypts secrets is.
+    #[must_use]
+    pub fn key_file(&self) -> PathBuf {
+        self.home.join("keys/secrets.key")
+    }
+
+    /// The folder of everything that it has.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        &self.home
     }
 
     /// Its run folder.
     #[must_use]
     pub fn run_dir(&self) -> PathBuf {
-        self.home.path().join("run")
+        self.home.join("run")
     }
 
     /// What it has said.
     #[must_use]
     pub fn log(&self) -> String {
         let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
-        read(self.home.path().join("server.log")) + &read(self.run_dir().join("launcher.log"))
+        read(self.home.join("server.log")) + &read(self.run_dir().join("launcher.log"))
+    }
+}
+
+impl Server {
+    fn show_log_of_failure(&self) {
+        if std::thread::panicking() {
+            eprintln!("--- the server's log\n{}", self.log());
+        }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let mut log = String::from("--- the server's log\n");
-            log += &self.log();
-            eprintln!("{log}");
-        }
+        self.show_log_of_failure();
         if let Some(child) = &mut self.child {
             let _ended = child.kill();
             let _reaped = child.wait();
         }
         // The launcher takes its instances with it.
-        let pattern = format!("skiff launcher --server {}", self.id);
-        if !self.id.is_empty() {
-            run("pkill", ["--signal", "TERM", "--full", &pattern]);
-        }
+        drop(self.guardian.take());
     }
 }
 

@@ -11,7 +11,7 @@ pub fn deadline(seconds: u64) -> Duration {
     Duration::from_secs(seconds) * *FACTOR.get_or_init(measure)
 }
 
-/// How often a fixed piece of work takes longer than it should; 1 to 20.
+/// How often a fixed piece of work takes longer than it should; 1 to 5.
 fn measure() -> u32 {
     let clock = SystemClock;
     let start = clock.now();
@@ -21,7 +21,7 @@ fn measure() -> u32 {
     }
     let took = clock.now().since(start).as_millis();
     // An unoptimised build on an idle core of 2020 takes about 150 ms.
-    u32::try_from(took / 150).unwrap_or(20).clamp(1, 20)
+    u32::try_from(took / 150).unwrap_or(5).clamp(1, 5)
 }
 
 /// Waits until `check` gives something.

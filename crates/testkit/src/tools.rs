@@ -1,7 +1,9 @@
 use std::ffi::OsStr;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use skiff_base::process;
 
 /// A command that has ended.
@@ -37,6 +39,86 @@ impl Finished {
         assert_ne!(self.code, 0, "it should have failed: {}", self.out);
         self.err
     }
+}
+
+/// A command that runs; it is ended when this is dropped.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Running {
+    /// Its process id.
+    ///
+    /// # Panics
+    /// When the id is none.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        let raw = i32::try_from(self.0.id()).expect("a process id fits");
+        Pid::from_raw(raw).expect("a process id is not 0")
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("it takes signals");
+    }
+
+    /// Waits for its end, reading what it writes.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    #[track_caller]
+    #[must_use]
+    pub fn wait(mut self) -> Finished {
+        let read = |pipe: Option<Box<dyn Read + Send>>| {
+            std::thread::spawn(move || {
+                let mut text = Vec::new();
+                // Whatever came until the end is what is looked at.
+                let _broken = pipe.map(|mut pipe| pipe.read_to_end(&mut text));
+                text
+            })
+        };
+        let out = read(self.0.stdout.take().map(|pipe| Box::new(pipe) as _));
+        let err = read(self.0.stderr.take().map(|pipe| Box::new(pipe) as _));
+        let status = crate::speed::wait_for("the command ends", 60, || {
+            self.0.try_wait().expect("it can be waited for")
+        });
+        // What it leaves behind could hold its streams open for ever.
+        crate::speed::wait_for("the command's streams end", 60, || {
+            (out.is_finished() && err.is_finished()).then_some(())
+        });
+        finished(std::process::Output {
+            status,
+            stdout: out.join().unwrap_or_default(),
+            stderr: err.join().unwrap_or_default(),
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+/// Starts a command; its output can be read as it comes.
+///
+/// # Panics
+/// When it cannot be started.
+#[track_caller]
+#[must_use]
+pub fn started<S: AsRef<OsStr>>(
+    program: impl AsRef<OsStr>,
+    args: impl IntoIterator<Item = S>,
+) -> Running {
+    let child = process::command(program)
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    Running(child.expect("the command starts"))
 }
 
 /// Runs a command to its end.

@@ -1,0 +1,100 @@
+//! What users do, with the real binary and real clients: the suites are in
+//! `tests/`, one file a subject. This holds what several of them ask for.
+//!
+//! The suites need root, the tools of `scripts/setup.sh` and the binary
+//! (`cargo build -p skiff`). Tests of one file share a server where they do
+//! not disturb each other; each uses services of its own.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use skiff_base::{Clock as _, SystemClock};
+use skiff_testkit::{Reply, Server, deadline};
+
+/// Runs something so many times at once; answers in the order of the index.
+///
+/// # Panics
+/// When one of them does.
+pub fn at_once<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = (0..count)
+            .map(|index| scope.spawn(move || work(index)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("none of them panics"))
+            .collect()
+    })
+}
+
+/// How long something took.
+pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let clock = SystemClock;
+    let start = clock.now();
+    let done = work();
+    (done, clock.now().since(start))
+}
+
+/// A connection to the gateway.
+///
+/// # Panics
+/// When it does not accept.
+#[must_use]
+pub fn connect(server: &Server) -> TcpStream {
+    let stream =
+        TcpStream::connect(format!("127.0.0.1:{}", server.port())).expect("the gateway accepts");
+    stream
+        .set_read_timeout(Some(deadline(20)))
+        .and_then(|()| stream.set_nodelay(true))
+        .expect("a socket takes options");
+    stream
+}
+
+/// Sends raw bytes to the gateway and reads until it closes.
+///
+/// # Panics
+/// When it neither answers nor closes in time.
+#[must_use]
+pub fn raw(server: &Server, request: &[u8]) -> String {
+    let mut stream = connect(server);
+    stream.write_all(request).expect("the gateway reads");
+    let mut reply = Vec::new();
+    match stream.read_to_end(&mut reply) {
+        Ok(_) => {}
+        // It closed with some of our bytes unread: what it said arrived.
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+        Err(error) => panic!("{error}: {}", String::from_utf8_lossy(&reply)),
+    }
+    String::from_utf8_lossy(&reply).into_owned()
+}
+
+/// Reads until the text ends so.
+///
+/// # Panics
+/// When it does not come.
+#[must_use]
+pub fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut read = Vec::new();
+    let mut byte = [0];
+    while !read.ends_with(end.as_bytes()) {
+        let count = stream
+            .read(&mut byte)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&read)));
+        assert_ne!(count, 0, "closed after {}", String::from_utf8_lossy(&read));
+        read.push(byte[0]);
+    }
+    String::from_utf8_lossy(&read).into_owned()
+}
+
+/// The body of a reply that succeeded.
+///
+/// # Panics
+/// When it did not.
+#[track_caller]
+#[must_use]
+pub fn good(reply: Reply) -> String {
+    assert_eq!(reply.status, 200, "{reply:?}");
+    reply.body
+}
