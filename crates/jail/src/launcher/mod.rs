@@ -242,9 +242,24 @@ impl Launcher {
     }
 }
 
+/// A folder that was there is used only if it is one and our own: whoever
+/// owns the run folder could have laid a link there.
+fn own_folder(path: &Path) -> Step<()> {
+    let about = || path.display().to_string();
+    let found = std::fs::symlink_metadata(path).at("start", about())?;
+    let own = rustix::process::geteuid().as_raw();
+    if found.is_dir() && std::os::unix::fs::MetadataExt::uid(&found) == own {
+        return Ok(());
+    }
+    Err(crate::failure::refuse(
+        "start",
+        format!("{} is not the launcher's own folder", about()),
+    ))
+}
+
 fn make_folder(path: &Path) -> Step<()> {
     match std::fs::create_dir(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => own_folder(path),
         result => result.at("start", path.display()),
     }
 }

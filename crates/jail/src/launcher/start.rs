@@ -212,7 +212,9 @@ fn listen(options: &LauncherOptions) -> Step<Handle> {
     rustix::process::umask(umask);
     bound.at("listen", say())?;
     let owner = rustix::fs::Uid::from_raw(options.allowed_uid);
-    rustix::fs::chown(&path, Some(owner), None).at("listen", say())?;
+    // The folder may be another's: never through a link.
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::chownat(rustix::fs::CWD, &path, Some(owner), None, flags).at("listen", say())?;
     rustix::net::listen(&socket, BACKLOG).at("listen", say())?;
     Ok(socket.into())
 }

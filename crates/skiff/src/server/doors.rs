@@ -1,10 +1,10 @@
 //! The sockets a server listens on, opened while it may.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 
 use anyhow::Context as _;
+use rustix::fs::Mode;
 use skiff_config::Config;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -138,24 +138,23 @@ fn bind(address: SocketAddr, shared: bool) -> std::io::Result<TcpListener> {
 
 fn api_socket(config: &Config, home: &Home) -> anyhow::Result<UnixListener> {
     let path = config.api_socket();
-    let listener = launcher::listen(&path)?;
+    let closed_to_others = if config.api.group.is_empty() {
+        0o177
+    } else {
+        0o117
+    };
+    let listener = home.user.acting(|| {
+        // Nobody else may connect, not even between bind and chmod.
+        let umask = rustix::process::umask(Mode::from_raw_mode(closed_to_others));
+        let listener = launcher::listen(&path);
+        rustix::process::umask(umask);
+        listener
+    })?;
     listener
         .set_nonblocking(true)
         .context("the operator's socket cannot be prepared")?;
-    let mode = if config.api.group.is_empty() {
-        0o600
-    } else {
-        0o660
-    };
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
-        .with_context(|| format!("{} cannot be closed to others", path.display()))?;
-    if home.user.change {
-        let gid = if config.api.group.is_empty() {
-            home.user.gid
-        } else {
-            user::group(&config.api.group)?
-        };
-        give(&path, home.user.uid, gid)?;
+    if home.user.change && !config.api.group.is_empty() {
+        give(&path, home.user.uid, user::group(&config.api.group)?)?;
     }
     Ok(listener)
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use rustix::fs::{FlockOperation, Gid, Uid, chown, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Uid, chownat, flock};
 use skiff_base::{Clock as _, SystemClock};
 use skiff_config::Config;
 use skiff_types::ServerId;
@@ -36,17 +36,19 @@ impl Home {
         let user = User::of_server(&config.user)?;
         let data_dir = folder(&config.data_dir, &user, 0o700)?;
         let run_dir = folder(&config.run_dir, &user, 0o755)?;
-        for name in ["images", "ledger", "logs", "state"] {
-            folder(&data_dir.join(name), &user, 0o700)?;
-        }
-        let locks = match locks {
-            Some(locks) => locks,
-            None => vec![
-                lock(&data_dir.join("lock"))?.into(),
-                lock(&run_dir.join("lock"))?.into(),
-            ],
-        };
-        let server = server_id(&data_dir.join("server-id"))?;
+        let (locks, server) = user.acting(|| {
+            for name in ["images", "ledger", "logs", "state"] {
+                make(&data_dir.join(name), 0o700)?;
+            }
+            let locks = match locks {
+                Some(locks) => locks,
+                None => vec![
+                    lock(&data_dir.join("lock"))?.into(),
+                    lock(&run_dir.join("lock"))?.into(),
+                ],
+            };
+            Ok((locks, server_id(&data_dir.join("server-id"))?))
+        })?;
         if let Some(parent) = config
             .secrets
             .key_file
@@ -82,16 +84,22 @@ pub const DEFAULT_KEY: &str = "/etc/skiff/secrets.key";
 /// # Errors
 /// When the kernel refuses.
 pub fn folder(path: &Path, user: &User, mode: u32) -> anyhow::Result<PathBuf> {
-    let made = !path.exists();
+    make(path, mode)?;
+    let path = path
+        .canonicalize()
+        .with_context(|| format!("the folder {} cannot be reached", path.display()))?;
+    user.own(&path)?;
+    Ok(path)
+}
+
+fn make(path: &Path, mode: u32) -> anyhow::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
     std::fs::create_dir_all(path)
         .with_context(|| format!("the folder {} cannot be made", path.display()))?;
-    if made {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-            .with_context(|| format!("the folder {} cannot be closed to others", path.display()))?;
-    }
-    user.own(path)?;
-    path.canonicalize()
-        .with_context(|| format!("the folder {} cannot be reached", path.display()))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .with_context(|| format!("the folder {} cannot be closed to others", path.display()))
 }
 
 fn lock(path: &Path) -> anyhow::Result<File> {
@@ -155,8 +163,8 @@ fn write_durably(path: &Path, text: &str) -> anyhow::Result<()> {
     write().with_context(|| format!("{} cannot be written", path.display()))
 }
 
-/// Gives a path to a user and a group.
+/// Gives a path to a user and a group; a link itself, not what it leads to.
 pub fn give(path: &Path, uid: Uid, gid: Gid) -> anyhow::Result<()> {
-    chown(path, Some(uid), Some(gid))
+    chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
         .with_context(|| format!("{} cannot be given to {}", path.display(), uid.as_raw()))
 }

@@ -56,11 +56,13 @@ pub fn ensure(wanted: &Wanted<'_>) -> anyhow::Result<()> {
     }
     let program = std::env::current_exe().context("this program's own file is not known")?;
     let log = wanted.run_dir.join("launcher.log");
-    let log_file = std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&log)
-        .with_context(|| format!("{} cannot be opened", log.display()))?;
+    let log_file = wanted.user.acting(|| {
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log);
+        file.with_context(|| format!("{} cannot be opened", log.display()))
+    })?;
     let mut command = process::command(program);
     command
         .arg("launcher")

@@ -53,6 +53,28 @@ impl User {
         }
     }
 
+    /// Does something in folders that the user owns, as the user: root would
+    /// follow whatever links somebody in the user's place has laid there.
+    /// Called before there is a second thread.
+    ///
+    /// # Errors
+    /// Those of the work, or when the kernel refuses the change.
+    pub fn acting<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
+        if !self.change {
+            return work();
+        }
+        let (root, root_group) = (Uid::ROOT, Gid::ROOT);
+        set_thread_res_gid(root_group, self.gid, root_group)
+            .context("the server's group cannot be taken on")?;
+        set_thread_res_uid(root, self.uid, root).context("the server's user cannot be taken on")?;
+        let done = work();
+        set_thread_res_uid(root, root, root).context("root cannot be taken up again")?;
+        set_thread_res_gid(root_group, root_group, root_group)
+            .context("root's group cannot be taken up again")?;
+        done
+    }
+
     /// Becomes the user for ever: no root, no capability, no way back.
     /// Called before there is a second thread.
     ///
