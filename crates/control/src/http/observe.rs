@@ -35,7 +35,7 @@ pub(crate) async fn health() -> &'static str {
         (status = "default", body = ApiError)))]
 pub(crate) async fn metrics(State(api): State<Api>, _operator: Operator) -> Response {
     let text = (api.control.inner.ports.metrics)();
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
