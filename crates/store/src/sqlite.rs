@@ -22,6 +22,10 @@ const READS_QUEUED: usize = 256;
 /// Between a question and its answer at most.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+const RANGE_SQL: &str =
+    "SELECT key, value, mod_revision FROM items WHERE key >= ?1 AND key < ?2 ORDER BY key";
+const FROM_SQL: &str = "SELECT key, value, mod_revision FROM items WHERE key >= ?1 ORDER BY key";
+
 /// The store of one machine: a SQLite file, one thread that writes and one
 /// that reads.
 #[derive(Debug)]
@@ -172,11 +176,16 @@ impl Reader {
             items: Vec::new(),
             more: false,
         };
-        let mut get = sql.prepare_cached(
-            "SELECT key, value, mod_revision FROM items
-             WHERE key >= ?1 AND (?2 IS NULL OR key < ?2) ORDER BY key",
-        )?;
-        let mut rows = get.query((&range.from, &range.to))?;
+        // The end has to be a plain comparison: with an OR SQLite does not
+        // stop there but reads on to the table's end.
+        let mut get = sql.prepare_cached(match &range.to {
+            Some(_) => RANGE_SQL,
+            None => FROM_SQL,
+        })?;
+        let mut rows = match &range.to {
+            Some(to) => get.query((&range.from, to))?,
+            None => get.query((&range.from,))?,
+        };
         let mut bytes = 0;
         while let Some(row) = rows.next()? {
             let item = KeyValue {
@@ -189,5 +198,28 @@ impl Reader {
             }
         }
         Ok(ranged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reading one key must cost the same however many come after it.
+    #[test]
+    fn a_range_is_bounded_by_the_index_at_both_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = schema::open(&folder.path().join("state.db"), STEPS).unwrap();
+        let plan = |sql: &str, params: &[&dyn rusqlite::ToSql]| -> String {
+            connection
+                .query_row(&format!("EXPLAIN QUERY PLAN {sql}"), params, |row| {
+                    row.get(3)
+                })
+                .unwrap()
+        };
+        let bounded = plan(RANGE_SQL, &[b"a", b"b"]);
+        assert!(bounded.contains("(key>? AND key<?)"), "{bounded}");
+        let open = plan(FROM_SQL, &[b"a"]);
+        assert!(open.contains("(key>?)"), "{open}");
     }
 }
