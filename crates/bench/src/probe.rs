@@ -11,7 +11,7 @@ use skiff_base::Monotonic;
 use crate::load::get;
 use crate::time::{ms, now};
 
-/// Between two attempts.
+/// Between two attempts of a client alone.
 const AGAIN: Duration = Duration::from_millis(1);
 
 /// Milliseconds from `start` to the first byte of a 200.
@@ -19,6 +19,21 @@ const AGAIN: Duration = Duration::from_millis(1);
 /// # Errors
 /// When there is none in time, or another status.
 pub fn first_byte(
+    address: SocketAddr,
+    host: &str,
+    path: &str,
+    start: Monotonic,
+    limit: Duration,
+) -> anyhow::Result<f64> {
+    first_byte_every(AGAIN, address, host, path, start, limit)
+}
+
+/// As [`first_byte`], with this between two attempts.
+///
+/// # Errors
+/// When there is none in time, or another status.
+pub fn first_byte_every(
+    again: Duration,
     address: SocketAddr,
     host: &str,
     path: &str,
@@ -37,7 +52,7 @@ pub fn first_byte(
             "{host} at {address}: no answer within {} s",
             limit.as_secs()
         );
-        std::thread::sleep(AGAIN);
+        std::thread::sleep(again);
     }
 }
 

@@ -12,12 +12,15 @@ use skiff_testkit::{Server, fixture};
 use crate::api::{Api, deployment};
 use crate::context::{Context, free_port, lacking};
 use crate::peers::Containerd;
-use crate::probe::first_byte;
+use crate::probe::first_byte_every;
 use crate::report::{Bound, Figure, Report, Spec};
 use crate::stats::quantile;
 use crate::time::now;
 
 const COUNT: usize = 100;
+/// Between two attempts of a client: a hundred that try every millisecond would
+/// take the cores from what they wait for.
+const AGAIN: Duration = Duration::from_millis(50);
 const LIMIT: Duration = Duration::from_secs(120);
 
 const ERRORS: Spec = Spec {
@@ -141,7 +144,7 @@ fn at_once<'a>(start: Monotonic, of: impl Iterator<Item = (SocketAddr, &'a str)>
     std::thread::scope(|scope| {
         let clients: Vec<_> = of
             .map(|(address, host)| {
-                scope.spawn(move || first_byte(address, host, "/", start, LIMIT))
+                scope.spawn(move || first_byte_every(AGAIN, address, host, "/", start, LIMIT))
             })
             .collect();
         let each = clients.into_iter();

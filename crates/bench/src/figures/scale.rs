@@ -46,7 +46,8 @@ const fn rss(name: &'static str) -> Spec {
 
 /// Takes the group.
 pub fn take(context: &Context, report: &mut Report) -> anyhow::Result<()> {
-    let set = ["worker.allow_null=true"];
+    // Memory is only counted, not used, in this class.
+    let set = ["worker.allow_null=true", "worker.memory_mib=1000000"];
     let (few, many) = (context.server(&set), context.server(&set));
     std::thread::sleep(REST);
     report.add(Figure::absolute(IDLE, vec![rss_mib(process_of(&many)?)?]));
