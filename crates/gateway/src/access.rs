@@ -3,8 +3,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::net::IpAddr;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use http::{HeaderValue, Method, Uri};
@@ -27,7 +26,8 @@ pub(crate) struct AccessLog {
 /// What a line tells that the record does not.
 #[derive(Debug)]
 pub(crate) struct AccessLine {
-    pub(crate) client: IpAddr,
+    /// Its address as text.
+    pub(crate) client: HeaderValue,
     pub(crate) method: Method,
     pub(crate) uri: Uri,
     pub(crate) host: HeaderValue,
@@ -59,10 +59,16 @@ impl AccessLog {
         }
     }
 
-    /// Whether the batch was taken.
-    pub(crate) fn send(&self, batch: Vec<u8>) -> bool {
-        let sender = self.sender.as_ref();
-        sender.is_some_and(|sender| sender.try_send(batch).is_ok())
+    /// How many lines of the batch were not taken.
+    pub(crate) fn send(&self, batch: Vec<u8>) -> usize {
+        let lines = |batch: &[u8]| batch.iter().filter(|&&b| b == b'\n').count();
+        let Some(sender) = &self.sender else {
+            return lines(&batch);
+        };
+        match sender.try_send(batch) {
+            Ok(()) => 0,
+            Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => lines(&batch),
+        }
     }
 }
 
@@ -97,18 +103,7 @@ impl AccessLine {
     pub(crate) fn append(&self, out: &mut Vec<u8>, figures: Figures<'_>) {
         number(out, figures.unix_ms);
         out.push(b' ');
-        match self.client {
-            IpAddr::V4(address) => {
-                let octets = address.octets();
-                for (at, octet) in octets.into_iter().enumerate() {
-                    if at > 0 {
-                        out.push(b'.');
-                    }
-                    number(out, octet.into());
-                }
-            }
-            IpAddr::V6(_) => out.extend_from_slice(self.client.to_string().as_bytes()),
-        }
+        out.extend_from_slice(self.client.as_bytes());
         field(out, self.method.as_str().as_bytes());
         field(out, self.host.as_bytes());
         field(out, self.uri.path().as_bytes());
@@ -170,7 +165,7 @@ mod tests {
     #[test]
     fn a_line_has_ten_fields_whatever_the_client_sends() {
         let line = AccessLine {
-            client: "127.0.0.1".parse().unwrap(),
+            client: HeaderValue::from_static("127.0.0.1"),
             method: Method::GET,
             uri: "/a?secret=1".parse().unwrap(),
             host: HeaderValue::from_bytes(b"h \xff").unwrap(),

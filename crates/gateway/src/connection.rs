@@ -68,7 +68,6 @@ fn client(lane: Arc<Lane>, watched: Arc<Watched>, address: IpAddr, scope: Scope)
     Client {
         lane,
         watched,
-        address,
         forwarded: OnceLock::new(),
         address_text: HeaderValue::try_from(text).unwrap_or_else(|_| unknown()),
         node,

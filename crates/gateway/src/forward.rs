@@ -5,7 +5,6 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
@@ -36,7 +35,6 @@ const INSTANCES_TRIED: usize = 4;
 pub(crate) struct Client {
     pub(crate) lane: Arc<Lane>,
     pub(crate) watched: Arc<Watched>,
-    pub(crate) address: IpAddr,
     /// The address as text, and as RFC 7239 writes it.
     pub(crate) address_text: HeaderValue,
     pub(crate) node: String,
@@ -108,7 +106,7 @@ fn route(
     let authority = host::authority(request).map_err(|error| bad(error.to_string()))?;
     if shared.access.is_some() {
         visit.line = Some(AccessLine {
-            client: client.address,
+            client: client.address_text.clone(),
             method: request.method().clone(),
             uri: request.uri().clone(),
             host: authority.clone(),

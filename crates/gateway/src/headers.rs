@@ -80,12 +80,15 @@ pub(crate) fn upgrade(parts: &Parts) -> Option<HeaderValue> {
 
 /// Makes the request one to an origin server, HTTP/1.1.
 pub(crate) fn to_instance(parts: &mut Parts, origin: Origin<'_>, upgrade: Option<HeaderValue>) {
-    let trailers = parts.headers.get(TE).is_some_and(takes_trailers);
-    remove_hop_by_hop(&mut parts.headers);
     let headers = &mut parts.headers;
-    headers.remove(CONTENT_LENGTH);
-    // The gateway itself says 100 when the instance takes the body.
-    headers.remove(EXPECT);
+    let trailers = headers.get(TE).is_some_and(takes_trailers);
+    remove_hop_by_hop(headers);
+    // One look at each field is cheaper than a search for two.
+    if headers.keys().any(is_framed_anew) {
+        headers.remove(CONTENT_LENGTH);
+        // The gateway itself says 100 when the instance takes the body.
+        headers.remove(EXPECT);
+    }
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
@@ -131,7 +134,22 @@ pub(crate) fn to_client(parts: &mut http::response::Parts, upgrade: bool) {
     parts.version = Version::HTTP_11;
 }
 
+fn is_framed_anew(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "content-length" | "expect")
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
+    )
+}
+
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none, and a removal of what is not there is a search.
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         remove_nominated(headers);
     }
