@@ -25,15 +25,18 @@ use skiff_wire::launcher::{
     Stats, Stdio, Writable,
 };
 
-/// Generous: the machine may be slow and shared; `SKIFF_SLOWNESS` says how
-/// many times slower it is than one that computes itself.
-pub fn patience() -> Duration {
+/// How many times slower the machine is than one that computes itself.
+pub fn slowness() -> u32 {
     static SLOWNESS: OnceLock<u32> = OnceLock::new();
-    let slowness = SLOWNESS.get_or_init(|| match std::env::var("SKIFF_SLOWNESS") {
+    *SLOWNESS.get_or_init(|| match std::env::var("SKIFF_SLOWNESS") {
         Ok(text) => text.parse().unwrap(),
         Err(_) => 1,
-    });
-    Duration::from_secs(60) * *slowness
+    })
+}
+
+/// Generous: the machine may be slow and shared.
+pub fn patience() -> Duration {
+    Duration::from_secs(60) * slowness()
 }
 
 /// Looks until it is so.
