@@ -17,14 +17,15 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 say "building"
-cargo build --quiet -p skiff
-cargo test --quiet -p skiff-jail -p skiff-net --no-run --message-format=json >"$work/built.json"
+# The whole workspace, as `make test` builds it: nothing is built twice.
+cargo test --quiet --workspace --no-run --message-format=json >"$work/built.json"
 built() { # FILTER: paths of what was built
   jq -r "select(.executable != null) | select($1) | .executable" "$work/built.json"
 }
-mapfile -t tests < <(built .profile.test)
-launcher=$(built '.target.name == "skiff-jail-launcher" and (.profile.test | not)')
-skiff=${CARGO_TARGET_DIR:-target}/debug/skiff
+program() { built ".target.name == \"$1\" and (.profile.test | not)"; }
+mapfile -t tests < <(built '.profile.test and (.package_id | test("/crates/(jail|net)#"))')
+launcher=$(program skiff-jail-launcher)
+skiff=$(program skiff)
 [ "${#tests[@]}" -gt 0 ] || { say "cargo has built no tests"; exit 1; }
 
 kernel=$(scripts/v2/kernel.sh)

@@ -10,8 +10,10 @@ SKIFF_FIXTURES=$(scripts/fixtures.sh)
 export SKIFF_FIXTURES
 
 step "building"
-cargo test --workspace --no-run --quiet
-cargo build -p skiff --quiet
+cargo test --workspace --no-run
 
 step "tests"
-cargo test --workspace
+cargo test --workspace --lib --bins --tests
+
+step "the container class on a stock kernel with pure cgroup v2"
+scripts/test-v2.sh
