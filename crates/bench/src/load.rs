@@ -44,6 +44,8 @@ pub struct Load {
     pub duration: Duration,
     /// What has not been answered after this is given up.
     pub patience: Duration,
+    /// What has found no idle connection after this is given up.
+    pub unsent: Duration,
     pub seed: u64,
 }
 
@@ -229,7 +231,7 @@ impl<'a, F: Fn(&Response<'_>) -> bool> Generator<'a, F> {
             }
             Pace::Closed => {}
         }
-        let too_old = time.saturating_sub(nanos(self.load.patience));
+        let too_old = time.saturating_sub(nanos(self.load.unsent));
         while let Some(due) = self.waiting.front().copied() {
             if due < too_old {
                 self.waiting.pop_front();
@@ -382,6 +384,7 @@ mod tests {
             pace,
             duration: Duration::from_millis(500),
             patience: Duration::from_secs(20),
+            unsent: Duration::from_secs(20),
             seed: 1,
         }
     }

@@ -354,6 +354,7 @@ fn median_ms(address: SocketAddr) -> anyhow::Result<f64> {
         pace: Pace::Closed,
         duration: Duration::from_millis(300),
         patience: Duration::from_secs(5),
+        unsent: Duration::from_secs(5),
         seed: 1,
     };
     let _there = OnCore::pin(LOAD_CORE)?;
@@ -399,6 +400,7 @@ fn p99_ms(context: &Context, address: SocketAddr, rate: f64, seed: u64) -> anyho
         pace: Pace::Open(rate),
         duration: context.shortened(WINDOW),
         patience: Duration::from_secs(5),
+        unsent: Duration::from_secs(5),
         seed,
     };
     let _there = OnCore::pin(LOAD_CORE)?;

@@ -99,6 +99,7 @@ fn offer(
         pace: Pace::Open(rate),
         duration: context.shortened(WINDOW),
         patience: Duration::from_secs(2),
+        unsent: Duration::from_secs(2),
         seed: 1,
     };
     run(&load, ok)

@@ -13,17 +13,9 @@ use crate::report::{Bound, Figure, Report, Spec};
 use crate::sample_image::{layout, text};
 use crate::time::{ms, now};
 
-/// What is pulled: a part of the sample's userland, so that a round is short.
-const FOLDERS: [&str; 8] = [
-    "usr/bin",
-    "usr/lib/python3.11",
-    "usr/lib/x86_64-linux-gnu/perl-base",
-    "usr/share/perl5",
-    "usr/lib/x86_64-linux-gnu/gconv",
-    "usr/share/zoneinfo",
-    "usr/sbin",
-    "usr/lib/apt",
-];
+/// What is pulled: most of the sample's userland.
+const FOLDERS: [&str; 2] = ["usr/bin", "usr/lib"];
+const LAYERS: usize = 8;
 
 const UMOCI: [Spec; 2] = [
     spec("pull_vs_umoci", Bound::AtMost(0.67), "skopeo + umoci"),
@@ -85,32 +77,46 @@ pub fn take(context: &Context, report: &mut Report) -> anyhow::Result<()> {
 
 /// The same files in one layer and in eight.
 fn layouts(context: &Context) -> anyhow::Result<[PathBuf; 2]> {
-    let root = context.home().join("pull-root");
+    let bundle = context.home().join("pull-root");
     let image = format!("{}:1", fixture("hello-python").display());
-    context.run("umoci", &["unpack", "--image", &image, &text(&root)])?;
-    let root = root.join("rootfs");
-    let tars = FOLDERS
-        .iter()
-        .enumerate()
-        .map(|(index, folder)| tar(context, &root, &format!("pull-{index}.tar"), &[folder]))
+    context.run("umoci", &["unpack", "--image", &image, &text(&bundle)])?;
+    let root = bundle.join("rootfs");
+    let find = [&FOLDERS[..], &["(", "-type", "f", "-o", "-type", "l", ")"]].concat();
+    let mut command = vec!["-C".to_owned(), text(&root), "find".to_owned()];
+    command.extend(find.iter().map(|word| (*word).to_owned()));
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    let listed = context.run("env", &command)?;
+    let mut files: Vec<&str> = listed.lines().collect();
+    files.sort_unstable();
+    // A third of them, so that a round is short.
+    let files: Vec<&str> = files.into_iter().step_by(3).collect();
+    let one = tar(context, &root, "all", &files)?;
+    let part = files.len().div_ceil(LAYERS).max(1);
+    let parts = files.chunks(part).enumerate();
+    let tars = parts
+        .map(|(index, files)| tar(context, &root, &format!("part-{index}"), files))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let one = tar(context, &root, "pull-all.tar", &FOLDERS)?;
     Ok([
         layout(context, "pull-one", &[one])?,
         layout(context, "pull-eight", &tars)?,
     ])
 }
 
-fn tar(context: &Context, root: &Path, name: &str, folders: &[&str]) -> anyhow::Result<PathBuf> {
-    let path = context.home().join(name);
-    let present: Vec<&str> = folders
-        .iter()
-        .copied()
-        .filter(|folder| root.join(folder).exists())
-        .collect();
-    let (file, root) = (text(&path), text(root));
-    let args = ["--create", "--file", &file, "--directory", &root];
-    context.run("tar", &[&args[..], &present].concat())?;
+fn tar(context: &Context, root: &Path, name: &str, files: &[&str]) -> anyhow::Result<PathBuf> {
+    let list = context.home().join(format!("pull-{name}.list"));
+    std::fs::write(&list, files.join("\n"))?;
+    let path = context.home().join(format!("pull-{name}.tar"));
+    let (file, root, list) = (text(&path), text(root), text(&list));
+    let args = [
+        "--create",
+        "--file",
+        &file,
+        "--directory",
+        &root,
+        "--files-from",
+        &list,
+    ];
+    context.run("tar", &args)?;
     Ok(path)
 }
 

@@ -114,6 +114,7 @@ fn offered(server: &Server, names: &[String], duration: Duration) -> anyhow::Res
         pace: Pace::Open(RATE),
         duration,
         patience: Duration::from_secs(10),
+        unsent: Duration::from_secs(10),
         seed: 1,
     })
 }
