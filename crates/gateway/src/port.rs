@@ -28,7 +28,8 @@ pub trait Upstream: Debug + Send + Sync + 'static {
 /// its own. That goes for what follows from a word, too, such as
 /// `Gateway::refuse`.
 pub trait Demand: Debug + Send + Sync + 'static {
-    /// A request had to wait: `waiting` are queued, `in_flight` are in instances.
+    /// A request had to wait, or none waits any more: `waiting` are queued,
+    /// `in_flight` are in instances.
     fn queued(&self, revision: &RevisionId, waiting: u32, in_flight: u32);
     /// An instance got its first request or stream.
     fn busy(&self, instance: InstanceId);

@@ -150,6 +150,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Requests in instances, when none waits any more.
+fn emptied(state: &State) -> Option<u32> {
+    (state.pool.waiting() == 0).then(|| state.pool.in_flight())
+}
+
 impl Revision {
     pub(crate) fn new(
         route: RevisionRoute,
@@ -253,7 +258,9 @@ impl Revision {
         match released {
             Released::Granted(waiter) => {
                 self.changed(&mut state, now);
+                let emptied = emptied(&state);
                 drop(state);
+                self.tell_emptied(emptied);
                 self.grant(waiter, instance, false);
             }
             Released::Busy => self.changed(&mut state, now),
@@ -287,6 +294,16 @@ impl Revision {
             let now = self.shared.clock.now();
             let level = state.pool.waiting() + state.pool.in_flight();
             state.load.set(now, level);
+            let emptied = emptied(&state);
+            drop(state);
+            self.tell_emptied(emptied);
+        }
+    }
+
+    /// The scheduler keeps an instance while it believes that somebody waits.
+    fn tell_emptied(&self, emptied: Option<u32>) {
+        if let Some(in_flight) = emptied {
+            self.shared.demand.queued(&self.route.id, 0, in_flight);
         }
     }
 
@@ -311,7 +328,9 @@ impl Revision {
         }
         self.shared.demand.busy(instance.id);
         self.changed(&mut state, now);
+        let emptied = emptied(&state);
         drop(state);
+        self.tell_emptied(emptied);
         let cold = instance.phases.is_some();
         for waiter in granted {
             self.grant(waiter, instance, cold);

@@ -91,6 +91,11 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
         None => (None, None, None),
     };
     let home = Home::prepare(&config, locks)?;
+    // Before the launcher: an address in use shall leave none behind.
+    let doors = match doors {
+        Some(doors) => doors,
+        None => Doors::open(&config, &home, threads)?,
+    };
     let pool = String::from(config.network.pool);
     launcher::ensure(&launcher::Wanted {
         server: home.server,
@@ -100,10 +105,6 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
         disk_dir: Some(&home.data_dir),
         ends_with_us: false,
     })?;
-    let doors = match doors {
-        Some(doors) => doors,
-        None => Doors::open(&config, &home, threads)?,
-    };
     home.user.become_it()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
