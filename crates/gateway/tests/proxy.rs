@@ -134,6 +134,13 @@ fn a_cold_request_waits_for_its_instance_and_tells_the_phases() {
     });
     let (of, _, phases) = rig.fakes.cold.lock().unwrap()[0].clone();
     assert_eq!(of, revision(1));
+    let told = &rig.fakes;
+    assert_eq!(
+        told.queued.load(Ordering::SeqCst),
+        2,
+        "one waits, then none"
+    );
+    assert_eq!(told.last_waiting.load(Ordering::SeqCst), 0);
     assert_eq!((phases.placement_us, phases.app_us), (100, 400));
     assert!(phases.unix_ms > 1_700_000_000_000);
     assert_ne!(phases.ready, Monotonic::default());

@@ -46,6 +46,7 @@ pub struct Fakes {
     pub busy: AtomicUsize,
     pub idle: AtomicUsize,
     pub queued: AtomicUsize,
+    pub last_waiting: AtomicU32,
     pub woken: AtomicUsize,
     pub wake_fails: AtomicUsize,
     /// Run by the first request that queues.
@@ -60,8 +61,9 @@ impl std::fmt::Debug for Fakes {
 }
 
 impl Demand for Fakes {
-    fn queued(&self, revision: &RevisionId, _: u32, _: u32) {
+    fn queued(&self, revision: &RevisionId, waiting: u32, _: u32) {
         self.queued.fetch_add(1, Ordering::SeqCst);
+        self.last_waiting.store(waiting, Ordering::SeqCst);
         if let Some(start) = self.on_queued.lock().unwrap().take() {
             let gateway = self.gateway.lock().unwrap().upgrade().unwrap();
             let revision = revision.clone();
