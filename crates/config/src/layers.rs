@@ -367,6 +367,33 @@ mod tests {
         );
     }
 
+    /// A good file with a piece of it replaced by anything.
+    fn mutated(cut: usize, length: usize, with: &str) -> String {
+        let good = "data_dir = '/d'\n[gateway]\nlisten = ['127.0.0.1:1']\nthreads = 2\n[network]\npool = '10.0.0.0/16'\n";
+        let start = cut % good.len();
+        let end = (start + length % 20).min(good.len());
+        format!("{}{with}{}", &good[..start], &good[end..])
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_stands_in_the_file_is_taken_or_refused(cut: usize, length: usize, with in "\\PC{0,20}|[\\n=\\[\\]'\"#.]{0,6}") {
+            if let Err(error) = from_text(&mutated(cut, length, &with)) {
+                proptest::prop_assert!(error.starts_with("FILE"), "{error}");
+                proptest::prop_assert!(!error.contains('\n'), "{error}");
+            }
+        }
+
+        #[test]
+        fn whatever_a_variable_holds_is_taken_or_refused(value: String) {
+            for key in known_keys() {
+                let variable = [(variable_of(&key), value.clone())];
+                let loaded = load(None, variable, &[]);
+                proptest::prop_assert!(loaded.is_ok() || !loaded.unwrap_err().to_string().is_empty());
+            }
+        }
+    }
+
     #[test]
     fn every_key_and_its_default_stand_in_the_reference() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
