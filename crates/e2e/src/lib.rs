@@ -7,6 +7,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use skiff_base::{Clock as _, SystemClock};
@@ -97,4 +98,50 @@ pub fn read_until(stream: &mut TcpStream, end: &str) -> String {
 pub fn good(reply: Reply) -> String {
     assert_eq!(reply.status, 200, "{reply:?}");
     reply.body
+}
+
+/// Asks for a path in a loop from so many clients while something is done to
+/// the server; the statuses, 0 where there was none.
+///
+/// # Panics
+/// When curl cannot be started.
+pub fn under_load(
+    server: &mut Server,
+    host: &str,
+    clients: usize,
+    path: &str,
+    act: impl FnOnce(&mut Server),
+) -> Vec<u16> {
+    let done = AtomicBool::new(false);
+    let url = format!("http://127.0.0.1:{}{path}", server.port());
+    let header = format!("Host: {host}");
+    std::thread::scope(|scope| {
+        let (done, url, header) = (&done, &url, &header);
+        let load = scope.spawn(move || {
+            at_once(clients, |_| {
+                let mut statuses = Vec::new();
+                while !done.load(Ordering::SeqCst) {
+                    let flags = [
+                        "-s",
+                        "-o",
+                        "/dev/null",
+                        "-m",
+                        "60",
+                        "-w",
+                        "%{http_code}",
+                        "-H",
+                        header,
+                        url,
+                    ];
+                    let reply = skiff_testkit::run("curl", flags);
+                    statuses.push(reply.out.trim().parse().unwrap_or(0));
+                }
+                statuses
+            })
+            .concat()
+        });
+        act(server);
+        done.store(true, Ordering::SeqCst);
+        load.join().expect("the clients end")
+    })
 }

@@ -1,10 +1,8 @@
 //! Ends by force: of the server, the launcher, an instance, one of two servers.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use rustix::process::{Pid, Signal, kill_process};
-use skiff_e2e::{at_once, good};
+use skiff_e2e::{good, under_load};
 use skiff_testkit::{Server, ServerOptions, wait_for};
 
 fn start() -> Server {
@@ -17,42 +15,6 @@ fn assert_books(server: &Server) {
     assert_eq!(check.code, 0, "{}{}", check.out, check.err);
 }
 
-/// Asks in a loop from three clients while something is done; the statuses.
-fn under_load(server: &mut Server, host: &str, act: impl FnOnce(&mut Server)) -> Vec<u16> {
-    let done = AtomicBool::new(false);
-    let url = format!("http://127.0.0.1:{}/sleep/20", server.port());
-    let header = format!("Host: {host}");
-    std::thread::scope(|scope| {
-        let (done, url, header) = (&done, &url, &header);
-        let load = scope.spawn(move || {
-            at_once(3, |_| {
-                let mut statuses = Vec::new();
-                while !done.load(Ordering::SeqCst) {
-                    let flags = [
-                        "-s",
-                        "-o",
-                        "/dev/null",
-                        "-m",
-                        "60",
-                        "-w",
-                        "%{http_code}",
-                        "-H",
-                        header,
-                        url,
-                    ];
-                    let reply = skiff_testkit::run("curl", flags);
-                    statuses.push(reply.out.trim().parse().unwrap_or(0));
-                }
-                statuses
-            })
-            .concat()
-        });
-        act(server);
-        done.store(true, Ordering::SeqCst);
-        load.join().unwrap()
-    })
-}
-
 #[test]
 fn kill_9_of_the_server_ends_no_instance() {
     let mut server = start();
@@ -62,7 +24,7 @@ fn kill_9_of_the_server_ends_no_instance() {
     let before = [server.instances("lasting"), server.instances("idle")];
     let launcher = server.launcher();
     let served = good(server.get(&host, "/requests"));
-    let statuses = under_load(&mut server, &host, |server| {
+    let statuses = under_load(&mut server, &host, 3, "/sleep/20", |server| {
         wait_for("some requests are served", 20, || {
             let count: u64 = good(server.get(&host, "/requests")).trim().parse().ok()?;
             (count > served.trim().parse::<u64>().ok()? + 10).then_some(())
@@ -148,7 +110,7 @@ fn kill_9_of_an_instance_costs_at_most_its_requests() {
     let host = server.deploy("victim", &["--concurrency", "10"]);
     assert!(good(server.get(&host, "/")).starts_with("hello"));
     let before = server.instances("victim");
-    let statuses = under_load(&mut server, &host, |server| {
+    let statuses = under_load(&mut server, &host, 3, "/sleep/20", |server| {
         let pid = application(server);
         kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
         wait_for("another instance serves", 30, || {

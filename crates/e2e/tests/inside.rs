@@ -1,10 +1,8 @@
 //! From service to service, and from server to server.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use rustix::process::Signal;
-use skiff_e2e::{at_once, good};
+use skiff_e2e::{good, under_load};
 use skiff_testkit::{Held, Server, ServerOptions, SharedServer, wait_for};
 
 static SHARED: SharedServer = SharedServer::new();
@@ -77,42 +75,14 @@ fn another_server_takes_over_and_no_request_fails() {
     let host = server.deploy("handed", &["--min", "1"]);
     assert!(good(server.get(&host, "/")).starts_with("hello"));
     let before = server.instances("handed");
-    let done = AtomicBool::new(false);
-    let url = format!("http://127.0.0.1:{}/sleep/50", server.port());
-    let header = format!("Host: {host}");
-    let statuses = std::thread::scope(|scope| {
-        let (done, url, header) = (&done, &url, &header);
-        let load = scope.spawn(move || {
-            at_once(4, |_| {
-                let mut statuses = Vec::new();
-                while !done.load(Ordering::SeqCst) {
-                    let flags = [
-                        "-s",
-                        "-o",
-                        "/dev/null",
-                        "-m",
-                        "60",
-                        "-w",
-                        "%{http_code}",
-                        "-H",
-                        header,
-                        url,
-                    ];
-                    statuses.push(skiff_testkit::run("curl", flags).out);
-                }
-                statuses
-            })
-            .concat()
-        });
+    let statuses = under_load(&mut server, &host, 4, "/sleep/50", |server| {
         for _ in 0..2 {
             server.replace();
             assert!(good(server.get(&host, "/")).starts_with("hello"));
         }
-        done.store(true, Ordering::SeqCst);
-        load.join().unwrap()
     });
     assert!(
-        statuses.len() > 4 && statuses.iter().all(|status| status == "200"),
+        statuses.len() > 4 && statuses.iter().all(|status| *status == 200),
         "{statuses:?}"
     );
     assert_eq!(server.instances("handed"), before);

@@ -172,8 +172,7 @@ struct Bench {
     _ticks: Tasks,
 }
 
-fn bench(change: impl FnOnce(&mut RevisionPlan)) -> Bench {
-    let world = Arc::new(World::default());
+fn fleet_of(world: &Arc<World>) -> Fleet {
     let parts = Parts {
         worker: world.clone(),
         rotation: world.clone(),
@@ -187,27 +186,36 @@ fn bench(change: impl FnOnce(&mut RevisionPlan)) -> Bench {
         starts_at_once: 4,
         drain: Duration::from_secs(10),
     };
-    let fleet = Fleet::new(config, parts, Arc::new(SystemClock));
-    let ticks = Tasks::new();
-    let ticking = fleet.clone();
-    ticks.spawn("ticks", async move { ticking.run().await });
-    let revision = RevisionId {
-        project: ProjectId::default_project(),
-        service: "hello".parse().unwrap(),
-        number: 1,
-    };
-    let mut plan = RevisionPlan {
-        revision: revision.clone(),
-        scaling: Scaling {
-            concurrency: 1,
-            keep_alive_s: 0,
-            ..Scaling::default()
+    Fleet::new(config, parts, Arc::new(SystemClock))
+}
+
+fn plan(scaling: Scaling) -> RevisionPlan {
+    RevisionPlan {
+        revision: RevisionId {
+            project: ProjectId::default_project(),
+            service: "hello".parse().unwrap(),
+            number: 1,
         },
+        scaling,
         memory_mib: 64,
         cpu_millis: 100,
         cpu_mode: CpuMode::Always,
         serving: true,
-    };
+    }
+}
+
+fn bench(change: impl FnOnce(&mut RevisionPlan)) -> Bench {
+    let world = Arc::new(World::default());
+    let fleet = fleet_of(&world);
+    let ticks = Tasks::new();
+    let ticking = fleet.clone();
+    ticks.spawn("ticks", async move { ticking.run().await });
+    let mut plan = plan(Scaling {
+        concurrency: 1,
+        keep_alive_s: 0,
+        ..Scaling::default()
+    });
+    let revision = plan.revision.clone();
     change(&mut plan);
     fleet.put_revision(plan);
     fleet.begin();
@@ -327,41 +335,22 @@ async fn an_instance_with_a_request_in_it_is_not_paused() {
 
 #[tokio::test]
 async fn a_floor_waits_until_adoption_is_over() {
-    let bench = bench(|_| {});
     let world = Arc::new(World::default());
-    let parts = Parts {
-        worker: world.clone(),
-        rotation: world.clone(),
-        launches: world.clone(),
-    };
-    let config = FleetConfig {
-        scheduler: skiff_sched::Config::default(),
-        worker: WorkerId::from_parts(1, 1),
-        memory_mib: 1024,
-        cpu_millis: 2000,
-        starts_at_once: 4,
-        drain: Duration::from_secs(10),
-    };
-    let fleet = Fleet::new(config, parts, Arc::new(SystemClock));
-    fleet.put_revision(RevisionPlan {
-        revision: bench.revision.clone(),
-        scaling: Scaling {
-            min: 1,
-            ..Scaling::default()
-        },
-        memory_mib: 64,
-        cpu_millis: 100,
-        cpu_mode: CpuMode::Always,
-        serving: true,
+    let fleet = fleet_of(&world);
+    let plan = plan(Scaling {
+        min: 1,
+        ..Scaling::default()
     });
+    let revision = plan.revision.clone();
+    fleet.put_revision(plan);
     let upstream = Arc::new(FakeUpstream(InstanceId::from_parts(7, 7)));
     fleet.adopt(skiff_fleet::Adopted {
-        revision: bench.revision.clone(),
+        revision: revision.clone(),
         upstream,
         paused: false,
     });
     fleet.begin();
-    assert!(fleet.knows(&bench.revision));
+    assert!(fleet.knows(&revision));
     assert_eq!(fleet.instance_count(), 1);
     assert_eq!(world.count("start"), 0);
     assert_eq!(world.count("add 0"), 1);
