@@ -273,18 +273,24 @@ fn burn(ms: u64) -> Vec<u8> {
 fn start_threads(count: u64) -> Vec<u8> {
     let (end, ended) = std::sync::mpsc::sync_channel::<()>(0);
     let ended = std::sync::Arc::new(Mutex::new(ended));
-    let started = (0..count).take_while(|_| {
-        let ended = std::sync::Arc::clone(&ended);
-        let thread = thread::Builder::new().stack_size(64 * 1024);
-        let sleeps = move || {
-            let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
-            let _over = ended.recv();
-        };
-        thread.spawn(sleeps).is_ok()
-    });
-    let started = started.count();
+    let started: Vec<_> = (0..count)
+        .map_while(|_| {
+            let ended = std::sync::Arc::clone(&ended);
+            let thread = thread::Builder::new().stack_size(64 * 1024);
+            let sleeps = move || {
+                let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+                let _over = ended.recv();
+            };
+            thread.spawn(sleeps).ok()
+        })
+        .collect();
+    let count = started.len();
     drop(end);
-    format!("{started}\n").into_bytes()
+    // The answer comes when they are gone: who asks next finds room for a thread.
+    for thread in started {
+        let _panicked = thread.join();
+    }
+    format!("{count}\n").into_bytes()
 }
 
 fn write_file(path: &str, kib: u64) -> Vec<u8> {
