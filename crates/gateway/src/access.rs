@@ -6,8 +6,9 @@ use std::io::Write;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
-use http::{HeaderValue, Method, Uri};
 use skiff_types::RevisionId;
+
+use crate::h1::write::put_number;
 
 /// Batches that may wait for the disk.
 const BATCHES_MAX: usize = 64;
@@ -23,15 +24,10 @@ pub(crate) struct AccessLog {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What a line tells that the record does not.
+/// What a line tells that the record does not: client, method, host and path,
+/// as they are written.
 #[derive(Debug)]
-pub(crate) struct AccessLine {
-    /// Its address as text.
-    pub(crate) client: HeaderValue,
-    pub(crate) method: Method,
-    pub(crate) uri: Uri,
-    pub(crate) host: HeaderValue,
-}
+pub(crate) struct AccessLine(Vec<u8>);
 
 /// The figures of a line.
 #[derive(Clone, Copy, Debug)]
@@ -99,14 +95,22 @@ fn write(mut file: File, batches: &Receiver<Vec<u8>>) {
 }
 
 impl AccessLine {
+    /// Of a request; the path is without its query, which may hold secrets.
+    pub(crate) fn new(client: &str, method: &str, host: &[u8], target: &str) -> Self {
+        let path = target.split('?').next().unwrap_or_default();
+        let mut middle =
+            Vec::with_capacity(client.len() + method.len() + host.len() + path.len() + 4);
+        field(&mut middle, client.as_bytes());
+        field(&mut middle, method.as_bytes());
+        field(&mut middle, host);
+        field(&mut middle, path.as_bytes());
+        Self(middle)
+    }
+
     /// `MS CLIENT METHOD HOST PATH STATUS IN OUT DURATION_US REVISION`, parted by blanks.
     pub(crate) fn append(&self, out: &mut Vec<u8>, figures: Figures<'_>) {
-        number(out, figures.unix_ms);
-        out.push(b' ');
-        out.extend_from_slice(self.client.as_bytes());
-        field(out, self.method.as_str().as_bytes());
-        field(out, self.host.as_bytes());
-        field(out, self.uri.path().as_bytes());
+        put_number(out, figures.unix_ms);
+        out.extend_from_slice(&self.0);
         for value in [
             figures.status.into(),
             figures.bytes_in,
@@ -114,7 +118,7 @@ impl AccessLine {
             figures.duration_us,
         ] {
             out.push(b' ');
-            number(out, value);
+            put_number(out, value);
         }
         match figures.revision {
             Some(revision) => {
@@ -122,7 +126,7 @@ impl AccessLine {
                 out.push(b'/');
                 out.extend_from_slice(revision.service.as_str().as_bytes());
                 out.push(b'-');
-                number(out, revision.number.into());
+                put_number(out, revision.number.into());
             }
             None => out.extend_from_slice(b" -"),
         }
@@ -144,32 +148,13 @@ fn field(out: &mut Vec<u8>, text: &[u8]) {
     }
 }
 
-fn number(out: &mut Vec<u8>, mut value: u64) {
-    let mut digits = [0u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + u8::try_from(value % 10).unwrap_or(0);
-        value /= 10;
-        if value == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_line_has_ten_fields_whatever_the_client_sends() {
-        let line = AccessLine {
-            client: HeaderValue::from_static("127.0.0.1"),
-            method: Method::GET,
-            uri: "/a?secret=1".parse().unwrap(),
-            host: HeaderValue::from_bytes(b"h \xff").unwrap(),
-        };
+        let line = AccessLine::new("127.0.0.1", "GET", b"h \xff", "/a?secret=1");
         let mut out = Vec::new();
         line.append(
             &mut out,

@@ -4,41 +4,40 @@
 //! instance that nobody can start, 503; both with Retry-After. What an
 //! instance spoils is 502, what takes too long 504.
 
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
+use std::borrow::Cow;
+
+use http::StatusCode;
 use skiff_types::ErrorKind;
 
-use crate::body::AnswerBody;
 use crate::revision::Refusal;
 
+/// A line of text, and when to come again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Own {
+    pub(crate) status: StatusCode,
+    pub(crate) retry_after_s: Option<u16>,
+    pub(crate) line: Cow<'static, str>,
+}
+
 /// A line of text.
-pub(crate) fn text(status: StatusCode, line: impl Into<String>) -> Response<AnswerBody> {
-    let mut line: String = line.into();
-    line.push('\n');
-    let mut response = Response::new(AnswerBody::Text(Some(Bytes::from(line))));
-    *response.status_mut() = status;
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    response
+pub(crate) fn text(status: StatusCode, line: impl Into<Cow<'static, str>>) -> Own {
+    Own {
+        status,
+        retry_after_s: None,
+        line: line.into(),
+    }
 }
 
 /// A line of text and when to come again.
-pub(crate) fn later(
-    status: StatusCode,
-    seconds: u16,
-    line: impl Into<String>,
-) -> Response<AnswerBody> {
-    let mut response = text(status, line);
-    let headers = response.headers_mut();
-    headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-    response
+pub(crate) fn later(status: StatusCode, seconds: u16, line: impl Into<Cow<'static, str>>) -> Own {
+    Own {
+        retry_after_s: Some(seconds),
+        ..text(status, line)
+    }
 }
 
 /// Why a request got no slot.
-pub(crate) fn refusal(refusal: Refusal) -> Response<AnswerBody> {
+pub(crate) fn refusal(refusal: Refusal) -> Own {
     match refusal {
         Refusal::Full => later(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -50,13 +49,13 @@ pub(crate) fn refusal(refusal: Refusal) -> Response<AnswerBody> {
             1,
             "no instance was free within the queue's deadline",
         ),
-        Refusal::Refused { message, kind } => refused(&message, kind),
+        Refusal::Refused { message, kind } => refused(message, kind),
     }
 }
 
 /// A client of the service cannot mend what keeps an instance from starting,
 /// so most kinds are 503 here, other than in the admin API.
-fn refused(message: &str, kind: ErrorKind) -> Response<AnswerBody> {
+fn refused(message: String, kind: ErrorKind) -> Own {
     match kind {
         ErrorKind::Exhausted => later(StatusCode::TOO_MANY_REQUESTS, 5, message),
         ErrorKind::Timeout => text(StatusCode::GATEWAY_TIMEOUT, message),
@@ -79,9 +78,9 @@ mod tests {
             (ErrorKind::NotFound, 503, true),
             (ErrorKind::Unavailable, 503, true),
         ] {
-            let answer = refused("why", kind);
-            assert_eq!(answer.status(), status, "{kind:?}");
-            assert_eq!(answer.headers().contains_key(RETRY_AFTER), retry);
+            let answer = refused("why".to_owned(), kind);
+            assert_eq!(answer.status, status, "{kind:?}");
+            assert_eq!(answer.retry_after_s.is_some(), retry);
         }
     }
 }

@@ -1,28 +1,35 @@
-//! The body of an answer on its way to the client. It drives the connection
-//! to the instance while it is read, and holds back its last frame until the
-//! request is recorded.
+//! The body of an answer on its way to a client of HTTP/2. A task reads it, so
+//! that the client's reading does not stand between the request and its
+//! deadline; it holds back the last frame until the request is recorded.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use skiff_base::Monotonic;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
+use crate::answer::Own;
+use crate::forward;
+use crate::h1::body;
+use crate::http2::Upload;
 use crate::lane::Lane;
-use crate::link::Link;
+use crate::link::{Link, LinkError, Piece};
 use crate::visit::Visit;
 
-type Item = Result<Frame<Bytes>, BodyError>;
+type Item = Result<Frame<Bytes>, AnswerError>;
 
-/// The answer could not be sent whole; the client's connection is cut.
+/// Frames between the task and the client's stream.
+const FRAMES: usize = 2;
+
+/// The answer could not be sent whole; the client's stream is reset.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum BodyError {
+pub(crate) enum AnswerError {
     #[error("the instance broke its answer off")]
-    Instance(#[source] hyper::Error),
+    Instance(#[source] LinkError),
     #[error("the request's time ran out")]
     Timeout,
     #[error("the answer was abandoned")]
@@ -30,90 +37,65 @@ pub(crate) enum BodyError {
 }
 
 #[derive(Debug)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "the large one is the usual one, and a box would cost each request"
-)]
 pub(crate) enum AnswerBody {
     /// The gateway's own words.
     Text(Option<Bytes>),
     /// From an instance.
-    Proxied(ProxiedBody),
-    /// From an instance, by way of a task: the client's reading does not
-    /// stand between the request and its deadline.
     Pumped(Pumped),
 }
 
+/// An answer and the rest of its request, as the task moves them.
 #[derive(Debug)]
-pub(crate) struct ProxiedBody {
-    inner: Incoming,
+pub(crate) struct Download {
     /// Until the answer has ended.
-    driver: Option<Driver>,
+    link: Option<Box<Link>>,
+    upload: Upload,
     visit: Visit,
     deadline: Monotonic,
     /// Made when there is something to wait for.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// Who moves the bytes of the connection to the instance.
-#[derive(Debug)]
-pub(crate) enum Driver {
-    /// Whoever reads the body.
-    Reader(Box<Link>),
-    /// A task, for the request's body is still on its way; dropping this ends it.
-    Task { _stop: oneshot::Sender<()> },
-}
-
 #[derive(Debug)]
 pub(crate) struct Pumped {
     /// `None` is the end of a whole body.
     frames: mpsc::Receiver<Option<Item>>,
-    hint: SizeHint,
     ended: bool,
 }
 
-/// Frames between the task and the client's stream.
-const PUMP_FRAMES: usize = 2;
+impl AnswerBody {
+    pub(crate) fn text(own: &Own) -> Self {
+        Self::Text(Some(Bytes::from(format!("{}\n", own.line))))
+    }
+}
 
-impl ProxiedBody {
-    pub(crate) fn new(inner: Incoming, driver: Driver, visit: Visit, deadline: Monotonic) -> Self {
-        let mut body = Self {
-            inner,
-            driver: Some(driver),
+impl Download {
+    pub(crate) fn new(link: Box<Link>, upload: Upload, visit: Visit, deadline: Monotonic) -> Self {
+        Self {
+            link: Some(link),
+            upload,
             visit,
             deadline,
             timer: None,
-        };
-        // Such a body is never asked for a frame.
-        if body.inner.is_end_stream() {
-            let mut cx = Context::from_waker(std::task::Waker::noop());
-            body.complete(&mut cx);
         }
-        body
     }
 
-    /// Hands the reading to a task of its own.
-    pub(crate) fn pump(mut self) -> Pumped {
-        let (sender, frames) = mpsc::channel(PUMP_FRAMES);
-        let hint = self.inner.size_hint();
-        if self.inner.is_end_stream() {
-            return Pumped {
-                frames,
-                hint,
-                ended: true,
-            };
+    /// Hands the reading to a task of its own. What has no body is over.
+    pub(crate) fn start(mut self, lane: &Lane) -> AnswerBody {
+        if self.link.as_ref().is_some_and(|link| link.has_ended()) {
+            self.complete();
+            return AnswerBody::Text(None);
         }
-        let lane = self.visit.lane.clone();
+        let (sender, frames) = mpsc::channel(FRAMES);
         lane.tasks
-            .spawn("answer body", async move { self.pump_to(&sender).await });
-        Pumped {
+            .spawn("answer body", async move { self.pump(&sender).await });
+        AnswerBody::Pumped(Pumped {
             frames,
-            hint,
             ended: false,
-        }
+        })
     }
 
-    async fn pump_to(&mut self, sender: &mpsc::Sender<Option<Item>>) {
+    async fn pump(&mut self, sender: &mpsc::Sender<Option<Item>>) {
         loop {
             let item = tokio::select! {
                 item = std::future::poll_fn(|cx| self.poll_item(cx)) => item,
@@ -130,52 +112,62 @@ impl ProxiedBody {
     }
 
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
-        let mut driven = false;
-        loop {
-            match Pin::new(&mut self.inner).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let bytes = frame.data_ref().map_or(0, Bytes::len);
-                    self.visit.bytes_out += u64::try_from(bytes).unwrap_or(u64::MAX);
-                    if self.inner.is_end_stream() {
-                        self.complete(cx);
-                    }
-                    return Poll::Ready(Some(Ok(frame)));
+        let Some(link) = &mut self.link else {
+            return Poll::Ready(None);
+        };
+        // What it does not take any more does not matter: it has answered.
+        let sent = self.upload.poll(link, &mut self.visit, cx);
+        let piece = match link.poll_piece(cx) {
+            Poll::Ready(Ok(piece)) => piece,
+            Poll::Ready(Err(error)) => return Poll::Ready(Some(self.fail(error))),
+            Poll::Pending => {
+                if let Poll::Ready(Err(error @ LinkError::Upload)) = sent {
+                    return Poll::Ready(Some(self.fail(error)));
                 }
-                Poll::Ready(Some(Err(error))) => {
-                    self.driver = None;
-                    self.visit.finish();
-                    return Poll::Ready(Some(Err(BodyError::Instance(error))));
-                }
-                Poll::Ready(None) => {
-                    self.complete(cx);
-                    return Poll::Ready(None);
-                }
-                Poll::Pending if driven => break,
-                Poll::Pending => {}
+                ready!(self.poll_timer(cx));
+                self.time_out();
+                return Poll::Ready(Some(Err(AnswerError::Timeout)));
             }
-            driven = true;
-            if let Some(Driver::Reader(link)) = &mut self.driver
-                && link.poll(cx).is_ready()
-            {
-                self.driver = None;
+        };
+        match piece {
+            Piece::Data(count) => {
+                let data = Bytes::copy_from_slice(link.data(count));
+                let is_last = link.is_last(count);
+                link.took(count);
+                self.visit.add_out(count);
+                if is_last {
+                    self.complete();
+                }
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Piece::End(section) => {
+                self.complete();
+                let trailers = section.map(|section| trailers(&section)).transpose();
+                match trailers {
+                    Ok(trailers) => {
+                        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+                    }
+                    Err(error) => Poll::Ready(Some(Err(AnswerError::Instance(error)))),
+                }
             }
         }
-        ready!(self.poll_timer(cx));
-        self.time_out();
-        Poll::Ready(Some(Err(BodyError::Timeout)))
+    }
+
+    fn fail(&mut self, error: LinkError) -> Item {
+        self.link = None;
+        self.visit.finish();
+        Err(AnswerError::Instance(error))
     }
 
     /// Recorded, and the connection kept for the next request, before the
     /// slot is free.
-    fn complete(&mut self, cx: &mut Context<'_>) {
-        if let Some(Driver::Reader(mut link)) = self.driver.take() {
-            if !link.is_ready() && link.poll(cx).is_ready() {
-                drop(link);
-            } else if link.is_ready()
-                && let Some(slot) = self.visit.slot()
-            {
-                self.visit.lane.park(&slot.instance, link);
-            }
+    fn complete(&mut self) {
+        if let Some(link) = self.link.take()
+            && self.upload.has_ended()
+            && link.is_reusable()
+            && let Some(slot) = self.visit.slot()
+        {
+            self.visit.lane.park(&slot.instance, link);
         }
         self.visit.finish();
     }
@@ -189,27 +181,39 @@ impl ProxiedBody {
     }
 
     fn time_out(&mut self) {
-        self.driver = None;
-        crate::forward::timed_out(&self.visit);
+        self.link = None;
+        forward::timed_out(&self.visit);
         self.visit.finish();
     }
 }
 
-impl Drop for ProxiedBody {
+impl Drop for Download {
     fn drop(&mut self) {
         // The work behind it ends before the slot is free.
-        self.driver = None;
+        self.link = None;
     }
+}
+
+fn trailers(section: &[u8]) -> Result<HeaderMap, LinkError> {
+    let mut map = HeaderMap::new();
+    body::trailers(section, |fields| {
+        for (name, value) in fields {
+            let name = HeaderName::from_bytes(name);
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+                map.append(name, value);
+            }
+        }
+    })?;
+    Ok(map)
 }
 
 impl Body for AnswerBody {
     type Data = Bytes;
-    type Error = BodyError;
+    type Error = AnswerError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Item>> {
         match self.get_mut() {
             Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Self::Proxied(body) => body.poll_item(cx),
             Self::Pumped(body) => body.poll_item(cx),
         }
     }
@@ -217,7 +221,6 @@ impl Body for AnswerBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Text(text) => text.is_none(),
-            Self::Proxied(body) => body.inner.is_end_stream(),
             Self::Pumped(body) => body.ended,
         }
     }
@@ -228,8 +231,7 @@ impl Body for AnswerBody {
                 let bytes = text.as_ref().map_or(0, Bytes::len);
                 SizeHint::with_exact(u64::try_from(bytes).unwrap_or(u64::MAX))
             }
-            Self::Proxied(body) => body.inner.size_hint(),
-            Self::Pumped(body) => body.hint,
+            Self::Pumped(_) => SizeHint::default(),
         }
     }
 }
@@ -250,22 +252,8 @@ impl Pumped {
             }
             None => {
                 self.ended = true;
-                Poll::Ready(Some(Err(BodyError::Abandoned)))
+                Poll::Ready(Some(Err(AnswerError::Abandoned)))
             }
         }
-    }
-}
-
-impl Driver {
-    /// A task that moves bytes until the connection ends or nobody wants it.
-    pub(crate) fn task(lane: &Lane, link: Box<Link>) -> Self {
-        let (stop, stopped) = oneshot::channel::<()>();
-        lane.tasks.spawn("request body", async move {
-            tokio::select! {
-                () = link.run() => {}
-                _ = stopped => {}
-            }
-        });
-        Self::Task { _stop: stop }
     }
 }

@@ -1,46 +1,33 @@
-//! One request: find its revision, get a slot, send it, and give back the
-//! answer. It is sent again elsewhere only while no byte of it can have been
-//! processed: when connecting failed, or when a kept connection turned out
-//! closed before the request was begun.
+//! A request's way, whatever protocol it came by: to a revision, into a slot,
+//! onto a connection to its instance.
 
-use std::convert::Infallible;
 use std::io;
-use std::pin::pin;
-use std::sync::{Arc, OnceLock};
-use std::task::Poll;
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
+use http::{HeaderValue, StatusCode};
+use skiff_base::Monotonic;
 use skiff_types::ProjectId;
 
 use crate::access::AccessLine;
-use crate::answer;
-use crate::body::{AnswerBody, Driver, ProxiedBody};
-use crate::headers::{self, Origin};
-use crate::host;
-use crate::lane::{Lane, Watched, Word};
-use crate::link::{Link, LinkError, RequestBody};
+use crate::answer::{self, Own};
+use crate::h1::write::Origin;
+use crate::host::{self, HostError, Place};
+use crate::lane::{Lane, Watched};
+use crate::link::{Link, LinkError};
 use crate::port::ColdPhases;
 use crate::revision::{Revision, Slot};
-use crate::tunnel;
 use crate::visit::Visit;
 
 /// Instances that are tried for one request.
-const INSTANCES_TRIED: usize = 4;
+pub(crate) const INSTANCES_TRIED: usize = 4;
 
-/// A client connection.
+/// A client connection, as its requests see it.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) lane: Arc<Lane>,
     pub(crate) watched: Arc<Watched>,
-    /// The address as text, and as RFC 7239 writes it.
-    pub(crate) address_text: HeaderValue,
-    pub(crate) node: String,
-    /// For the host of its first request, which is mostly that of all.
-    pub(crate) forwarded: OnceLock<(HeaderValue, HeaderValue)>,
-    /// Where its requests come from.
+    pub(crate) origin: Origin,
     pub(crate) scope: Scope,
 }
 
@@ -53,72 +40,33 @@ pub(crate) enum Scope {
     Inside(ProjectId),
 }
 
-type Answer = Response<AnswerBody>;
-
-/// Serves one request; always answers.
-pub(crate) async fn serve(
-    client: Arc<Client>,
-    request: Request<Incoming>,
-) -> Result<Answer, Infallible> {
-    let mut visit = Visit::begin(&client.lane, &client.watched);
-    let version = request.version();
-    let mut answer = match route(&client, &request, &mut visit) {
-        Ok(routed) => forward(&client, visit, routed, request).await,
-        Err(answer) => refuse(visit, *answer),
-    };
-    if client.watched.word() != Word::GoOn {
-        say_last(version, &mut answer);
-    }
-    Ok(answer)
-}
-
-/// The connection ends after this answer; HTTP/2 has its own way to say so.
-fn say_last(version: Version, answer: &mut Answer) {
-    if version < Version::HTTP_2 && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        let close = HeaderValue::from_static("close");
-        answer.headers_mut().insert(http::header::CONNECTION, close);
+/// A line of the access log for a request whose place is known.
+pub(crate) fn note(client: &Client, visit: &mut Visit, method: &str, place: &Place<'_>) {
+    if client.lane.shared.access.is_some() {
+        let address = client.origin.address();
+        visit.line = Some(AccessLine::new(
+            address,
+            method,
+            &place.authority,
+            &place.target,
+        ));
     }
 }
 
-/// A request's way.
-struct Routed {
-    revision: Arc<Revision>,
-    authority: HeaderValue,
-}
-
-/// The gateway's own answer ends the visit.
-fn refuse(mut visit: Visit, answer: Answer) -> Answer {
-    visit.leave();
-    visit.status = Some(answer.status().as_u16());
-    answer
-}
-
-fn route(
+/// The revision that a request is for, and its admission.
+pub(crate) fn route(
     client: &Client,
-    request: &Request<Incoming>,
     visit: &mut Visit,
-) -> Result<Routed, Box<Answer>> {
+    method: &str,
+    place: &Place<'_>,
+) -> Result<Arc<Revision>, Own> {
     let shared = &client.lane.shared;
-    let bad = |line: String| {
-        shared.metrics.bad_request.up();
-        Box::new(answer::text(StatusCode::BAD_REQUEST, line))
-    };
-    let authority = host::authority(request).map_err(|error| bad(error.to_string()))?;
-    if shared.access.is_some() {
-        visit.line = Some(AccessLine {
-            client: client.address_text.clone(),
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            host: authority.clone(),
-        });
-    }
-    if request.method() == Method::CONNECT {
+    if method == "CONNECT" {
         shared.metrics.bad_request.up();
         let status = StatusCode::METHOD_NOT_ALLOWED;
-        return Err(Box::new(answer::text(status, "CONNECT is not served")));
+        return Err(answer::text(status, "CONNECT is not served"));
     }
-    headers::check_framing(request.headers()).map_err(|error| bad(error.to_string()))?;
-    let name = host::name(&authority).map_err(|error| bad(error.to_string()))?;
+    let name = host::name(&place.authority).map_err(|error| bad_host(client, error))?;
     let target = match &client.scope {
         Scope::Outside => shared.table.host(&name),
         Scope::Inside(project) => shared.table.inside(project, &name),
@@ -126,181 +74,67 @@ fn route(
     let Some(target) = target else {
         shared.metrics.no_route.up();
         let line = format!("no service answers to the host `{name}`");
-        return Err(Box::new(answer::text(StatusCode::NOT_FOUND, line)));
+        return Err(answer::text(StatusCode::NOT_FOUND, line));
     };
     let Some(revision) = target.pick(crate::random::u64()).cloned() else {
         shared.metrics.no_route.up();
         let line = format!("the service of `{name}` has no revision with traffic");
-        return Err(Box::new(answer::later(
-            StatusCode::SERVICE_UNAVAILABLE,
-            5,
-            line,
-        )));
+        return Err(answer::later(StatusCode::SERVICE_UNAVAILABLE, 5, line));
     };
     visit.admission = revision.project.admit();
     if visit.admission.is_none() {
         shared.metrics.over_quota.up();
         let line = "the project has as many requests in flight as its quota allows";
-        return Err(Box::new(answer::later(
-            StatusCode::TOO_MANY_REQUESTS,
-            1,
-            line,
-        )));
+        return Err(answer::later(StatusCode::TOO_MANY_REQUESTS, 1, line));
     }
-    Ok(Routed {
-        revision,
-        authority,
-    })
+    Ok(revision)
 }
 
-async fn forward(
-    client: &Client,
-    mut visit: Visit,
-    routed: Routed,
-    mut request: Request<Incoming>,
-) -> Answer {
-    let upgrading = hyper_upgrade(&mut request);
-    let (mut parts, incoming) = request.into_parts();
-    let origin = Origin {
-        client: &client.address_text,
-        client_node: &client.node,
-        forwarded: &client.forwarded,
-        authority: routed.authority,
-        trust: client.lane.shared.config.trust_forwarded,
-    };
-    let version = parts.version;
-    let upgrade = headers::upgrade(&parts);
-    headers::to_instance(&mut parts, origin, upgrade);
-    let (body, progress) = RequestBody::new(incoming);
-    if progress.is_none() {
-        headers::say_no_body(&mut parts);
-    }
-    visit.progress = progress;
-    let mut request = Request::from_parts(parts, body);
-    let mut left = INSTANCES_TRIED;
-    loop {
-        let slot = match routed.revision.slot(visit.arrival).await {
-            Ok(slot) => slot,
-            Err(refusal) => return refuse_slot(visit, refusal),
-        };
-        visit.enter(slot);
-        let attempt = attempt(client, &mut visit, request, version).await;
-        match attempt {
-            Attempt::Answered(answered) => {
-                return respond(visit, answered, version, upgrading);
-            }
-            Attempt::Elsewhere(again) if left > 1 => {
-                client.lane.shared.metrics.retries.up();
-                visit.leave();
-                left -= 1;
-                request = *again;
-            }
-            Attempt::Elsewhere(_) => {
-                let line = "no instance of this revision takes a connection";
-                return refuse(
-                    visit,
-                    answer::later(StatusCode::SERVICE_UNAVAILABLE, 1, line),
-                );
-            }
-            Attempt::Failed(answer) => {
-                visit.status = Some(answer.status().as_u16());
-                return *answer;
-            }
-        }
-    }
+/// A request that is none.
+pub(crate) fn bad(client: &Client, line: String) -> Own {
+    client.lane.shared.metrics.bad_request.up();
+    answer::text(StatusCode::BAD_REQUEST, line)
 }
 
-/// The client's half of an upgrade, if it asks for one.
-fn hyper_upgrade(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
-    let asked = request.headers().contains_key(http::header::UPGRADE);
-    asked.then(|| hyper::upgrade::on(request))
+pub(crate) fn bad_host(client: &Client, error: HostError) -> Own {
+    bad(client, error.to_string())
 }
 
-fn refuse_slot(visit: Visit, refusal: crate::revision::Refusal) -> Answer {
-    let metrics = &visit.lane.shared.metrics;
+/// Why a request got no slot, counted.
+pub(crate) fn refused(client: &Client, refusal: crate::revision::Refusal) -> Own {
+    let metrics = &client.lane.shared.metrics;
     match &refusal {
         crate::revision::Refusal::Full => metrics.queue_full.up(),
         crate::revision::Refusal::Deadline => metrics.queue_deadline.up(),
         crate::revision::Refusal::Refused { .. } => metrics.refused.up(),
     }
-    refuse(visit, answer::refusal(refusal))
+    answer::refusal(refusal)
 }
 
-/// What came of one slot.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "the large one is the usual one, and a box would cost each request"
-)]
-enum Attempt {
-    Answered(Answered),
-    /// Nothing of the request was processed.
-    Elsewhere(Box<Request<RequestBody>>),
-    Failed(Box<Answer>),
+/// After the last try.
+pub(crate) fn nobody_connects() -> Own {
+    let line = "no instance of this revision takes a connection";
+    answer::later(StatusCode::SERVICE_UNAVAILABLE, 1, line)
 }
 
-struct Answered {
-    response: Response<Incoming>,
-    link: Box<Link>,
-    deadline: skiff_base::Monotonic,
+/// When a request's time is over that has its slot now.
+pub(crate) fn deadline(client: &Client, slot: &Slot) -> Monotonic {
+    let timeout = Duration::from_millis(slot.revision.route.timeout_ms);
+    client.lane.shared.clock.now().plus(timeout)
 }
 
-async fn attempt(
-    client: &Client,
-    visit: &mut Visit,
-    request: Request<RequestBody>,
-    version: Version,
-) -> Attempt {
-    let shared = &client.lane.shared;
-    let Some(slot) = visit.slot() else {
-        return Attempt::Elsewhere(Box::new(request));
-    };
-    let (revision, instance) = (slot.revision.clone(), slot.instance.clone());
-    if instance.is_paused() && !Box::pin(wake(client, slot)).await {
-        return Attempt::Elsewhere(Box::new(request));
+/// A connection to the slot's instance, and whether it is a new one. `None`
+/// when the instance takes none: it is out of rotation then.
+pub(crate) async fn link(client: &Client, slot: &Slot) -> Option<(Box<Link>, bool)> {
+    // Boxed, for both are rare and would make every request's future larger.
+    if slot.instance.is_paused() && !Box::pin(wake(client, slot)).await {
+        return None;
     }
-    let timeout = Duration::from_millis(revision.route.timeout_ms);
-    let deadline = shared.clock.now().plus(timeout);
-    let answered = {
-        let mut exchange = pin!(exchange(client, visit, request));
-        if version == Version::HTTP_2 {
-            tokio::time::timeout(timeout, exchange).await.ok()
-        } else {
-            client.watched.until(deadline);
-            // The lane's tick wakes this connection when its time is over, so
-            // that a request needs no timer of its own.
-            std::future::poll_fn(|cx| match exchange.as_mut().poll(cx) {
-                Poll::Ready(answered) => Poll::Ready(Some(answered)),
-                Poll::Pending if client.lane.ticked() > deadline => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
-            })
+    match client.lane.unpark(&slot.instance) {
+        Some(link) => Some((link, false)),
+        None => Box::pin(connect(client, slot))
             .await
-        }
-    };
-    match answered {
-        Some(Ok((response, link))) => Attempt::Answered(Answered {
-            response,
-            link,
-            deadline,
-        }),
-        Some(Err(failed)) => failed,
-        None => {
-            timed_out(visit);
-            let line = "the instance did not answer within the request's time";
-            Attempt::Failed(Box::new(answer::text(StatusCode::GATEWAY_TIMEOUT, line)))
-        }
-    }
-}
-
-/// At concurrency 1 the time that ran out is the instance's: it ends. Over 1
-/// only the connection does, which its owner has dropped.
-pub(crate) fn timed_out(visit: &Visit) {
-    let shared = &visit.lane.shared;
-    shared.metrics.timeouts.up();
-    if let Some(slot) = visit.slot()
-        && slot.revision.route.concurrency == 1
-    {
-        let reason = "a request timed out at concurrency 1";
-        shared.dead(&slot.revision, &slot.instance, reason);
+            .map(|link| (link, true)),
     }
 }
 
@@ -319,71 +153,24 @@ async fn wake(client: &Client, slot: &Slot) -> bool {
     false
 }
 
-async fn exchange(
-    client: &Client,
-    visit: &mut Visit,
-    mut request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Box<Link>), Attempt> {
-    let Some(slot) = visit.slot() else {
-        return Err(Attempt::Elsewhere(Box::new(request)));
-    };
-    let instance = slot.instance.clone();
-    loop {
-        let kept = client.lane.unpark(&instance);
-        let fresh = kept.is_none();
-        let mut link = match kept {
-            Some(link) => link,
-            None => match Box::pin(connect(client, visit)).await {
-                Ok(link) => link,
-                Err(()) => return Err(Attempt::Elsewhere(Box::new(request))),
-            },
-        };
-        visit.reach();
-        match link.exchange(request).await {
-            Ok(response) => return Ok((response, link)),
-            Err(LinkError::NotSent(again)) if fresh => {
-                return Err(Attempt::Elsewhere(again));
-            }
-            Err(LinkError::NotSent(again)) => {
-                client.lane.shared.metrics.retries.up();
-                request = *again;
-            }
-            Err(LinkError::Failed(error)) => {
-                tracing::debug!(instance = %instance.id, %error, "an instance broke a request off");
-                let line = "the instance closed the connection before it answered";
-                return Err(Attempt::Failed(Box::new(answer::text(
-                    StatusCode::BAD_GATEWAY,
-                    line,
-                ))));
-            }
-        }
-    }
-}
-
-async fn connect(client: &Client, visit: &Visit) -> Result<Box<Link>, ()> {
-    let Some(slot) = visit.slot() else {
-        return Err(());
-    };
+async fn connect(client: &Client, slot: &Slot) -> Option<Box<Link>> {
     let shared = &client.lane.shared;
     let patience = shared.config.connect_timeout;
     let connecting = tokio::time::timeout(patience, slot.instance.upstream.connect());
     let reason = match connecting.await {
         Ok(Ok(stream)) => {
             shared.metrics.upstream_connects.up();
-            match Link::open(stream).await {
-                Ok(link) => return Ok(Box::new(link)),
-                Err(error) => format!("the connection cannot be used: {error}"),
-            }
+            return Some(Box::new(Link::new(stream)));
         }
         Ok(Err(error)) if is_our_own(&error) => {
             tracing::error!(%error, "no connection to an instance can be made");
-            return Err(());
+            return None;
         }
         Ok(Err(error)) => format!("it takes no connection: {error}"),
         Err(_) => "it took no connection in time".to_owned(),
     };
     shared.dead(&slot.revision, &slot.instance, &reason);
-    Err(())
+    None
 }
 
 /// What this process lacks says nothing of the instance.
@@ -400,56 +187,53 @@ pub(crate) fn is_our_own(error: &io::Error) -> bool {
     ours.iter().any(|errno| code == Some(errno.raw_os_error()))
 }
 
-fn respond(
-    mut visit: Visit,
-    answered: Answered,
-    version: Version,
-    upgrading: Option<OnUpgrade>,
-) -> Answer {
-    let Answered {
-        response,
-        link,
-        deadline,
-    } = answered;
-    let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let (mut parts, incoming) = response.into_parts();
-    headers::to_client(&mut parts, is_upgrade);
-    visit.status = Some(parts.status.as_u16());
-    tell_cold_start(&visit, &mut parts.headers);
-    if is_upgrade {
-        let Some(client_half) = upgrading else {
-            drop(link);
-            let line = "the instance switched protocols without being asked";
-            visit.status = Some(StatusCode::BAD_GATEWAY.as_u16());
-            return answer::text(StatusCode::BAD_GATEWAY, line);
-        };
-        tunnel::start(visit, link, client_half, deadline);
-        return Response::from_parts(parts, AnswerBody::Text(None));
+/// At concurrency 1 the time that ran out is the instance's: it ends. Over 1
+/// only the connection does, which its owner drops.
+pub(crate) fn timed_out(visit: &Visit) {
+    let shared = &visit.lane.shared;
+    shared.metrics.timeouts.up();
+    if let Some(slot) = visit.slot()
+        && slot.revision.route.concurrency == 1
+    {
+        let reason = "a request timed out at concurrency 1";
+        shared.dead(&slot.revision, &slot.instance, reason);
     }
-    let uploading = visit.progress.as_ref().is_some_and(|p| !p.has_ended());
-    let driver = if uploading {
-        Driver::task(&visit.lane, link)
-    } else {
-        Driver::Reader(link)
-    };
-    let body = ProxiedBody::new(incoming, driver, visit, deadline);
-    let body = if version == Version::HTTP_2 {
-        AnswerBody::Pumped(body.pump())
-    } else {
-        AnswerBody::Proxied(body)
-    };
-    Response::from_parts(parts, body)
 }
 
-/// The phases of the instance's start, in the answer of each request that
-/// waited for it, and once in the records.
-fn tell_cold_start(visit: &Visit, headers: &mut http::HeaderMap) {
-    let Some(slot) = visit.slot().filter(|slot| slot.cold) else {
-        return;
+/// The request's time ran out before there was an answer.
+pub(crate) fn too_late(visit: &Visit) -> Own {
+    timed_out(visit);
+    let line = "the instance did not answer within the request's time";
+    answer::text(StatusCode::GATEWAY_TIMEOUT, line)
+}
+
+/// An instance has spoilt a request.
+pub(crate) fn spoilt(visit: &Visit, error: &LinkError) -> Own {
+    let instance = visit.slot().map(|slot| slot.instance.id);
+    tracing::debug!(?instance, %error, "an instance broke a request off");
+    let line = match error {
+        LinkError::Io(_) | LinkError::Ended => {
+            "the instance closed the connection before it answered"
+        }
+        LinkError::Upload => "the request's body broke off",
+        LinkError::Head(_) | LinkError::TooLarge | LinkError::Framing(_) | LinkError::Body(_) => {
+            "the instance's answer is not HTTP that can be passed on"
+        }
     };
-    let Some(phases) = slot.instance.phases else {
-        return;
-    };
+    answer::text(StatusCode::BAD_GATEWAY, line)
+}
+
+/// A switch of protocols that nobody asked for.
+pub(crate) fn unasked_switch() -> Own {
+    let line = "the instance switched protocols without being asked";
+    answer::text(StatusCode::BAD_GATEWAY, line)
+}
+
+/// The phases of the instance's start, for the answer of each request that
+/// waited for it, and once for the records.
+pub(crate) fn tell_cold_start(visit: &Visit) -> Option<String> {
+    let slot = visit.slot().filter(|slot| slot.cold)?;
+    let phases = slot.instance.phases?;
     let shared = visit.lane.shared.clone();
     let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     let phases = ColdPhases {
@@ -458,19 +242,55 @@ fn tell_cold_start(visit: &Visit, headers: &mut http::HeaderMap) {
         first_byte_us: micros(shared.clock.now().since(phases.ready)),
         ..phases
     };
-    if let Some(value) = headers::server_timing(&phases) {
-        headers.insert(headers::SERVER_TIMING, value);
+    if slot.instance.take_first_cold() {
+        shared.metrics.cold_starts.up();
+        let (revision, instance) = (slot.revision.route.id.clone(), slot.instance.clone());
+        visit.lane.tasks.spawn("cold start", async move {
+            // Behind the head, which the connection's own task is about to send.
+            tokio::task::yield_now().await;
+            shared
+                .records
+                .cold_start(&revision, instance.id, instance.class, &phases);
+        });
     }
-    if !slot.instance.take_first_cold() {
-        return;
+    Some(server_timing(&phases))
+}
+
+/// The `Server-Timing` of a cold start.
+fn server_timing(phases: &ColdPhases) -> String {
+    let named = [
+        ("queue", phases.queue_us),
+        ("placement", phases.placement_us),
+        ("image", phases.image_us),
+        ("sandbox", phases.sandbox_us),
+        ("app", phases.app_us),
+        ("first_byte", phases.first_byte_us),
+    ];
+    let one = |(name, us): (&str, u64)| format!("{name};dur={}.{:03}", us / 1000, us % 1000);
+    named.map(one).join(", ")
+}
+
+/// The same for a client of HTTP/2.
+pub(crate) fn timing_value(timing: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(timing).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cold_start_is_told_by_phase() {
+        let phases = ColdPhases {
+            queue_us: 1_500,
+            placement_us: 20,
+            app_us: 2_000_001,
+            ..ColdPhases::default()
+        };
+        assert_eq!(
+            server_timing(&phases),
+            "queue;dur=1.500, placement;dur=0.020, image;dur=0.000, sandbox;dur=0.000, \
+             app;dur=2000.001, first_byte;dur=0.000"
+        );
     }
-    shared.metrics.cold_starts.up();
-    let (revision, instance) = (slot.revision.route.id.clone(), slot.instance.clone());
-    visit.lane.tasks.spawn("cold start", async move {
-        // Behind the head, which the connection's own task is about to send.
-        tokio::task::yield_now().await;
-        shared
-            .records
-            .cold_start(&revision, instance.id, instance.class, &phases);
-    });
 }

@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 
-use http::header::HOST;
-use http::{HeaderValue, Request, Version};
+use http::Uri;
 
-/// A request whose host cannot be told.
+use crate::h1::fields::Facts;
+
+/// A request whose host or target cannot be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HostError {
     #[error("the request has no Host header")]
@@ -14,28 +15,67 @@ pub(crate) enum HostError {
     Several,
     #[error("the request's Host is not a host name")]
     Malformed,
+    #[error("the request's target is neither a path nor an address")]
+    Target,
 }
 
-/// The host with its port, as it goes on to the instance. In absolute form
-/// and in HTTP/2 the target's authority counts, not the header.
-pub(crate) fn authority<B>(request: &Request<B>) -> Result<HeaderValue, HostError> {
-    if let Some(authority) = request.uri().authority() {
-        if authority.as_str().contains('@') {
-            return Err(HostError::Malformed);
+/// Where a request is for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Place<'a> {
+    /// In origin form, or `*`; without a fragment.
+    pub(crate) target: Cow<'a, str>,
+    /// The host with its port, as it goes on to the instance. In absolute
+    /// form the target's authority counts, not the header.
+    pub(crate) authority: Cow<'a, [u8]>,
+}
+
+/// The place that a target and the fields beside it tell.
+pub(crate) fn place<'a>(target: &'a str, facts: &Facts<'a>) -> Result<Place<'a>, HostError> {
+    if target.starts_with('/') || target == "*" {
+        let path = match target.split_once('#') {
+            Some((path, _)) => path,
+            None => target,
+        };
+        if facts.several_hosts {
+            return Err(HostError::Several);
         }
-        return HeaderValue::from_str(authority.as_str()).map_err(|_| HostError::Malformed);
+        let host = facts.host.ok_or(HostError::Missing)?;
+        return Ok(Place {
+            target: Cow::Borrowed(path),
+            authority: Cow::Borrowed(host),
+        });
     }
-    let mut hosts = request.headers().get_all(HOST).iter();
-    let host = hosts.next().ok_or(HostError::Missing)?;
-    if hosts.next().is_some() && request.version() < Version::HTTP_2 {
+    let uri: Uri = target.parse().map_err(|_| HostError::Target)?;
+    if facts.several_hosts {
         return Err(HostError::Several);
     }
-    Ok(host.clone())
+    of_uri(&uri)
+}
+
+/// The place of an absolute address.
+pub(crate) fn of_uri(uri: &Uri) -> Result<Place<'static>, HostError> {
+    let authority = uri.authority().ok_or(HostError::Target)?.as_str();
+    if uri.scheme().is_none() {
+        return Err(HostError::Target);
+    }
+    if authority.contains('@') {
+        return Err(HostError::Malformed);
+    }
+    let target = uri.path_and_query().map_or("/", |path| path.as_str());
+    // The path of `http://host?query` is empty in some parsers.
+    let target = match target.starts_with(['/', '*']) {
+        true => target.to_owned(),
+        false => format!("/{target}"),
+    };
+    Ok(Place {
+        target: Cow::Owned(target),
+        authority: Cow::Owned(authority.as_bytes().to_vec()),
+    })
 }
 
 /// The name to look up: lower case, without port and final dot.
-pub(crate) fn name(authority: &HeaderValue) -> Result<Cow<'_, str>, HostError> {
-    let text = authority.to_str().map_err(|_| HostError::Malformed)?;
+pub(crate) fn name(authority: &[u8]) -> Result<Cow<'_, str>, HostError> {
+    let text = std::str::from_utf8(authority).map_err(|_| HostError::Malformed)?;
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port),
         _ => (text, ""),
@@ -72,28 +112,44 @@ mod tests {
             ("a:8o", Err(HostError::Malformed)),
             ("a,b", Err(HostError::Malformed)),
         ] {
-            let value = HeaderValue::from_str(sent).unwrap();
-            let found = name(&value);
+            let found = name(sent.as_bytes());
             assert_eq!(found.as_deref(), expected.as_ref().copied(), "{sent}");
         }
     }
 
     #[test]
     fn the_targets_authority_comes_before_the_header() {
-        let request = Request::get("http://one.example/x")
-            .header("host", "two.example")
-            .body(())
-            .unwrap();
-        assert_eq!(authority(&request).unwrap(), "one.example");
-        let request = Request::get("/x").body(()).unwrap();
-        assert_eq!(authority(&request), Err(HostError::Missing));
-        let request = Request::get("/x")
-            .header("host", "a")
-            .header("host", "b")
-            .body(())
-            .unwrap();
-        assert_eq!(authority(&request), Err(HostError::Several));
-        let request = Request::get("http://user@one.example/").body(()).unwrap();
-        assert_eq!(authority(&request), Err(HostError::Malformed));
+        let with = |host: &'static str| Facts {
+            host: Some(host.as_bytes()),
+            ..Facts::default()
+        };
+        for (target, expected) in [
+            ("/x?y", Ok(("/x?y", "two.example"))),
+            ("/x#y", Ok(("/x", "two.example"))),
+            ("*", Ok(("*", "two.example"))),
+            ("http://one.example/x?y", Ok(("/x?y", "one.example"))),
+            ("http://one.example:1", Ok(("/", "one.example:1"))),
+            ("http://one.example?y", Ok(("/?y", "one.example"))),
+            ("http://user@one.example/", Err(HostError::Malformed)),
+            ("one.example:80", Err(HostError::Target)),
+            ("x/y", Err(HostError::Target)),
+            ("", Err(HostError::Target)),
+        ] {
+            let facts = with("two.example");
+            let found = place(target, &facts);
+            let found = found.map(|place| {
+                let authority = String::from_utf8(place.authority.into_owned()).unwrap();
+                (place.target.into_owned(), authority)
+            });
+            let expected = expected.map(|(t, a)| (t.to_owned(), a.to_owned()));
+            assert_eq!(found, expected, "{target}");
+        }
+        assert_eq!(place("/x", &Facts::default()), Err(HostError::Missing));
+        let two = Facts {
+            several_hosts: true,
+            ..with("a")
+        };
+        assert_eq!(place("/x", &two), Err(HostError::Several));
+        assert_eq!(place("http://b/x", &two), Err(HostError::Several));
     }
 }

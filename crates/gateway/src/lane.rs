@@ -130,11 +130,6 @@ impl Watched {
         self.deadline.store(nanos, Ordering::Relaxed);
     }
 
-    /// Whether a request is under way.
-    pub(crate) fn is_open(&self) -> bool {
-        self.open.load(Ordering::Relaxed) > 0
-    }
-
     pub(crate) fn end(&self, now: Monotonic, idle: Duration) {
         if self.open.fetch_sub(1, Ordering::Relaxed) == 1 {
             let nanos = now.plus(idle).as_nanos();
@@ -198,17 +193,30 @@ impl Lane {
         ahead.wrapping_add(millis(at))
     }
 
-    /// The most recently used idle connection to the instance.
+    /// The wall clock's second at the last tick, since 1970.
+    pub(crate) fn unix_s(&self) -> u64 {
+        self.unix_ms(self.ticked()) / 1000
+    }
+
+    /// The most recently used idle connection to the instance that still
+    /// stands, as far as this thread knows.
     pub(crate) fn unpark(&self, instance: &Instance) -> Option<Box<Link>> {
         let mut links = lock(&self.links);
-        Some(links.get_mut(&instance.serial)?.links.pop()?.1)
+        let parked = &mut links.get_mut(&instance.serial)?.links;
+        loop {
+            let mut link = parked.pop()?.1;
+            if link.is_alive() {
+                return Some(link);
+            }
+        }
     }
 
     /// Keeps a connection that is ready for another request.
-    pub(crate) fn park(&self, instance: &Arc<Instance>, link: Box<Link>) {
+    pub(crate) fn park(&self, instance: &Arc<Instance>, mut link: Box<Link>) {
         if instance.is_out() {
             return;
         }
+        link.shrink();
         let mut links = lock(&self.links);
         let parked = links.entry(instance.serial).or_insert_with(|| Parked {
             instance: instance.clone(),

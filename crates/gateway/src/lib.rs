@@ -1,6 +1,11 @@
 //! Takes HTTP requests and hands each to an instance of its revision.
 //!
-//! Each serving thread has its own runtime, listener and connections to
+//! ```text
+//!  connection ─┬─ http1 ─▶ exchange ─┬─▶ forward: route, slot, link ─▶ instance
+//!              └─ http2 ─▶ body ─────┘
+//! ```
+//! HTTP/1 is read and written by [`h1`], towards clients and instances alike;
+//! hyper speaks HTTP/2 with clients. Each serving thread has its own runtime, listener and connections to
 //! instances; a request is read, routed, queued, sent, answered and recorded
 //! on one thread. The gateway knows no addresses of instances, starts none
 //! and decides nothing about their number: it says what waits
@@ -25,10 +30,13 @@ mod answer;
 mod body;
 mod config;
 mod connection;
+mod exchange;
 mod forward;
 mod gateway;
-mod headers;
+mod h1;
 mod host;
+mod http1;
+mod http2;
 mod lane;
 mod link;
 mod load;
@@ -41,7 +49,6 @@ mod revision;
 mod serve;
 mod shards;
 mod shared;
-mod socket;
 mod table;
 mod tunnel;
 mod visit;

@@ -3,82 +3,56 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use skiff_base::Monotonic;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::time::timeout;
 
+use crate::http1::Conn;
 use crate::link::Link;
 use crate::visit::Visit;
 
 /// Held in each direction of one tunnel.
 const BUFFER_BYTES: usize = 16 * 1024;
 
-pub(crate) fn start(mut visit: Visit, link: Box<Link>, client: OnUpgrade, deadline: Monotonic) {
-    let lane = visit.lane.clone();
-    let ends_at = move |visit: &Visit| deadline.since(visit.lane.shared.clock.now());
-    lane.tasks.spawn("tunnel", async move {
-        let halves = async { tokio::join!(client, link.into_stream()) };
-        let Ok((Ok(client), Some((instance, early)))) = timeout(ends_at(&visit), halves).await
-        else {
-            return;
-        };
-        let (client_reads, mut client_writes) = split(TokioIo::new(client));
-        let instance = split(instance);
-        let counts = Counts::default();
-        let pumping = async {
-            // What the instance said right behind its 101.
-            counts.add_down(early.len());
-            if client_writes.write_all(&early).await.is_ok() {
-                pump(client_reads, &mut client_writes, instance, &counts).await;
-            }
-        };
-        let late = timeout(ends_at(&visit), pumping).await.is_err();
-        visit.bytes_in = counts.up.load(Ordering::Relaxed);
-        visit.bytes_out = counts.down.load(Ordering::Relaxed);
-        if late {
-            crate::forward::timed_out(&visit);
-        }
-        // Recorded before the client sees the end.
-        visit.finish();
-        if let Err(error) = client_writes.shutdown().await {
-            tracing::debug!(%error, "a tunnel's client was gone already");
-        }
-    });
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    up: AtomicU64,
-    down: AtomicU64,
-}
-
-impl Counts {
-    fn add_down(&self, bytes: usize) {
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        self.down.fetch_add(bytes, Ordering::Relaxed);
+/// Runs until it ends; the answer's head waits in the client's outbox.
+pub(crate) async fn run(visit: &mut Visit, conn: &mut Conn, link: Link, deadline: Monotonic) {
+    let left = deadline.since(visit.lane.shared.clock.now());
+    let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
+    let late = timeout(left, pump(conn, link, &up, &down)).await.is_err();
+    visit.bytes_in = up.load(Ordering::Relaxed);
+    visit.bytes_out = down.load(Ordering::Relaxed);
+    if late {
+        crate::forward::timed_out(visit);
+    }
+    // Recorded before the client sees the end.
+    visit.finish();
+    if let Err(error) = conn.io.shutdown().await {
+        tracing::debug!(%error, "a tunnel's client was gone already");
     }
 }
 
-async fn pump(
-    client_reads: impl AsyncRead + Unpin,
-    client_writes: &mut (impl AsyncWrite + Unpin),
-    (instance_reads, mut instance_writes): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
-    counts: &Counts,
-) {
-    let up = async {
-        let copied = copy(client_reads, &mut instance_writes, &counts.up).await;
+async fn pump(conn: &mut Conn, link: Link, up: &AtomicU64, down: &AtomicU64) {
+    let (instance, early_down) = link.into_parts();
+    let (instance_reads, mut instance_writes) = split(instance);
+    let sent = std::future::poll_fn(|cx| conn.outbox.poll_flush(&mut conn.io, cx));
+    if sent.await.is_err() {
+        return;
+    }
+    let early_up = &conn.inbox;
+    let (client_reads, mut client_writes) = conn.io.split();
+    let upward = async {
+        // What the client said right behind its request.
+        let copied = copy(early_up.bytes(), client_reads, &mut instance_writes, up).await;
         // The instance learns that the client has said all, and ends the
         // other direction when it has, too.
         if copied.is_ok() && instance_writes.shutdown().await.is_ok() {
             std::future::pending::<()>().await;
         }
     };
-    let down = copy(instance_reads, client_writes, &counts.down);
+    let downward = copy(early_down.bytes(), instance_reads, &mut client_writes, down);
     tokio::select! {
-        () = up => {}
-        ended = down => {
+        () = upward => {}
+        ended = downward => {
             if let Err(error) = ended {
                 tracing::debug!(%error, "a tunnel broke");
             }
@@ -87,10 +61,20 @@ async fn pump(
 }
 
 async fn copy(
+    early: &[u8],
     mut from: impl AsyncRead + Unpin,
     to: &mut (impl AsyncWrite + Unpin),
     count: &AtomicU64,
 ) -> std::io::Result<()> {
+    let add = |bytes: usize| {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        count.fetch_add(bytes, Ordering::Relaxed);
+    };
+    if !early.is_empty() {
+        to.write_all(early).await?;
+        to.flush().await?;
+        add(early.len());
+    }
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let read = from.read(&mut buffer).await?;
@@ -99,6 +83,6 @@ async fn copy(
         }
         to.write_all(&buffer[..read]).await?;
         to.flush().await?;
-        count.fetch_add(u64::try_from(read).unwrap_or(u64::MAX), Ordering::Relaxed);
+        add(read);
     }
 }

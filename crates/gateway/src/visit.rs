@@ -9,7 +9,6 @@ use skiff_base::Monotonic;
 
 use crate::access::{AccessLine, Figures};
 use crate::lane::{Lane, Watched};
-use crate::link::Progress;
 use crate::port::RequestRecord;
 use crate::revision::Slot;
 use crate::shared::Admission;
@@ -25,8 +24,6 @@ pub(crate) struct Visit {
     pub(crate) arrival_unix_ms: u64,
     pub(crate) line: Option<AccessLine>,
     pub(crate) admission: Option<Admission>,
-    pub(crate) progress: Option<Arc<Progress>>,
-    /// Beside what `progress` counts.
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     /// As sent; `None` before the head.
@@ -47,7 +44,6 @@ impl Visit {
             arrival_unix_ms: lane.unix_ms(arrival),
             line: None,
             admission: None,
-            progress: None,
             bytes_in: 0,
             bytes_out: 0,
             status: None,
@@ -64,6 +60,14 @@ impl Visit {
 
     pub(crate) fn slot(&self) -> Option<&Slot> {
         self.slot.as_ref()
+    }
+
+    pub(crate) fn add_in(&mut self, bytes: usize) {
+        self.bytes_in += u64::try_from(bytes).unwrap_or(u64::MAX);
+    }
+
+    pub(crate) fn add_out(&mut self, bytes: usize) {
+        self.bytes_out += u64::try_from(bytes).unwrap_or(u64::MAX);
     }
 
     /// From here on the instance may have seen some of the request.
@@ -85,7 +89,6 @@ impl Visit {
             return;
         }
         let now = self.lane.shared.clock.now();
-        let bytes_in = self.bytes_in + self.progress.as_ref().map_or(0, |p| p.bytes());
         let duration = now.since(self.arrival).as_micros();
         let duration_us = u64::try_from(duration).unwrap_or(u64::MAX);
         let mut slot = self.slot.take();
@@ -93,7 +96,7 @@ impl Visit {
             slot.ended = Some(now);
             self.lane.shared.metrics.in_flight.down();
             if self.reached {
-                self.record(slot, bytes_in, duration_us);
+                self.record(slot, duration_us);
             }
         }
         let idle_timeout = self.lane.shared.config.idle_timeout;
@@ -107,7 +110,7 @@ impl Visit {
             let figures = Figures {
                 unix_ms: self.arrival_unix_ms,
                 status: self.status.unwrap_or(CLIENT_GONE),
-                bytes_in,
+                bytes_in: self.bytes_in,
                 bytes_out: self.bytes_out,
                 duration_us,
                 revision: slot.as_ref().map(|slot| &slot.revision.route.id),
@@ -116,14 +119,14 @@ impl Visit {
         }
     }
 
-    fn record(&self, slot: &Slot, bytes_in: u64, duration_us: u64) {
+    fn record(&self, slot: &Slot, duration_us: u64) {
         self.lane.shared.records.request(&RequestRecord {
             revision: slot.revision.route.id.clone(),
             instance: slot.instance.id,
             class: slot.instance.class,
             start_unix_ms: self.arrival_unix_ms,
             duration_us,
-            bytes_in,
+            bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             status: self.status.unwrap_or(CLIENT_GONE),
             cold: slot.cold,

@@ -287,3 +287,195 @@ fn an_instance_that_smuggles_a_second_answer_does_not_reach_the_next_client() {
         );
     }
 }
+
+#[test]
+fn a_client_of_http_1_0_gets_what_it_understands() {
+    let rig = Rig::new(|_| {});
+    rig.add(http_app(|request| {
+        match request.head.split(' ').nth(1).unwrap() {
+            "/length" => ok("hello"),
+            _ => "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+                .to_owned(),
+        }
+    }));
+    let mut client = rig.client();
+    for _ in 0..3 {
+        client.send(format!(
+            "GET /length HTTP/1.0\r\nhost: {HOST}\r\nconnection: keep-alive\r\n\r\n"
+        ));
+        let answer = client.message();
+        assert_eq!(answer.field("connection"), Some("keep-alive"));
+        assert_eq!(answer.text(), "hello");
+    }
+    client.send(format!("GET /length HTTP/1.0\r\nhost: {HOST}\r\n\r\n"));
+    assert_eq!(client.message().field("connection"), Some("close"));
+    assert_eq!(client.rest(), b"");
+    // It knows no chunks, so the body ends with the connection.
+    let mut client = rig.client();
+    client.send(format!(
+        "GET /chunks HTTP/1.0\r\nhost: {HOST}\r\nconnection: keep-alive\r\n\r\n"
+    ));
+    let head = client.head().unwrap();
+    assert_eq!(head.field("transfer-encoding"), None);
+    assert_eq!(head.field("connection"), Some("close"));
+    assert_eq!(client.rest(), b"hello");
+}
+
+#[test]
+fn an_answer_that_cannot_be_followed_is_a_502() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+        "HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nx: a\0b\r\n\r\n",
+        "SSH-2.0-OpenSSH_9\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+    ] {
+        let rig = Rig::new(|_| {});
+        rig.add(app(move |mut raw: Raw| {
+            raw.message();
+            raw.send(answer);
+            raw.rest();
+        }));
+        assert_eq!(rig.get("/").status(), 502, "{answer:?}");
+        assert_eq!(rig.records()[0].status, 502, "{answer:?}");
+        assert_eq!(rig.get("/").status(), 502, "the connection was not kept");
+    }
+}
+
+#[test]
+fn a_second_answer_behind_the_first_is_nobodys() {
+    let rig = Rig::with(skiff_gateway::GatewayConfig::default(), 1, |_| {});
+    let instance = rig.add(app(|mut raw: Raw| {
+        while let Some(request) = raw.try_message() {
+            let path = request.head.split(' ').nth(1).unwrap().to_owned();
+            raw.send(ok(&path));
+            // It comes when the connection is kept already.
+            std::thread::park_timeout(std::time::Duration::from_millis(5));
+            raw.send(ok("evil"));
+        }
+    }));
+    for n in 1..=10 {
+        assert_eq!(rig.get(&format!("/{n}")).text(), format!("/{n}"));
+        // The lane looks at what it keeps several times a second.
+        rig::wait_for("the second answer", || {
+            std::thread::park_timeout(std::time::Duration::from_millis(10));
+            rig.gateway.instance_load(instance.id) == 0
+        });
+    }
+}
+
+#[test]
+fn a_refused_body_does_not_hide_the_answer() {
+    let rig = Rig::new(|_| {});
+    let mut client = rig.client();
+    let body = "x".repeat(300 * 1024);
+    client.send(format!(
+        "POST / HTTP/1.1\r\nhost: nobody.example\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    let answer = client.message();
+    assert_eq!(answer.status(), 404);
+    assert_eq!(answer.field("connection"), Some("close"));
+    assert_eq!(client.rest(), b"");
+    // A small one is read over, and the connection goes on.
+    let mut client = rig.client();
+    for _ in 0..2 {
+        client.send("POST / HTTP/1.1\r\nhost: nobody.example\r\ncontent-length: 5\r\n\r\nhello");
+        let answer = client.message();
+        assert_eq!((answer.status(), answer.field("connection")), (404, None));
+    }
+}
+
+#[test]
+fn an_instance_may_answer_before_it_has_read_all() {
+    let rig = Rig::new(|_| {});
+    rig.add(app(|mut raw: Raw| {
+        raw.head().unwrap();
+        raw.send("HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\nconnection: close\r\n\r\nbig");
+        raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        raw.rest();
+    }));
+    let mut client = rig.client();
+    client.send(format!(
+        "POST / HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 1000000\r\n\r\n{}",
+        "x".repeat(100_000)
+    ));
+    let answer = client.message();
+    assert_eq!((answer.status(), answer.text().as_str()), (413, "big"));
+    assert_eq!(client.rest(), b"", "the connection is not kept");
+    assert_eq!(rig.records()[0].status, 413);
+}
+
+/// One request as it is written, and what its answer says.
+fn written(kind: usize, length: usize) -> (String, String) {
+    let body: String = ('a'..='z').cycle().take(length).collect();
+    let host = format!("host: {HOST}\r\n");
+    let chunks: String = body
+        .as_bytes()
+        .chunks(7)
+        .map(|chunk| {
+            let text = std::str::from_utf8(chunk).unwrap();
+            format!("{:X};n=v\r\n{text}\r\n", chunk.len())
+        })
+        .collect();
+    match kind {
+        0 => (format!("GET / HTTP/1.1\r\n{host}\r\n"), String::new()),
+        1 => (
+            format!("POST / HTTP/1.1\r\n{host}content-length: {length}\r\n\r\n{body}"),
+            body,
+        ),
+        2 => (
+            format!(
+                "PUT / HTTP/1.1\r\n{host}transfer-encoding: chunked\r\n\r\n{chunks}0\r\nx: y\r\n\r\n"
+            ),
+            body,
+        ),
+        _ => (
+            format!("\r\nPOST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\n\r\n"),
+            String::new(),
+        ),
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+
+    /// However the bytes of several requests are parted, each reaches the
+    /// instance once, whole and in its turn.
+    #[test]
+    fn requests_mean_the_same_in_whatever_pieces(
+        requests in proptest::collection::vec((0usize..4, 0usize..40), 1..6),
+        pieces in proptest::collection::vec(1usize..90, 1..60),
+        chunked_answers in proptest::bool::ANY,
+    ) {
+        let rig = Rig::with(skiff_gateway::GatewayConfig::default(), 1, |_| {});
+        rig.add(http_app(move |request| {
+            let body = request.text();
+            match (chunked_answers, body.len()) {
+                (true, 1..) => format!(
+                    "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+                    body.len()
+                ),
+                _ => ok(&body),
+            }
+        }));
+        let written: Vec<_> = requests.iter().map(|&(kind, length)| written(kind, length)).collect();
+        let wire: String = written.iter().map(|(wire, _)| wire.as_str()).collect();
+        let mut client = rig.client();
+        let mut rest = wire.as_bytes();
+        for piece in pieces.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let (now, later) = rest.split_at((*piece).min(rest.len()));
+            client.send(now);
+            rest = later;
+        }
+        for (_, body) in &written {
+            proptest::prop_assert_eq!(&client.message().text(), body);
+        }
+        proptest::prop_assert_eq!(rig.records().len(), written.len());
+    }
+}
