@@ -5,11 +5,12 @@
 //!              └─ http2 ─▶ body ─────┘
 //! ```
 //! HTTP/1 is read and written by [`h1`], towards clients and instances alike;
-//! hyper speaks HTTP/2 with clients. Each serving thread has its own runtime, listener and connections to
-//! instances; a request is read, routed, queued, sent, answered and recorded
-//! on one thread. The gateway knows no addresses of instances, starts none
-//! and decides nothing about their number: it says what waits
-//! ([`Demand`]) and is told what is ready ([`Gateway::add_instance`]).
+//! hyper speaks HTTP/2 with clients. Each serving thread has its own runtime,
+//! listener and connections to instances; a request is read, routed, queued,
+//! sent, answered and recorded on one thread. The gateway knows no addresses
+//! of instances, starts none and decides nothing about their number: it says
+//! what waits ([`Demand`]) and is told what is ready
+//! ([`Gateway::add_instance`]).
 //!
 //! Invariants
 //! - An instance never has more requests than its revision's concurrency.
