@@ -22,6 +22,8 @@ pub(crate) struct Metrics {
     pub(crate) upstream_connects: Counter,
     pub(crate) access_lines_dropped: Counter,
     pub(crate) connections: Counter,
+    /// Turned away, and not closed yet.
+    pub(crate) lingering: Counter,
     pub(crate) waiting: Counter,
     pub(crate) in_flight: Counter,
 }

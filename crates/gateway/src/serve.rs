@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use skiff_base::{Backoff, Monotonic};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -28,7 +29,13 @@ const TICK: Duration = Duration::from_millis(250);
 /// that its client has sent before it can know; at most half of the deadline,
 /// so that such a request has time, too.
 const DRAIN_IDLE_GRACE: Duration = Duration::from_secs(3);
-/// Told to a client that is one too many; nothing of its request is read.
+/// Clients that are told so at once; the rest is told and closed in one.
+const TURNED_AWAY_AT_ONCE: u64 = 128;
+/// How long a client that was turned away may take to hear it,
+const LINGER: Duration = Duration::from_secs(1);
+/// and how much of its request is read meanwhile.
+const LINGER_BYTES: usize = 64 * 1024;
+/// Told to a client that is one too many.
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
 content-type: text/plain; charset=utf-8\r\ncontent-length: 36\r\n\r\nthe gateway has no more connections\n";
 
@@ -340,10 +347,7 @@ fn take(lane: &Arc<Lane>, stream: TcpStream, peer: SocketAddr, scope: &Scope) {
     let metrics = &lane.shared.metrics;
     if metrics.connections.get() >= lane.shared.connection_bound {
         metrics.over_connections.up();
-        // Said if the socket takes it at once, which a new one does.
-        if let Err(error) = stream.try_write(BUSY) {
-            tracing::debug!(%error, "a client is turned away without a word");
-        }
+        turn_away(lane, stream);
         return;
     }
     if let Err(error) = stream.set_nodelay(true) {
@@ -351,4 +355,50 @@ fn take(lane: &Arc<Lane>, stream: TcpStream, peer: SocketAddr, scope: &Scope) {
     }
     let serving = connection::serve(lane.clone(), stream, peer, scope.clone());
     lane.tasks.spawn("connection", serving);
+}
+
+/// Closing a socket with unread bytes in it resets the connection, and the
+/// reset overtakes the answer: so a client's request is read, and thrown away,
+/// until the client closes or its time is over.
+fn turn_away(lane: &Arc<Lane>, mut stream: TcpStream) {
+    let shared = lane.shared.clone();
+    if shared.metrics.lingering.get() >= TURNED_AWAY_AT_ONCE {
+        // Said if the socket takes it at once, which a new one does.
+        if let Err(error) = stream.try_write(BUSY) {
+            tracing::debug!(%error, "a client is turned away without a word");
+        }
+        return;
+    }
+    shared.metrics.lingering.up();
+    let seat = Lingering(shared);
+    lane.background.spawn("turned away", async move {
+        let _seat = seat;
+        if let Ok(Err(error)) = tokio::time::timeout(LINGER, say_busy(&mut stream)).await {
+            tracing::debug!(%error, "a client did not hear that it is turned away");
+        }
+    });
+}
+
+async fn say_busy(stream: &mut TcpStream) -> io::Result<()> {
+    stream.write_all(BUSY).await?;
+    stream.shutdown().await?;
+    let mut thrown_away = [0; 4096];
+    let mut left = LINGER_BYTES;
+    while left > 0 {
+        let read = stream.read(&mut thrown_away).await?;
+        if read == 0 {
+            break;
+        }
+        left = left.saturating_sub(read);
+    }
+    Ok(())
+}
+
+/// A client that was turned away and is not closed yet.
+struct Lingering(Arc<Shared>);
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        self.0.metrics.lingering.down();
+    }
 }

@@ -449,6 +449,31 @@ fn connections_over_the_bound_are_told_at_once() {
 }
 
 #[test]
+fn a_client_over_the_bound_hears_it_whatever_it_has_sent() {
+    let config = GatewayConfig {
+        max_connections: Some(1),
+        ..GatewayConfig::default()
+    };
+    let rig = Rig::with(config, 1, |_| {});
+    let one = rig.client();
+    wait_for("one", || rig.gateway.metrics().connections == 1);
+    // More than one read takes, and still coming when the answer is there.
+    let body = "x".repeat(40_000);
+    for _ in 0..20 {
+        let mut client = rig.client();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 40001\r\n\r\n{body}"
+        ));
+        let answer = client.message();
+        assert_eq!(answer.status(), 503);
+        client.send("x");
+        client.rest();
+    }
+    assert_eq!(rig.gateway.metrics().rejected_connections, 20);
+    drop(one);
+}
+
+#[test]
 fn draining_ends_what_is_under_way_and_nothing_else() {
     // Probes and listeners inside do not hold it up.
     let rig = Rig::new(|route| route.liveness_period_ms = 60_000);
