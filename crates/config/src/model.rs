@@ -45,6 +45,9 @@ pub struct Gateway {
     pub threads: usize,
     /// A line for each request, in the server's log folder.
     pub access_log: bool,
+    /// How long a request may be expected to wait, milliseconds, while more
+    /// is offered than its revision can take; 0 is no bound.
+    pub overload_wait_ms: u32,
 }
 
 /// The door for the operator.
@@ -227,6 +230,7 @@ impl Default for Gateway {
             domain: "skiff.localhost".to_owned(),
             threads: 0,
             access_log: false,
+            overload_wait_ms: 300,
         }
     }
 }

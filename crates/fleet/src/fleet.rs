@@ -54,6 +54,8 @@ pub(crate) struct Inner {
     pub(crate) starts: Semaphore,
     pub(crate) steering: Mutex<HashMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
     scheduler: Mutex<Scheduler>,
+    /// Held while the rotation is told of a limit.
+    limits: Mutex<()>,
     /// Instances in which a former server still has requests.
     elsewhere: Mutex<HashSet<InstanceId>>,
     /// Decisions are not carried out any more: the next server decides.
@@ -89,6 +91,7 @@ impl Fleet {
                 scheduler: Mutex::new(Scheduler::new(config.scheduler, next_id)),
                 validations: Mutex::default(),
                 held: Mutex::new(Some(Vec::new())),
+                limits: Mutex::default(),
                 elsewhere: Mutex::default(),
                 given_up: AtomicBool::new(false),
                 tasks: Tasks::new(),
@@ -355,7 +358,17 @@ impl Fleet {
             Action::Refuse { revision, shortage } => {
                 self.spawn("refuse", async move { fleet.refuse(&revision, shortage) });
             }
+            Action::Limit(revision) => {
+                self.spawn("limit", async move { fleet.tell_limit(&revision) });
+            }
         }
+    }
+
+    /// Tells what holds now: tasks may run in another order than they were told.
+    fn tell_limit(&self, revision: &RevisionId) {
+        let _in_turn = lock(&self.inner.limits);
+        let limited = lock(&self.inner.scheduler).is_limited(revision);
+        self.inner.parts.rotation.set_limited(revision, limited);
     }
 
     fn refuse(&self, revision: &RevisionId, shortage: Shortage) {

@@ -80,6 +80,8 @@ pub trait Rotation: Debug + Send + Sync + 'static {
     fn set_paused(&self, instance: InstanceId, paused: bool);
     /// What waits for the revision is answered with this.
     fn refuse(&self, revision: &RevisionId, kind: ErrorKind, message: &str);
+    /// Whether instances can be added to the revision has changed.
+    fn set_limited(&self, revision: &RevisionId, limited: bool);
     /// Requests in it now.
     fn in_flight(&self, instance: InstanceId) -> u32;
     /// Of the revisions that carry requests.

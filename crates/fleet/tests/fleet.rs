@@ -130,6 +130,9 @@ impl Rotation for World {
     fn refuse(&self, _: &RevisionId, _: ErrorKind, message: &str) {
         self.note(format!("refuse {message}"));
     }
+    fn set_limited(&self, _: &RevisionId, limited: bool) {
+        self.note(format!("limited {limited}"));
+    }
     fn in_flight(&self, instance: InstanceId) -> u32 {
         self.in_flight
             .lock()
@@ -229,6 +232,17 @@ fn bench(change: impl FnOnce(&mut RevisionPlan)) -> Bench {
 
 fn last(bench: &Bench) -> InstanceId {
     bench.world.last.lock().unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn the_rotation_is_told_when_nothing_can_be_added() {
+    let bench = bench(|plan| plan.scaling.max = 1);
+    bench.fleet.queued(&bench.revision, 5, 0);
+    bench.world.wait_for("limited true").await;
+    assert_eq!(bench.world.count("add 3"), 1, "the only one is there");
+    bench.fleet.busy(last(&bench));
+    bench.fleet.queued(&bench.revision, 0, 1);
+    bench.world.wait_for("limited false").await;
 }
 
 #[tokio::test]

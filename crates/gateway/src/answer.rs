@@ -1,10 +1,11 @@
 //! The answers that the gateway gives itself.
 //!
-//! A quota answers 429; a queue that is full or whose deadline passed, and an
-//! instance that nobody can start, 503; both with Retry-After. What an
-//! instance spoils is 502, what takes too long 504.
+//! A quota answers 429; a queue that is full, too slow or whose deadline
+//! passed, and an instance that nobody can start, 503; both with Retry-After.
+//! What an instance spoils is 502, what takes too long 504.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use http::StatusCode;
 use skiff_types::ErrorKind;
@@ -44,6 +45,14 @@ pub(crate) fn refusal(refusal: Refusal) -> Own {
             1,
             "the queue of this revision is full",
         ),
+        Refusal::Late { expected } => later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            whole_seconds(expected),
+            format!(
+                "more is asked of this revision than it can answer: a request would wait {} ms",
+                expected.as_millis()
+            ),
+        ),
         Refusal::Deadline => later(
             StatusCode::SERVICE_UNAVAILABLE,
             1,
@@ -51,6 +60,12 @@ pub(crate) fn refusal(refusal: Refusal) -> Own {
         ),
         Refusal::Refused { message, kind } => refused(message, kind),
     }
+}
+
+/// Rounded up: who comes sooner comes in vain.
+fn whole_seconds(wait: Duration) -> u16 {
+    let up = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    u16::try_from(up).unwrap_or(u16::MAX).max(1)
 }
 
 /// A client of the service cannot mend what keeps an instance from starting,
@@ -67,6 +82,23 @@ fn refused(message: String, kind: ErrorKind) -> Own {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_is_told_in_whole_seconds() {
+        for (millis, seconds) in [
+            (0, 1),
+            (300, 1),
+            (1000, 1),
+            (1001, 2),
+            (7200, 8),
+            (1 << 40, 65535),
+        ] {
+            let expected = Duration::from_millis(millis);
+            let answer = refusal(Refusal::Late { expected });
+            assert_eq!(answer.status, 503);
+            assert_eq!(answer.retry_after_s, Some(seconds), "{millis} ms");
+        }
+    }
 
     #[test]
     fn what_keeps_an_instance_from_starting_is_a_503_unless_known_better() {

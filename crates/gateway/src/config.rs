@@ -16,6 +16,9 @@ pub struct GatewayConfig {
     pub wake_timeout: Duration,
     /// How long an unused connection to an instance is kept.
     pub upstream_idle_timeout: Duration,
+    /// How long a request may be expected to wait for a slot while more is
+    /// offered than its revision can take; nothing is no bound.
+    pub overload_wait: Duration,
     /// Client connections at once; `None` derives it from RLIMIT_NOFILE.
     pub max_connections: Option<u64>,
     /// A trusted proxy stands in front: `Forwarded` and `X-Forwarded-*` of
@@ -33,6 +36,7 @@ impl Default for GatewayConfig {
             connect_timeout: Duration::from_secs(5),
             wake_timeout: Duration::from_secs(5),
             upstream_idle_timeout: Duration::from_secs(30),
+            overload_wait: Duration::from_millis(300),
             max_connections: None,
             trust_forwarded: false,
             access_log: None,

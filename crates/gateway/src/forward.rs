@@ -105,6 +105,7 @@ pub(crate) fn refused(client: &Client, refusal: crate::revision::Refusal) -> Own
     let metrics = &client.lane.shared.metrics;
     match &refusal {
         crate::revision::Refusal::Full => metrics.queue_full.up(),
+        crate::revision::Refusal::Late { .. } => metrics.overload.up(),
         crate::revision::Refusal::Deadline => metrics.queue_deadline.up(),
         crate::revision::Refusal::Refused { .. } => metrics.refused.up(),
     }

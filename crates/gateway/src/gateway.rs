@@ -171,6 +171,14 @@ impl Gateway {
         }
     }
 
+    /// Whether instances can be added to this revision has changed. While they
+    /// can, its queue has no bound but its length and its deadline.
+    pub fn set_limited(&self, id: &RevisionId, limited: bool) {
+        if let Some(revision) = self.shared.revision(id) {
+            revision.set_limited(limited);
+        }
+    }
+
     /// The load of each revision that had one since the last call.
     #[must_use]
     pub fn loads(&self) -> Vec<Load> {

@@ -21,7 +21,7 @@
 //!
 //! Answers of its own: 400 malformed, 404 no such host, 405 CONNECT, 429 over
 //! the project's quota, 502 the instance broke off, 503 no slot (queue full
-//! or its deadline passed, or nobody can start an instance), 504 the
+//! or its deadline passed, overload, or nobody can start an instance), 504 the
 //! request's time ran out; the time counts from the slot, not from the queue.
 //!
 //! Entry points: [`Gateway::new`], [`Gateway::serve`].
@@ -44,6 +44,7 @@ mod load;
 mod metrics;
 mod pool;
 mod port;
+mod pressure;
 mod probe;
 mod random;
 mod revision;

@@ -10,6 +10,7 @@ pub(crate) struct Metrics {
     pub(crate) client_gone: Counter,
     pub(crate) queue_full: Counter,
     pub(crate) queue_deadline: Counter,
+    pub(crate) overload: Counter,
     pub(crate) over_quota: Counter,
     pub(crate) no_route: Counter,
     pub(crate) bad_request: Counter,
@@ -57,6 +58,8 @@ pub struct MetricsSnapshot {
     pub rejected_queue_full: u64,
     /// Rejected: no instance came within the queue's deadline.
     pub rejected_queue_deadline: u64,
+    /// Rejected: in an overload a slot would have come too late.
+    pub rejected_overload: u64,
     /// Rejected: the project has too many requests in flight.
     pub rejected_quota: u64,
     /// Rejected: no service answers to the host.
@@ -99,6 +102,7 @@ impl Metrics {
             client_gone: self.client_gone.get(),
             rejected_queue_full: self.queue_full.get(),
             rejected_queue_deadline: self.queue_deadline.get(),
+            rejected_overload: self.overload.get(),
             rejected_quota: self.over_quota.get(),
             rejected_no_route: self.no_route.get(),
             rejected_bad_request: self.bad_request.get(),

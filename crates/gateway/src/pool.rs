@@ -1,16 +1,23 @@
 //! The slots of one revision's instances and the queue for them: a pure state
 //! machine. It knows instances as keys and waiters as whatever the caller
-//! gives, holds no clock and wakes nobody.
+//! gives, is told the time and wakes nobody.
 //!
 //! ```text
 //! acquire ─▶ Slot(key) ──────────────▶ release(key) ─▶ the oldest waiter, or nobody
-//!        └─▶ Wait(ticket) ─▶ granted by release/add, or cancel(ticket)
+//!        ├─▶ Wait(ticket) ─▶ granted by release/add, cancel(ticket), or take_late
+//!        ├─▶ Late(expected wait)
 //!        └─▶ Full
 //! ```
 //! Invariants: no instance holds more requests than its concurrency; nobody
 //! waits while a slot is free; waiters are served in the order they came.
+//! Who is refused in an overload is [`crate::pressure`]'s matter.
 
 use std::collections::VecDeque;
+use std::time::Duration;
+
+use skiff_base::Monotonic;
+
+use crate::pressure::Pressure;
 
 /// An instance within its pool, valid until it is out of rotation and empty.
 pub(crate) type Key = usize;
@@ -28,10 +35,21 @@ pub(crate) struct Pool<W> {
     idle: Vec<Key>,
     /// Something in flight and room for more, in no order.
     open: Vec<Key>,
-    waiting: VecDeque<(u64, Option<W>)>,
+    waiting: VecDeque<Place<W>>,
     live_waiters: usize,
+    /// Passed over for newer ones, until they are taken.
+    late: Vec<W>,
+    pressure: Pressure,
     next_ticket: u64,
     in_flight: u32,
+}
+
+#[derive(Debug)]
+struct Place<W> {
+    ticket: u64,
+    since: Monotonic,
+    /// None when it has left.
+    waiter: Option<W>,
 }
 
 #[derive(Debug)]
@@ -49,6 +67,8 @@ pub(crate) enum Acquired {
     Slot { key: Key, was_idle: bool },
     /// A place in the queue.
     Wait { ticket: u64 },
+    /// In an overload: a slot would come too late.
+    Late { expected: Duration },
     /// The queue is full.
     Full,
 }
@@ -67,7 +87,7 @@ pub(crate) enum Released<W> {
 }
 
 impl<W> Pool<W> {
-    pub(crate) fn new(concurrency: u32, queue_max: u32) -> Self {
+    pub(crate) fn new(concurrency: u32, queue_max: u32, overload_wait: Duration) -> Self {
         Self {
             concurrency: concurrency.max(1),
             queue_max: usize::try_from(queue_max).unwrap_or(usize::MAX),
@@ -77,13 +97,20 @@ impl<W> Pool<W> {
             open: Vec::new(),
             waiting: VecDeque::new(),
             live_waiters: 0,
+            late: Vec::new(),
+            pressure: Pressure::new(overload_wait),
             next_ticket: 0,
             in_flight: 0,
         }
     }
 
     /// A slot, or a place in the queue. `random` picks the two that are compared.
-    pub(crate) fn acquire(&mut self, random: u64, waiter: impl FnOnce() -> W) -> Acquired {
+    pub(crate) fn acquire(
+        &mut self,
+        now: Monotonic,
+        random: u64,
+        waiter: impl FnOnce() -> W,
+    ) -> Acquired {
         if let Some(key) = self.idle.pop() {
             self.take(key);
             return Acquired::Slot {
@@ -98,20 +125,28 @@ impl<W> Pool<W> {
                 was_idle: false,
             };
         }
+        let (waiting, in_flight) = (self.waiting(), self.in_flight);
+        if let Err(expected) = self.pressure.arrives(now, waiting, in_flight) {
+            return Acquired::Late { expected };
+        }
         if self.live_waiters >= self.queue_max {
             return Acquired::Full;
         }
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.waiting.push_back((ticket, Some(waiter())));
+        self.waiting.push_back(Place {
+            ticket,
+            since: now,
+            waiter: Some(waiter()),
+        });
         self.live_waiters += 1;
         Acquired::Wait { ticket }
     }
 
     /// Gives a slot back.
-    pub(crate) fn release(&mut self, key: Key) -> Released<W> {
+    pub(crate) fn release(&mut self, key: Key, now: Monotonic) -> Released<W> {
         let in_rotation = self.member(key).in_rotation;
-        if in_rotation && let Some(waiter) = self.next_waiter() {
+        if in_rotation && let Some(waiter) = self.next_waiter(now) {
             return Released::Granted(waiter);
         }
         self.in_flight -= 1;
@@ -139,10 +174,10 @@ impl<W> Pool<W> {
     }
 
     /// A new instance and the waiters that are served by it at once.
-    pub(crate) fn add(&mut self) -> (Key, Vec<W>) {
+    pub(crate) fn add(&mut self, now: Monotonic) -> (Key, Vec<W>) {
         let mut granted = Vec::new();
         while granted.len() < usize::try_from(self.concurrency).unwrap_or(usize::MAX) {
-            match self.next_waiter() {
+            match self.next_waiter(now) {
                 Some(waiter) => granted.push(waiter),
                 None => break,
             }
@@ -186,26 +221,46 @@ impl<W> Pool<W> {
     }
 
     /// A waiter went away. Whether it was still in the queue.
-    pub(crate) fn cancel(&mut self, ticket: u64) -> bool {
-        let Ok(at) = self.waiting.binary_search_by_key(&ticket, |(t, _)| *t) else {
+    pub(crate) fn cancel(&mut self, ticket: u64, now: Monotonic) -> bool {
+        let found = self.waiting.binary_search_by_key(&ticket, |p| p.ticket);
+        let Ok(at) = found else {
             return false;
         };
-        let was_there = self.waiting[at].1.take().is_some();
+        let was_there = self.waiting[at].waiter.take().is_some();
         self.live_waiters -= usize::from(was_there);
-        while self.waiting.back().is_some_and(|(_, w)| w.is_none()) {
+        while self.waiting.back().is_some_and(|p| p.waiter.is_none()) {
             self.waiting.pop_back();
         }
         if self.waiting.len() > self.live_waiters * 2 + HOLES_MAX {
-            self.waiting.retain(|(_, waiter)| waiter.is_some());
+            self.waiting.retain(|place| place.waiter.is_some());
+        }
+        if was_there && self.live_waiters == 0 {
+            self.pressure.emptied(now);
         }
         was_there
     }
 
+    /// Those who were passed over since the last call: they get no slot.
+    pub(crate) fn take_late(&mut self) -> Vec<W> {
+        std::mem::take(&mut self.late)
+    }
+
+    /// Whether instances can be added has changed.
+    pub(crate) fn set_limited(&mut self, limited: bool) {
+        self.pressure.set_limited(limited);
+    }
+
+    /// How long a newcomer would wait, as far as it was measured.
+    pub(crate) fn expected_wait(&self) -> Option<Duration> {
+        self.pressure.expected(self.waiting())
+    }
+
     /// Everybody who waits, in order; nobody waits afterwards.
-    pub(crate) fn take_waiters(&mut self) -> Vec<W> {
+    pub(crate) fn take_waiters(&mut self, now: Monotonic) -> Vec<W> {
         self.live_waiters = 0;
+        self.pressure.emptied(now);
         let all = std::mem::take(&mut self.waiting);
-        all.into_iter().filter_map(|(_, waiter)| waiter).collect()
+        all.into_iter().filter_map(|place| place.waiter).collect()
     }
 
     pub(crate) fn waiting(&self) -> u32 {
@@ -221,12 +276,24 @@ impl<W> Pool<W> {
         member.map_or(0, |member| member.in_flight)
     }
 
-    fn next_waiter(&mut self) -> Option<W> {
-        while let Some((_, waiter)) = self.waiting.pop_front() {
-            if let Some(waiter) = waiter {
-                self.live_waiters -= 1;
-                return Some(waiter);
+    fn next_waiter(&mut self, now: Monotonic) -> Option<W> {
+        while let Some(place) = self.waiting.pop_front() {
+            let Some(waiter) = place.waiter else {
+                continue;
+            };
+            self.live_waiters -= 1;
+            let in_flight = self.in_flight;
+            // The last one makes room for nobody.
+            if self.live_waiters > 0 && self.pressure.is_late(place.since, now, in_flight) {
+                self.late.push(waiter);
+                continue;
             }
+            let waiting = self.waiting();
+            self.pressure.granted(now, waiting, in_flight);
+            if waiting == 0 {
+                self.pressure.emptied(now);
+            }
+            return Some(waiter);
         }
         None
     }
@@ -284,3 +351,7 @@ impl<W> Pool<W> {
 #[cfg(test)]
 #[path = "pool_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "overload_tests.rs"]
+mod overload_tests;

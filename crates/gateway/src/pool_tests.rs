@@ -4,6 +4,12 @@ use proptest::prelude::*;
 
 use super::*;
 
+const NOW: Monotonic = Monotonic::from_nanos(1_000_000_000_000);
+
+fn pool<W>(concurrency: u32, queue_max: u32) -> Pool<W> {
+    Pool::new(concurrency, queue_max, Duration::from_millis(300))
+}
+
 fn slot<W>(acquired: &Acquired, _: &Pool<W>) -> Key {
     match acquired {
         Acquired::Slot { key, .. } => *key,
@@ -13,28 +19,28 @@ fn slot<W>(acquired: &Acquired, _: &Pool<W>) -> Key {
 
 #[test]
 fn the_warmest_idle_instance_comes_first() {
-    let mut pool: Pool<u32> = Pool::new(10, 10);
-    let (a, _) = pool.add();
-    let (b, _) = pool.add();
-    let first = slot(&pool.acquire(0, || 0), &pool);
+    let mut pool: Pool<u32> = pool(10, 10);
+    let (a, _) = pool.add(NOW);
+    let (b, _) = pool.add(NOW);
+    let first = slot(&pool.acquire(NOW, 0, || 0), &pool);
     assert_eq!(first, b, "added last, so warmest");
-    let second = slot(&pool.acquire(0, || 0), &pool);
+    let second = slot(&pool.acquire(NOW, 0, || 0), &pool);
     assert_eq!(second, a, "idle comes before busy");
-    pool.release(b);
-    pool.release(a);
-    assert_eq!(slot(&pool.acquire(0, || 0), &pool), a, "used last");
+    pool.release(b, NOW);
+    pool.release(a, NOW);
+    assert_eq!(slot(&pool.acquire(NOW, 0, || 0), &pool), a, "used last");
 }
 
 #[test]
 fn of_two_busy_instances_the_less_loaded_is_taken() {
-    let mut pool: Pool<u32> = Pool::new(3, 10);
-    let (a, _) = pool.add();
-    let (b, _) = pool.add();
-    pool.acquire(0, || 0);
-    pool.acquire(0, || 0);
+    let mut pool: Pool<u32> = pool(3, 10);
+    let (a, _) = pool.add(NOW);
+    let (b, _) = pool.add(NOW);
+    pool.acquire(NOW, 0, || 0);
+    pool.acquire(NOW, 0, || 0);
     // Both have one; the third goes to either, the fourth to the other.
-    let third = slot(&pool.acquire(1 << 32, || 0), &pool);
-    let fourth = slot(&pool.acquire(1 << 32, || 0), &pool);
+    let third = slot(&pool.acquire(NOW, 1 << 32, || 0), &pool);
+    let fourth = slot(&pool.acquire(NOW, 1 << 32, || 0), &pool);
     assert_ne!(third, fourth);
     assert_eq!(pool.in_flight_of(a), 2);
     assert_eq!(pool.in_flight_of(b), 2);
@@ -42,30 +48,30 @@ fn of_two_busy_instances_the_less_loaded_is_taken() {
 
 #[test]
 fn waiters_are_served_in_order_and_may_leave() {
-    let mut pool: Pool<u32> = Pool::new(1, 3);
-    let (key, _) = pool.add();
-    pool.acquire(0, || 0);
-    let tickets: Vec<_> = (1..=3).map(|n| pool.acquire(0, || n)).collect();
-    assert_eq!(pool.acquire(0, || 9), Acquired::Full);
+    let mut pool: Pool<u32> = pool(1, 3);
+    let (key, _) = pool.add(NOW);
+    pool.acquire(NOW, 0, || 0);
+    let tickets: Vec<_> = (1..=3).map(|n| pool.acquire(NOW, 0, || n)).collect();
+    assert_eq!(pool.acquire(NOW, 0, || 9), Acquired::Full);
     let Acquired::Wait { ticket } = tickets[0] else {
         panic!("{tickets:?}");
     };
-    assert!(pool.cancel(ticket));
-    assert!(!pool.cancel(ticket), "only once");
-    assert!(matches!(pool.release(key), Released::Granted(2)));
-    assert!(matches!(pool.release(key), Released::Granted(3)));
-    assert!(matches!(pool.release(key), Released::Idle));
+    assert!(pool.cancel(ticket, NOW));
+    assert!(!pool.cancel(ticket, NOW), "only once");
+    assert!(matches!(pool.release(key, NOW), Released::Granted(2)));
+    assert!(matches!(pool.release(key, NOW), Released::Granted(3)));
+    assert!(matches!(pool.release(key, NOW), Released::Idle));
 }
 
 #[test]
 fn a_new_instance_serves_as_many_waiters_as_it_may() {
-    let mut pool: Pool<u32> = Pool::new(2, 10);
+    let mut pool: Pool<u32> = pool(2, 10);
     for n in 0..3 {
-        pool.acquire(0, || n);
+        pool.acquire(NOW, 0, || n);
     }
-    let (_, granted) = pool.add();
+    let (_, granted) = pool.add(NOW);
     assert_eq!(granted, [0, 1]);
-    let (_, granted) = pool.add();
+    let (_, granted) = pool.add(NOW);
     assert_eq!(granted, [2]);
     assert_eq!(pool.waiting(), 0);
     assert_eq!(pool.in_flight(), 3);
@@ -73,29 +79,29 @@ fn a_new_instance_serves_as_many_waiters_as_it_may() {
 
 #[test]
 fn a_retired_instance_gets_nothing_and_ends_when_empty() {
-    let mut pool: Pool<u32> = Pool::new(2, 10);
-    let (key, _) = pool.add();
-    pool.acquire(0, || 0);
+    let mut pool: Pool<u32> = pool(2, 10);
+    let (key, _) = pool.add(NOW);
+    pool.acquire(NOW, 0, || 0);
     assert!(!pool.retire(key));
-    assert!(matches!(pool.acquire(0, || 1), Acquired::Wait { .. }));
-    assert!(matches!(pool.release(key), Released::Gone));
-    let (key, granted) = pool.add();
+    assert!(matches!(pool.acquire(NOW, 0, || 1), Acquired::Wait { .. }));
+    assert!(matches!(pool.release(key, NOW), Released::Gone));
+    let (key, granted) = pool.add(NOW);
     assert_eq!(granted, [1]);
-    assert!(matches!(pool.release(key), Released::Idle));
+    assert!(matches!(pool.release(key, NOW), Released::Idle));
     assert!(pool.retire(key));
 }
 
 #[test]
 fn cancelled_waiters_behind_a_patient_one_take_no_room() {
-    let mut pool: Pool<u32> = Pool::new(1, 10);
-    pool.acquire(0, || 0);
+    let mut pool: Pool<u32> = pool(1, 10);
+    pool.acquire(NOW, 0, || 0);
     for n in 0..10_000 {
-        let Acquired::Wait { ticket } = pool.acquire(0, || n) else {
+        let Acquired::Wait { ticket } = pool.acquire(NOW, 0, || n) else {
             panic!("there is room for nine more");
         };
-        pool.acquire(0, || n);
-        pool.cancel(ticket);
-        pool.cancel(ticket + 1);
+        pool.acquire(NOW, 0, || n);
+        pool.cancel(ticket, NOW);
+        pool.cancel(ticket + 1, NOW);
     }
     assert!(pool.waiting.len() < 200);
 }
@@ -107,6 +113,8 @@ enum Step {
     Add,
     Retire(usize),
     Cancel(usize),
+    Pass(u64),
+    Limit(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -116,6 +124,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Add),
         1 => any::<usize>().prop_map(Step::Retire),
         2 => any::<usize>().prop_map(Step::Cancel),
+        2 => (0u64..700).prop_map(Step::Pass),
+        1 => any::<bool>().prop_map(Step::Limit),
     ]
 }
 
@@ -126,6 +136,19 @@ struct Model {
     rotation: Vec<Key>,
     queue: VecDeque<u64>,
     load: HashMap<Key, u32>,
+    now: Monotonic,
+}
+
+impl Model {
+    /// Those who made room for newer ones leave the queue.
+    fn passed_over(&mut self, late: &[u64]) {
+        let newest = self.queue.back().copied();
+        for waiter in late {
+            assert_ne!(newest, Some(*waiter), "the newest makes room for nobody");
+            let at = self.queue.iter().position(|queued| queued == waiter);
+            self.queue.remove(at.expect("it waited"));
+        }
+    }
 }
 
 proptest! {
@@ -135,8 +158,8 @@ proptest! {
         queue_max in 0u32..6,
         steps in proptest::collection::vec(step(), 1..200),
     ) {
-        let mut pool: Pool<u64> = Pool::new(concurrency, queue_max);
-        let mut model = Model::default();
+        let mut pool: Pool<u64> = pool(concurrency, queue_max);
+        let mut model = Model { now: NOW, ..Model::default() };
         for step in steps {
             run(&mut pool, &mut model, step, queue_max);
             check(&pool, &model, concurrency);
@@ -148,7 +171,7 @@ fn run(pool: &mut Pool<u64>, model: &mut Model, step: Step, queue_max: u32) {
     match step {
         Step::Acquire(random) => {
             let expected = pool.next_ticket;
-            match pool.acquire(random, || expected) {
+            match pool.acquire(model.now, random, || expected) {
                 Acquired::Slot { key, was_idle } => {
                     let load = model.load.entry(key).or_default();
                     assert_eq!(was_idle, *load == 0);
@@ -157,12 +180,15 @@ fn run(pool: &mut Pool<u64>, model: &mut Model, step: Step, queue_max: u32) {
                     model.held.push(key);
                 }
                 Acquired::Wait { ticket } => model.queue.push_back(ticket),
+                Acquired::Late { .. } => assert!(!model.queue.is_empty()),
                 Acquired::Full => assert_eq!(model.queue.len(), queue_max as usize),
             }
         }
         Step::Release(at) if !model.held.is_empty() => {
             let key = model.held.swap_remove(at % model.held.len());
-            match pool.release(key) {
+            let released = pool.release(key, model.now);
+            model.passed_over(&pool.take_late());
+            match released {
                 Released::Granted(waiter) => {
                     assert_eq!(model.queue.pop_front(), Some(waiter), "first come");
                     model.held.push(key);
@@ -175,7 +201,8 @@ fn run(pool: &mut Pool<u64>, model: &mut Model, step: Step, queue_max: u32) {
             }
         }
         Step::Add => {
-            let (key, granted) = pool.add();
+            let (key, granted) = pool.add(model.now);
+            model.passed_over(&pool.take_late());
             model.rotation.push(key);
             model
                 .load
@@ -195,8 +222,10 @@ fn run(pool: &mut Pool<u64>, model: &mut Model, step: Step, queue_max: u32) {
         }
         Step::Cancel(at) if !model.queue.is_empty() => {
             let ticket = model.queue.remove(at % model.queue.len()).unwrap();
-            assert!(pool.cancel(ticket));
+            assert!(pool.cancel(ticket, model.now));
         }
+        Step::Pass(millis) => model.now = model.now.plus(Duration::from_millis(millis)),
+        Step::Limit(limited) => pool.set_limited(limited),
         _ => {}
     }
 }

@@ -19,6 +19,11 @@ use crate::shared::{Project, ServiceTotals, Shared};
 pub(crate) enum Refusal {
     /// The queue is full.
     Full,
+    /// In an overload: a slot would come, or has come, too late.
+    Late {
+        /// How long one would wait now.
+        expected: Duration,
+    },
     /// No slot came in time.
     Deadline,
     /// Nobody can start an instance, or the revision is gone.
@@ -150,6 +155,28 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Those who made room for newer ones, and what they are told.
+struct Passed {
+    waiters: Vec<Waiter>,
+    expected: Duration,
+}
+
+impl Passed {
+    fn tell(self) {
+        for waiter in self.waiters {
+            let expected = self.expected;
+            waiter.0.send(Err(Refusal::Late { expected })).ok();
+        }
+    }
+}
+
+fn late(state: &mut State) -> Passed {
+    Passed {
+        waiters: state.pool.take_late(),
+        expected: state.pool.expected_wait().unwrap_or_default(),
+    }
+}
+
 /// Requests in instances, when none waits any more.
 fn emptied(state: &State) -> Option<u32> {
     (state.pool.waiting() == 0).then(|| state.pool.in_flight())
@@ -162,7 +189,11 @@ impl Revision {
         totals: Arc<ServiceTotals>,
         shared: Arc<Shared>,
     ) -> Self {
-        let pool = Pool::new(route.concurrency, route.queue_requests);
+        let pool = Pool::new(
+            route.concurrency,
+            route.queue_requests,
+            shared.config.overload_wait,
+        );
         Self {
             route,
             project,
@@ -216,7 +247,7 @@ impl Revision {
         if state.removed {
             return Err(removed());
         }
-        let acquired = state.pool.acquire(crate::random::u64(), || {
+        let acquired = state.pool.acquire(now, crate::random::u64(), || {
             let (sender, r) = oneshot::channel();
             receiver = Some(r);
             Waiter(sender)
@@ -238,6 +269,7 @@ impl Revision {
                 }));
             }
             Acquired::Wait { ticket } => ticket,
+            Acquired::Late { expected } => return Err(Refusal::Late { expected }),
             Acquired::Full => return Err(Refusal::Full),
         };
         self.shared.metrics.waiting.up();
@@ -254,14 +286,16 @@ impl Revision {
 
     fn release(self: &Arc<Self>, instance: &Arc<Instance>, now: Monotonic) {
         let mut state = lock(&self.state);
-        let released = state.pool.release(instance.key());
+        let released = state.pool.release(instance.key(), now);
         match released {
             Released::Granted(waiter) => {
                 self.changed(&mut state, now);
                 let emptied = emptied(&state);
+                let late = late(&mut state);
                 drop(state);
                 self.tell_emptied(emptied);
                 self.grant(waiter, instance, false);
+                late.tell();
             }
             Released::Busy => self.changed(&mut state, now),
             Released::Idle => {
@@ -289,9 +323,9 @@ impl Revision {
     }
 
     fn cancel(&self, ticket: u64) {
+        let now = self.shared.clock.now();
         let mut state = lock(&self.state);
-        if state.pool.cancel(ticket) {
-            let now = self.shared.clock.now();
+        if state.pool.cancel(ticket, now) {
             let level = state.pool.waiting() + state.pool.in_flight();
             state.load.set(now, level);
             let emptied = emptied(&state);
@@ -314,7 +348,7 @@ impl Revision {
         if state.removed {
             return false;
         }
-        let (key, granted) = state.pool.add();
+        let (key, granted) = state.pool.add(now);
         instance
             .key
             .store(u64::try_from(key).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -329,8 +363,10 @@ impl Revision {
         self.shared.demand.busy(instance.id);
         self.changed(&mut state, now);
         let emptied = emptied(&state);
+        let late = late(&mut state);
         drop(state);
         self.tell_emptied(emptied);
+        late.tell();
         let cold = instance.phases.is_some();
         for waiter in granted {
             self.grant(waiter, instance, cold);
@@ -389,14 +425,19 @@ impl Revision {
     /// Fails everybody who waits.
     pub(crate) fn refuse(&self, refusal: &Refusal) {
         let mut state = lock(&self.state);
-        let waiters = state.pool.take_waiters();
         let now = self.shared.clock.now();
+        let waiters = state.pool.take_waiters(now);
         let level = state.pool.in_flight();
         state.load.set(now, level);
         drop(state);
         for waiter in waiters {
             waiter.0.send(Err(refusal.clone())).ok();
         }
+    }
+
+    /// Whether instances can be added for now.
+    pub(crate) fn set_limited(&self, limited: bool) {
+        lock(&self.state).pool.set_limited(limited);
     }
 
     /// Takes all instances out of rotation and lets nobody in.

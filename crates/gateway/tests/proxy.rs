@@ -3,6 +3,7 @@
 
 mod rig;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -203,6 +204,39 @@ fn a_full_queue_and_a_passed_deadline_answer_503() {
     assert_eq!(metrics.rejected_queue_deadline, 1);
     assert_eq!(metrics.waiting, 0);
     assert!(rig.records().is_empty());
+}
+
+#[test]
+fn an_overload_is_refused_at_the_door() {
+    let rig = Rig::new(|route| route.concurrency = 1);
+    rig.add(http_app(|request| {
+        std::thread::park_timeout(Duration::from_millis(10));
+        ok(&request.head)
+    }));
+    rig.gateway.set_limited(&revision(1), true);
+    // Twice as many come as can be served.
+    let mut clients = VecDeque::new();
+    wait_for("an overload", || {
+        std::thread::park_timeout(Duration::from_millis(4));
+        let mut client = rig.client();
+        client.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n"));
+        clients.push_back(client);
+        if clients.len() > 400 {
+            clients.pop_front();
+        }
+        rig.gateway.metrics().rejected_overload > 0
+    });
+    let refused = clients.back_mut().unwrap().message();
+    assert_eq!(refused.status(), 503);
+    let seconds: u32 = refused.field("retry-after").unwrap().parse().unwrap();
+    assert!(seconds >= 1);
+    assert!(refused.text().contains("would wait"), "{}", refused.text());
+    // An instance may be added: everybody may wait again.
+    rig.gateway.set_limited(&revision(1), false);
+    let before = rig.gateway.metrics().rejected_overload;
+    drop(clients);
+    assert_eq!(rig.get("/").status(), 200);
+    assert_eq!(rig.gateway.metrics().rejected_overload, before);
 }
 
 #[test]

@@ -187,6 +187,9 @@ pub enum Action {
     Pause(InstanceId),
     /// Give it back.
     Resume(InstanceId),
+    /// Whether instances can be added to this revision has changed: see
+    /// [`crate::Scheduler::is_limited`].
+    Limit(RevisionId),
     /// What waits for this revision cannot be given an instance now. Told
     /// once for each new cause; a later [`Action::Start`] takes it back.
     Refuse {

@@ -73,6 +73,8 @@ pub(crate) struct Revision {
     pub(crate) failures: u32,
     pub(crate) retry_at: Monotonic,
     pub(crate) shortage: Option<Shortage>,
+    /// What was last told of [`Revision::is_limited`].
+    pub(crate) told_limited: bool,
     /// Instances of others that are stopping to make room for this one.
     pub(crate) reclaims: u32,
     /// The timer that is set for it.
@@ -101,6 +103,7 @@ impl Revision {
             failures: 0,
             retry_at: Monotonic::default(),
             shortage: None,
+            told_limited: false,
             reclaims: 0,
             armed: None,
             starved: None,
@@ -117,6 +120,12 @@ impl Revision {
     /// Instances that take requests or soon will.
     pub(crate) fn live(&self) -> u32 {
         self.starting + self.ready
+    }
+
+    /// It needs more instances, none is coming, and none can be added for now.
+    pub(crate) fn is_limited(&self) -> bool {
+        let room_comes = |shortage: Shortage| shortage.is_of_capacity() && self.reclaims > 0;
+        self.starting == 0 && self.shortage.is_some_and(|shortage| !room_comes(shortage))
     }
 
     /// Instances that are there whatever the demand.

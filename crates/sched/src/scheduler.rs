@@ -131,6 +131,15 @@ impl Scheduler {
         self.revisions.get(*key)?.shortage
     }
 
+    /// Whether a revision needs more instances than it has, none is coming,
+    /// and none can be added for now.
+    #[must_use]
+    pub fn is_limited(&self, revision: &RevisionId) -> bool {
+        let key = self.keys.get(revision);
+        let found = key.and_then(|key| self.revisions.get(*key));
+        found.is_some_and(Revision::is_limited)
+    }
+
     /// Memory and processors that a worker has left to promise, MiB and
     /// thousandths.
     #[must_use]
@@ -177,6 +186,7 @@ impl Scheduler {
         for instance in live {
             self.stop(instance, StopReason::Removed, out);
         }
+        self.tell_limit(key, out);
         self.forget_if_done(key);
     }
 
@@ -357,6 +367,17 @@ impl Scheduler {
         self.grow(key, wanted, out);
         self.expire(key, out);
         self.arm(key);
+        self.tell_limit(key, out);
+    }
+
+    fn tell_limit(&mut self, key: Key, out: &mut Vec<Action>) {
+        let Some(revision) = self.revisions.get_mut(key) else {
+            return;
+        };
+        let limited = revision.is_limited();
+        if std::mem::replace(&mut revision.told_limited, limited) != limited {
+            out.push(Action::Limit(revision.plan.revision.clone()));
+        }
     }
 
     /// Starts instances until there are so many, or tells what is short.

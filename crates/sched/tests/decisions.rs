@@ -162,9 +162,19 @@ fn max_is_never_exceeded_and_is_named() {
     assert_eq!(bench.give(queued("a", 6)), [], "told once");
     // A stopping instance counts until it is gone.
     let ids = starts(&out);
-    bench.ready(&ids);
+    assert!(
+        !bench.scheduler.is_limited(&revision("a")),
+        "two are coming"
+    );
+    assert_eq!(bench.give(Input::InstanceReady(ids[0])), []);
+    let out = bench.give(Input::InstanceReady(ids[1]));
+    assert_eq!(out, [Action::Limit(revision("a"))]);
+    assert!(bench.scheduler.is_limited(&revision("a")));
+    let out = bench.give(plan("a", |p| p.scaling.max = 3));
+    assert_eq!(starts(&out).len(), 1);
+    assert!(!bench.scheduler.is_limited(&revision("a")), "one is coming");
     let out = bench.give(plan("a", |p| p.scaling.max = 1));
-    assert_eq!(stops(&out).len(), 1);
+    assert_eq!(stops(&out).len(), 2);
     assert_eq!(starts(&bench.give(queued("a", 6))).len(), 0);
 }
 

@@ -55,6 +55,8 @@ struct World {
     instances: BTreeMap<InstanceId, Instance>,
     ever: BTreeSet<InstanceId>,
     log: Vec<Action>,
+    /// Revisions of which it was last told that nothing can be added.
+    told_limits: BTreeSet<RevisionId>,
     starts: usize,
 }
 
@@ -95,6 +97,7 @@ impl World {
             instances: BTreeMap::new(),
             ever: BTreeSet::new(),
             log: vec![],
+            told_limits: BTreeSet::new(),
             starts: 0,
         }
     }
@@ -148,6 +151,9 @@ impl World {
                 known.life = Life::Ready;
             }
             Action::Refuse { .. } => {}
+            Action::Limit(id) => {
+                assert!(self.told_limits.insert(id.clone()) || self.told_limits.remove(id))
+            }
         }
     }
 
@@ -425,6 +431,9 @@ impl World {
                 u32::try_from(of_revision().filter(|i| life.contains(&i.life)).count()).unwrap()
             };
             let counts = self.scheduler.counts(&revision(*n)).unwrap();
+            let limited = self.scheduler.is_limited(&revision(*n));
+            assert_eq!(self.told_limits.contains(&revision(*n)), limited);
+            assert!(!limited || counts.starting == 0);
             assert_eq!(counts.starting, count(&[Life::Starting]));
             assert_eq!(counts.ready, count(&[Life::Ready, Life::Paused]));
             assert_eq!(counts.stopping, count(&[Life::Stopping]));

@@ -587,7 +587,10 @@ fn percent(factor: f64) -> u32 {
 }
 
 fn gateway_config(config: &Config, home: &Home) -> anyhow::Result<GatewayConfig> {
-    let mut settings = GatewayConfig::default();
+    let mut settings = GatewayConfig {
+        overload_wait: Duration::from_millis(config.gateway.overload_wait_ms.into()),
+        ..GatewayConfig::default()
+    };
     if config.gateway.access_log {
         let path = home.data_dir.join("logs/access.log");
         let file = std::fs::OpenOptions::new()

@@ -157,6 +157,12 @@ impl Rotation for GatewaySlot {
         }
     }
 
+    fn set_limited(&self, revision: &RevisionId, limited: bool) {
+        if let Some(gateway) = self.get() {
+            gateway.set_limited(revision, limited);
+        }
+    }
+
     fn in_flight(&self, instance: InstanceId) -> u32 {
         self.get()
             .map_or(0, |gateway| gateway.instance_load(instance))

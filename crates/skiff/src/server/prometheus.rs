@@ -31,6 +31,7 @@ pub fn text(gateway: &MetricsSnapshot, instances: usize, log_lines_dropped: u64)
     for (reason, count) in [
         ("queue_full", g.rejected_queue_full),
         ("queue_deadline", g.rejected_queue_deadline),
+        ("overload", g.rejected_overload),
         ("quota", g.rejected_quota),
         ("no_route", g.rejected_no_route),
         ("bad_request", g.rejected_bad_request),
