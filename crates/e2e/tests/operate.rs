@@ -216,11 +216,8 @@ fn projects_have_names_quotas_and_nothing_in_common() {
             most = most.max(service["instances"].as_array().map_or(0, Vec::len));
         }
         let statuses = load.join().unwrap();
-        assert!(statuses.contains(&200), "{statuses:?}");
-        assert!(
-            statuses.iter().all(|status| [200, 429].contains(status)),
-            "{statuses:?}"
-        );
+        // They wait for the only instance, one after the other.
+        assert_eq!(statuses, [200; 4]);
         most
     });
     assert_eq!(most, 1);
@@ -240,6 +237,31 @@ fn projects_have_names_quotas_and_nothing_in_common() {
     let _out = server.cli(&["project", "rm", "team"]).ok();
     assert_eq!(server.get(host, "/").status, 404);
     assert_eq!(good(server.get(&own, "/env/WHO")), "default");
+}
+
+#[test]
+fn an_idle_instance_gives_way_and_a_busy_one_does_not() {
+    // A test's instance has 64 MiB: one fits.
+    let server = Server::start(ServerOptions::with(&["testapp"]).set("worker.memory_mib=100"));
+    let first = server.deploy("first", &["--env", "WHO=first"]);
+    assert_eq!(good(server.get(&first, "/env/WHO")), "first");
+    // Its instance would be kept for a minute.
+    let second = server.deploy("second", &["--env", "WHO=second"]);
+    assert_eq!(good(server.get(&second, "/env/WHO")), "second");
+    let described = server.json(&["describe", "first"]);
+    assert_eq!(described["instances"].as_array().map(Vec::len), Some(0));
+    assert_eq!(good(server.get(&first, "/env/WHO")), "first");
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| server.get(&first, "/sleep/4000").status);
+        wait_for("a busy instance", 20, || {
+            let described = server.json(&["describe", "first"]);
+            (described["instances"][0]["in_flight"] == 1).then_some(())
+        });
+        let deploy = ["deploy", "third", "--image", "testapp:1", "--memory", "64"];
+        let told = server.cli(&deploy).failed();
+        assert!(told.contains("memory is short: 64 MiB"), "{told}");
+        assert_eq!(busy.join().unwrap(), 200);
+    });
 }
 
 /// A certificate of its own for 127.0.0.1 and its key.

@@ -372,6 +372,10 @@ impl Fleet {
     }
 
     fn refuse(&self, revision: &RevisionId, shortage: Shortage) {
+        if lock(&self.inner.scheduler).shortage(revision).is_none() {
+            // An instance is coming since this was decided.
+            return;
+        }
         let message = shortage.to_string();
         // At its maximum a revision still serves, and one crash is made good
         // sooner than a client would ask again: what waits gets its turn.

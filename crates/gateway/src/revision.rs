@@ -429,10 +429,12 @@ impl Revision {
         let waiters = state.pool.take_waiters(now);
         let level = state.pool.in_flight();
         state.load.set(now, level);
+        let emptied = emptied(&state);
         drop(state);
         for waiter in waiters {
             waiter.0.send(Err(refusal.clone())).ok();
         }
+        self.tell_emptied(emptied);
     }
 
     /// Whether instances can be added for now.

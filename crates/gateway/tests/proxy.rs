@@ -253,6 +253,10 @@ fn a_refused_revision_fails_what_waits() {
     let refused = waiting.message();
     assert_eq!(refused.status(), 503);
     assert_eq!(refused.text(), "memory is short by 64 MiB\n");
+    wait_for("the end of waiting", || {
+        rig.fakes.queued.load(Ordering::SeqCst) == 2
+    });
+    assert_eq!(rig.fakes.last_waiting.load(Ordering::SeqCst), 0);
 }
 
 #[test]

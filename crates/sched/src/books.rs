@@ -35,6 +35,7 @@ impl Scheduler {
     pub(crate) fn forget(&mut self, id: InstanceId) -> Option<Key> {
         self.unmark_idle(id);
         let instance = self.instances.remove(&id)?;
+        self.departing.remove(&id);
         let key = instance.key;
         if let Some(revision) = self.revisions.get_mut(key) {
             revision.instances.remove(&id);

@@ -190,8 +190,9 @@ pub enum Action {
     /// Whether instances can be added to this revision has changed: see
     /// [`crate::Scheduler::is_limited`].
     Limit(RevisionId),
-    /// What waits for this revision cannot be given an instance now. Told
-    /// once for each new cause; a later [`Action::Start`] takes it back.
+    /// What waits for this revision cannot be given an instance now: it has
+    /// none, and no room can be made for one. Told once for each new cause
+    /// and queue; a later [`Action::Start`] takes it back.
     Refuse {
         /// The revision.
         revision: RevisionId,

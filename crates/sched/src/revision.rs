@@ -73,6 +73,8 @@ pub(crate) struct Revision {
     pub(crate) failures: u32,
     pub(crate) retry_at: Monotonic,
     pub(crate) shortage: Option<Shortage>,
+    /// The shortage that was last told.
+    pub(crate) refused: Option<Shortage>,
     /// What was last told of [`Revision::is_limited`].
     pub(crate) told_limited: bool,
     /// Instances of others that are stopping to make room for this one.
@@ -103,6 +105,7 @@ impl Revision {
             failures: 0,
             retry_at: Monotonic::default(),
             shortage: None,
+            refused: None,
             told_limited: false,
             reclaims: 0,
             armed: None,
@@ -120,6 +123,12 @@ impl Revision {
     /// Instances that take requests or soon will.
     pub(crate) fn live(&self) -> u32 {
         self.starting + self.ready
+    }
+
+    /// It has what it needs, or will have.
+    pub(crate) fn no_shortage(&mut self) {
+        self.shortage = None;
+        self.refused = None;
     }
 
     /// It needs more instances, none is coming, and none can be added for now.

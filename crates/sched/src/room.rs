@@ -19,7 +19,7 @@ impl Scheduler {
     /// What starts, or is starting, takes an earlier refusal back.
     pub(crate) fn told_of_start(&mut self, key: Key) {
         if let Some(revision) = self.revisions.get_mut(key) {
-            revision.shortage = None;
+            revision.no_shortage();
         }
     }
 
@@ -33,29 +33,41 @@ impl Scheduler {
         let Some(revision) = self.revisions.get_mut(key) else {
             return;
         };
-        let told = revision.shortage.replace(shortage);
-        let same =
-            |old: Shortage| std::mem::discriminant(&old) == std::mem::discriminant(&shortage);
-        if !told.is_some_and(same) {
-            out.push(Action::Refuse {
-                revision: revision.plan.revision.clone(),
-                shortage,
-            });
-        }
-        if !shortage.is_of_capacity() {
-            self.starved.remove(revision);
-            return;
-        }
-        self.starved.add(key, revision);
-        let missing = wanted - revision.live();
-        for _ in revision.reclaims..missing {
-            if !self.reclaim(key, shortage, out) {
-                break;
+        revision.shortage = Some(shortage);
+        if shortage.is_of_capacity() {
+            self.starved.add(key, revision);
+            let missing = wanted - revision.live();
+            for _ in revision.reclaims..missing {
+                if !self.reclaim(key, shortage, out) {
+                    break;
+                }
             }
+        } else {
+            self.starved.remove(revision);
         }
+        self.tell_refusal(key, shortage, out);
     }
 
-    /// Stops idle instances of others so that one of this revision fits.
+    /// Tells each cause once, and only when what waits has nothing to wait
+    /// for: no instance is there, and no room is being made for one.
+    fn tell_refusal(&mut self, key: Key, shortage: Shortage, out: &mut Vec<Action>) {
+        let Some(revision) = self.revisions.get_mut(key) else {
+            return;
+        };
+        let same =
+            |old: Shortage| std::mem::discriminant(&old) == std::mem::discriminant(&shortage);
+        if revision.live() + revision.reclaims > 0 || revision.refused.is_some_and(same) {
+            return;
+        }
+        revision.refused = Some(shortage);
+        out.push(Action::Refuse {
+            revision: revision.plan.revision.clone(),
+            shortage,
+        });
+    }
+
+    /// Stops idle instances of others so that one of this revision fits. Those
+    /// that are stopping anyway, its own among them, come first.
     fn reclaim(&mut self, key: Key, shortage: Shortage, out: &mut Vec<Action>) -> bool {
         let Some(victims) = self.find_room(key, shortage) else {
             return false;
@@ -64,6 +76,7 @@ impl Scheduler {
             self.stop(*id, StopReason::Reclaimed, out);
             if let Some(instance) = self.instances.get_mut(id) {
                 instance.reclaimed_for = Some(key);
+                self.departing.remove(id);
             }
         }
         if let Some(revision) = self.revisions.get_mut(key) {
@@ -77,16 +90,14 @@ impl Scheduler {
     fn find_room(&self, key: Key, shortage: Shortage) -> Option<Vec<InstanceId>> {
         let revision = self.revisions.get(key)?;
         let need = revision.size();
-        let mut spared: HashMap<Key, u32> = HashMap::new();
+        // Of each place, for the victims are all of one.
+        let mut spared: HashMap<(Option<WorkerId>, Key), u32> = HashMap::new();
         let mut found: BTreeMap<Option<WorkerId>, (Size, Vec<InstanceId>)> = BTreeMap::new();
-        for (_, id) in self.idle.iter().take(RECLAIM_LOOKED_AT) {
+        let departing = self.departing.iter().map(|id| (id, true));
+        let idle = self.idle.iter().map(|(_, id)| (id, false));
+        for (id, departs) in departing.chain(idle).take(RECLAIM_LOOKED_AT) {
             let instance = self.instances.get(id)?;
             let owner = self.revisions.get(instance.key)?;
-            let taken = spared.entry(instance.key).or_default();
-            let keeps = owner.waiting > 0 || owner.live() - *taken <= owner.floor();
-            if instance.key == key || keeps {
-                continue;
-            }
             let by_quota = match shortage {
                 Shortage::QuotaMemory {
                     limit_mib,
@@ -100,7 +111,14 @@ impl Scheduler {
             if by_quota.is_some() && !same_project {
                 continue;
             }
-            *taken += 1;
+            if !departs {
+                let taken = spared.entry((place, instance.key)).or_default();
+                let keeps = owner.waiting > 0 || owner.live() - *taken <= owner.floor();
+                if instance.key == key || keeps {
+                    continue;
+                }
+                *taken += 1;
+            }
             let (room, victims) = found.entry(place).or_insert_with(|| {
                 let free = by_quota.map(|memory_mib| Size {
                     memory_mib,

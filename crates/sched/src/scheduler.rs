@@ -27,6 +27,8 @@ pub struct Scheduler {
     pub(crate) capacity: Capacity,
     /// Idle instances of all revisions, longest idle first.
     pub(crate) idle: BTreeSet<(Monotonic, InstanceId)>,
+    /// Instances that are stopping, and whose room nobody has been given.
+    pub(crate) departing: BTreeSet<InstanceId>,
     /// At most one for each revision.
     pub(crate) timers: BTreeSet<(Monotonic, Key)>,
     pub(crate) starved: Starved,
@@ -56,6 +58,7 @@ impl Scheduler {
             instances: HashMap::new(),
             capacity: Capacity::default(),
             idle: BTreeSet::new(),
+            departing: BTreeSet::new(),
             timers: BTreeSet::new(),
             starved: Starved::default(),
         }
@@ -180,7 +183,7 @@ impl Scheduler {
         };
         revision.removed = true;
         revision.waiting = 0;
-        revision.shortage = None;
+        revision.no_shortage();
         self.starved.remove(revision);
         let live: Vec<_> = revision.instances.iter().copied().collect();
         for instance in live {
@@ -211,6 +214,10 @@ impl Scheduler {
         };
         if revision.removed {
             return;
+        }
+        if revision.waiting == 0 {
+            // Who was refused is gone; whoever comes now has heard nothing.
+            revision.refused = None;
         }
         revision.waiting = waiting;
         revision.note_load(self.now, &self.config);
@@ -387,7 +394,7 @@ impl Scheduler {
                 return;
             };
             if revision.live() >= wanted {
-                revision.shortage = None;
+                revision.no_shortage();
                 self.starved.remove(revision);
                 return;
             }
@@ -517,6 +524,7 @@ impl Scheduler {
             State::Ready | State::Paused => revision.ready -= 1,
         }
         revision.stopping += 1;
+        self.departing.insert(id);
         revision.in_flight -= std::mem::take(&mut instance.in_flight);
         revision.note_load(self.now, &self.config);
         out.push(Action::Stop {

@@ -158,8 +158,9 @@ fn max_is_never_exceeded_and_is_named() {
     bench.give(plan("a", |p| p.scaling.max = 2));
     let out = bench.give(queued("a", 5));
     assert_eq!(starts(&out).len(), 2);
-    assert_eq!(refusal(&out), Shortage::MaxInstances { max: 2 });
-    assert_eq!(bench.give(queued("a", 6)), [], "told once");
+    let shortage = bench.scheduler.shortage(&revision("a"));
+    assert_eq!(shortage, Some(Shortage::MaxInstances { max: 2 }));
+    assert_eq!(bench.give(queued("a", 6)), [], "nothing is new");
     // A stopping instance counts until it is gone.
     let ids = starts(&out);
     assert!(
@@ -319,16 +320,16 @@ fn failing_starts_back_off_and_say_so() {
     let mut bench = Bench::new(10_000);
     bench.give(plan("a", |_| {}));
     let ids = bench.started(queued("a", 3));
-    let out = bench.give(Input::InstanceFailed(ids[0]));
+    assert_eq!(bench.give(Input::InstanceFailed(ids[0])), [], "two may do");
     let crash = |failures, ms| Shortage::CrashLoop {
         failures,
         retry_in: Duration::from_millis(ms),
     };
-    assert_eq!(refusal(&out), crash(1, 500));
-    assert_eq!(starts(&out), []);
     // What was started together fails together.
     bench.give(Input::InstanceFailed(ids[1]));
-    bench.give(Input::InstanceFailed(ids[2]));
+    let out = bench.give(Input::InstanceFailed(ids[2]));
+    assert_eq!(refusal(&out), crash(1, 500));
+    assert_eq!(starts(&out), []);
     assert_eq!(bench.pass(0.4), []);
     let again = starts(&bench.pass(0.2));
     assert_eq!(again.len(), 1, "one at a time");
@@ -407,6 +408,10 @@ fn short_capacity_is_named_and_given_out_when_it_appears() {
         }
     );
     assert_eq!(bench.scheduler.shortage(&revision("b")), Some(shortage));
+    assert_eq!(bench.give(queued("b", 2)), [], "told once");
+    bench.give(queued("b", 0));
+    let again = refusal(&bench.give(queued("b", 1)));
+    assert_eq!(again, shortage, "whoever comes later is told, too");
     // The instance that holds the room becomes idle: it gives way.
     let out = bench.load(first[0], 0);
     assert_eq!(stops(&out), [(first[0], StopReason::Reclaimed)]);
@@ -428,9 +433,84 @@ fn a_quota_is_named_and_its_change_is_taken_up() {
     bench.give(quota(1));
     bench.give(plan("a", |_| {}));
     let out = bench.give(queued("a", 3));
-    assert_eq!(starts(&out).len(), 1);
+    let ids = starts(&out);
+    assert_eq!((ids.len(), out.len()), (1, 1), "the others wait for it");
+    let short = Some(Shortage::QuotaInstances { limit: 1 });
+    assert_eq!(bench.scheduler.shortage(&revision("a")), short);
+    let out = bench.give(Input::InstanceReady(ids[0]));
+    assert_eq!(out, [Action::Limit(revision("a"))]);
+    bench.load(ids[0], 1);
+    assert_eq!(bench.give(queued("a", 2)), [], "they wait while it serves");
+    // Who has none, and can get none, is told.
+    bench.give(plan("b", |_| {}));
+    let out = bench.give(queued("b", 1));
     assert_eq!(refusal(&out), Shortage::QuotaInstances { limit: 1 });
     assert_eq!(bench.started(quota(2)).len(), 1);
+}
+
+#[test]
+fn idle_instances_give_way_and_nobody_is_refused() {
+    let mut bench = Bench::new(300);
+    bench.give(plan("kept", |p| p.scaling.min = 1));
+    bench.give(plan("old", |p| p.scaling.keep_alive_s = 3600));
+    bench.give(plan("young", |p| p.scaling.keep_alive_s = 3600));
+    let kept = bench.scheduler.instance_count();
+    assert_eq!(kept, 1, "for its floor");
+    let old = bench.started(queued("old", 1));
+    bench.ready(&old);
+    bench.give(queued("old", 0));
+    bench.pass(5.0);
+    let young = bench.started(queued("young", 1));
+    bench.ready(&young);
+    bench.give(queued("young", 0));
+    // The longest unused one goes, and what needs its room waits for that.
+    bench.give(plan("new", |_| {}));
+    let out = bench.give(queued("new", 1));
+    assert_eq!(
+        out,
+        [Action::Stop {
+            instance: old[0],
+            reason: StopReason::Reclaimed
+        }]
+    );
+    assert_eq!(bench.give(queued("new", 1)), [], "it is on its way");
+    // Another one takes the next, and a third finds nothing.
+    bench.give(plan("newer", |_| {}));
+    let out = bench.give(queued("newer", 1));
+    assert_eq!(stops(&out), [(young[0], StopReason::Reclaimed)]);
+    bench.give(plan("newest", |_| {}));
+    let short = refusal(&bench.give(queued("newest", 1)));
+    assert!(matches!(
+        short,
+        Shortage::Memory {
+            needed_mib: 100,
+            free_mib: 0
+        }
+    ));
+    assert_eq!(starts(&bench.give(Input::InstanceGone(old[0]))).len(), 1);
+    assert_eq!(starts(&bench.give(Input::InstanceGone(young[0]))).len(), 1);
+}
+
+#[test]
+fn room_that_is_about_to_be_free_is_waited_for() {
+    let mut bench = Bench::new(250);
+    bench.give(plan("a", |p| p.scaling.keep_alive_s = 0));
+    bench.give(plan("b", |_| {}));
+    bench.give(plan("c", |p| p.memory_mib = 150));
+    let a = bench.started(queued("a", 1));
+    bench.ready(&a);
+    bench.load(a[0], 1);
+    bench.give(queued("a", 0));
+    let b = bench.started(queued("b", 1));
+    bench.ready(&b);
+    bench.give(queued("b", 0));
+    assert_eq!(
+        stops(&bench.load(a[0], 0)).len(),
+        1,
+        "its keep-alive is over"
+    );
+    assert_eq!(bench.give(queued("c", 1)), [], "that is enough: b stays");
+    assert_eq!(starts(&bench.give(Input::InstanceGone(a[0]))).len(), 1);
 }
 
 #[test]

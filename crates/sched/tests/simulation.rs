@@ -150,7 +150,13 @@ impl World {
                 assert_eq!(known.life, Life::Paused);
                 known.life = Life::Ready;
             }
-            Action::Refuse { .. } => {}
+            Action::Refuse {
+                revision: id,
+                shortage,
+            } => {
+                let n = (0..REVISIONS).find(|n| revision(*n) == *id).unwrap();
+                self.check_refusal(n, *shortage);
+            }
             Action::Limit(id) => {
                 assert!(self.told_limits.insert(id.clone()) || self.told_limits.remove(id))
             }
@@ -420,6 +426,52 @@ impl World {
                 }
                 Some(Shortage::Cpu { .. }) => panic!("there is cpu enough"),
             }
+        }
+    }
+
+    /// Memory of the idle instances of others that nobody has to keep, at
+    /// most so much of each revision as is over its floor.
+    fn evictable(&self, n: u32, of: impl Fn(&Instance) -> bool) -> u64 {
+        let others = self.waiting.keys().filter(|other| **other != n);
+        let of_one = |other: &u32| {
+            let counts = self.scheduler.counts(&revision(*other)).unwrap();
+            let plan = &self.plans[other];
+            let min = if plan.serving { plan.scaling.min } else { 0 };
+            let over = (counts.ready + counts.starting).saturating_sub(min.min(plan.scaling.max));
+            let most = if counts.waiting > 0 { 0 } else { over };
+            let idle = self.instances.values().filter(|i| {
+                let takes = matches!(i.life, Life::Ready | Life::Paused);
+                i.revision == *other && takes && i.in_flight == 0 && of(i)
+            });
+            let idle = u32::try_from(idle.count()).unwrap().min(counts.idle);
+            u64::from(idle.min(most)) * u64::from(plan.memory_mib)
+        };
+        others.map(of_one).sum()
+    }
+
+    /// Only who has no instance is refused, and only where no idle one of
+    /// another could have made room.
+    fn check_refusal(&self, n: u32, shortage: Shortage) {
+        let counts = self.scheduler.counts(&revision(n)).unwrap();
+        assert_eq!(counts.starting + counts.ready, 0, "{shortage}");
+        match shortage {
+            Shortage::Memory { needed_mib, .. } => {
+                for worker in &self.workers {
+                    let of_worker = |i: &Instance| i.worker == *worker;
+                    let used = self.memory(of_worker);
+                    let room = WORKER_MIB - used + self.evictable(n, of_worker);
+                    assert!(room < needed_mib, "{room} of {needed_mib} MiB");
+                }
+            }
+            Shortage::QuotaInstances { .. } => assert_eq!(self.evictable(n, |_| true), 0),
+            Shortage::QuotaMemory {
+                limit_mib,
+                used_mib,
+            } => {
+                let room = (limit_mib + self.evictable(n, |_| true)).saturating_sub(used_mib);
+                assert!(room < self.plans[&n].memory_mib.into());
+            }
+            _ => {}
         }
     }
 
