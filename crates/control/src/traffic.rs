@@ -88,13 +88,27 @@ impl ServiceRecord {
         record
     }
 
-    /// The targets, with none that would follow the latest.
+    /// The targets, with none that would follow the latest, and no revision
+    /// with two shares.
     fn pinned(&self) -> Vec<Target> {
-        let pin = |target: &Target| Target {
-            revision: self.number_of(target),
-            ..target.clone()
-        };
-        self.targets.iter().map(pin).collect()
+        let mut pinned: Vec<Target> = Vec::new();
+        for target in &self.targets {
+            let mut target = Target {
+                revision: self.number_of(target),
+                ..target.clone()
+            };
+            let same = |other: &&mut Target| other.percent > 0 && other.revision == target.revision;
+            if target.percent > 0
+                && let Some(first) = pinned.iter_mut().find(same)
+            {
+                first.percent += target.percent;
+                target.percent = 0;
+            }
+            if target.percent > 0 || target.tag.is_some() {
+                pinned.push(target);
+            }
+        }
+        pinned
     }
 
     /// As the API tells it.
@@ -148,6 +162,15 @@ pub(crate) fn from_api(
         if target.percent == 0 && target.tag.is_none() {
             return Err(invalid(format!(
                 "{} has neither requests nor a tag: leave it out",
+                target.revision
+            )));
+        }
+    }
+    let mut served = HashSet::new();
+    for target in wanted.iter().filter(|target| target.percent > 0) {
+        if !served.insert(target.revision.as_str()) {
+            return Err(invalid(format!(
+                "{} is given requests twice: sum its shares up",
                 target.revision
             )));
         }
@@ -253,6 +276,25 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_the_latest_is_pinned_to_one_share() {
+        let old = service(
+            Some(2),
+            vec![
+                target(Some(2), 60, Some("a")),
+                target(None, 30, Some("b")),
+                target(Some(1), 10, None),
+            ],
+        );
+        let new = old.after_deploy(3, None, true);
+        let expected = vec![
+            target(Some(2), 90, Some("a")),
+            target(Some(2), 0, Some("b")),
+            target(Some(1), 10, None),
+        ];
+        assert_eq!(new.targets, expected);
+    }
+
+    #[test]
     fn a_rollback_pins_and_keeps_the_latest() {
         let old = service(Some(3), vec![target(None, 100, None)]);
         let new = old.all_to(1);
@@ -291,6 +333,17 @@ mod tests {
             ],
             "given twice",
         );
+        for twice in ["hello-00001", "latest"] {
+            check(
+                &[want(twice, 50, None), want(twice, 50, Some("a"))],
+                &format!("{twice} is given requests twice"),
+            );
+        }
+        let tagged = [
+            want("hello-00001", 100, Some("a")),
+            want("hello-00001", 0, Some("b")),
+        ];
+        assert!(from_api(&project, &hello, &tagged).is_ok(), "two hosts");
         check(
             &[want("latest", 100, None), want("hello-00001", 0, None)],
             "neither",

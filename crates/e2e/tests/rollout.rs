@@ -103,14 +103,21 @@ fn traffic_is_split_tagged_and_rolled_back() {
         .cli(&["rollback", "split", "--to", "split-00002"])
         .ok();
     assert_eq!(good(server.get(&host, "/env/V")), "2");
-    for bad in [
-        &["split-00001=60"][..],
-        &["split-00009=100"],
-        &["split-00001"],
+    let before = server.json(&["traffic", "split"]);
+    for (bad, part) in [
+        (&["split-00001=60"][..], "sum to 60"),
+        (&["split-00009=100"], "split-00009"),
+        (&["split-00001"], "split-00001"),
+        (
+            &["split-00001=50", "split-00001=50"],
+            "split-00001 is given requests twice",
+        ),
     ] {
         let told = server.cli(&[&["traffic", "split"], bad].concat()).failed();
         assert_eq!(told.lines().count(), 1, "{told}");
+        assert!(told.contains(part), "{told}");
     }
+    assert_eq!(server.json(&["traffic", "split"]), before);
     assert_eq!(good(server.get(&host, "/env/V")), "2");
 }
 
