@@ -236,6 +236,8 @@ fn a_registry_that_goes_in_mid_pull_is_told_and_leaves_nothing() {
         "{told}"
     );
     assert!(told.contains(&image), "{told}");
+    assert!(told.contains("did not give the blob sha256:"), "{told}");
+    assert!(told.contains("in 5 tries"), "{told}");
     assert_eq!(images(&server).len(), 0);
     assert_eq!(layers_on_disk(&server), 0);
 

@@ -40,16 +40,18 @@ pub const TAR_CHUNK_BYTES: usize = 256 * 1024;
 
 /// Redirects of one request.
 pub const REDIRECTS_MAX: usize = 5;
-/// Tries of one request in a row that get no further.
+/// Tries of one request in a row that get no further,
 pub const TRIES_MAX: u32 = 5;
+/// none of which begins so long after the first one failed.
+pub const TRIES_FOR: Duration = Duration::from_secs(10);
 /// The first and the longest wait between tries.
 pub const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// A connection to a registry.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// From a request to the head of its answer.
-pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two chunks of a body.
-pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// A whole pull or import.
 pub const PULL_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Waiting for another process that uses the store.

@@ -204,6 +204,9 @@ async fn a_registry_that_goes_away_is_told_and_a_later_pull_continues() {
     let error = pull(&store, &name).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", told(&error));
     assert!(told(&error).contains(&format!("image {name} cannot be pulled")));
+    let given_up = format!("{} did not give the blob sha256:", proxy.host());
+    assert!(told(&error).contains(&given_up), "{}", told(&error));
+    assert!(told(&error).contains("in 5 tries"), "{}", told(&error));
     assert_eq!(store.list().await.unwrap(), []);
     let kept = std::fs::metadata(kept_of(&fixture).await).unwrap().len();
     assert!(kept > 1 << 20, "{kept}");

@@ -116,6 +116,19 @@ pub enum RegistryError {
         /// The host of the token service.
         host: String,
     },
+    /// It was tried again, and is tried no more.
+    #[error("{host} did not give the {what} in {tries} tries")]
+    GivenUp {
+        /// The host.
+        host: String,
+        /// A manifest or blob.
+        what: String,
+        /// How often it was tried.
+        tries: u32,
+        /// What the last try met.
+        #[source]
+        last: Box<RegistryError>,
+    },
     /// TLS cannot be used at all.
     #[error("no certificate authority is known: install ca-certificates")]
     NoRoots,
@@ -137,6 +150,7 @@ impl RegistryError {
             Self::Status { status, .. } if *status == 429 || *status >= 500 => {
                 ErrorKind::Unavailable
             }
+            Self::GivenUp { last, .. } => last.kind(),
             Self::NoRoots | Self::Tls(_) => ErrorKind::Internal,
             _ => ErrorKind::Failed,
         }

@@ -5,6 +5,8 @@ mod challenge;
 mod error;
 mod transport;
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -12,14 +14,14 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, RANGE, WW
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
-use skiff_base::Backoff;
+use skiff_base::{Backoff, Clock as _, Monotonic, SystemClock};
 use skiff_types::Digest;
 use skiff_types::api::RegistryAuth;
 use tokio::sync::{Mutex, mpsc};
 
 use crate::auth::IDENTITY_TOKEN_USER;
 use crate::document::{ACCEPTED, clipped, null_is_empty};
-use crate::limits::{BACKOFF, JSON_BYTES_MAX, TRIES_MAX};
+use crate::limits::{BACKOFF, JSON_BYTES_MAX, TRIES_FOR, TRIES_MAX};
 use crate::progress::Counter;
 use crate::reference::Reference;
 
@@ -111,7 +113,7 @@ impl Registry {
         counter: &Counter,
     ) -> Result<(), RegistryError> {
         let mut at = offset;
-        let mut tries = Tries::new();
+        let mut tries = Tries::new(&self.host, format!("blob {digest}"));
         while at < size {
             let before = at;
             match self.part(digest, size, &mut at, sender, counter).await {
@@ -177,7 +179,10 @@ impl Registry {
         headers: &HeaderMap,
         most: u64,
     ) -> Result<Vec<u8>, RegistryError> {
-        let mut tries = Tries::new();
+        let mut tries = Tries::new(
+            &self.host,
+            format!("{} {selector}", kind.trim_end_matches('s')),
+        );
         loop {
             let body = async { self.get(kind, selector, headers).await?.body(most).await };
             match body.await {
@@ -367,31 +372,62 @@ impl Ask {
 
 /// Counts tries that got no further, and waits between them.
 struct Tries {
+    host: String,
+    what: String,
     fruitless: u32,
+    /// When the first of them failed.
+    since: Monotonic,
     backoff: Backoff,
 }
 
 impl Tries {
-    fn new() -> Self {
+    fn new(host: &str, what: String) -> Self {
         Self {
+            host: host.to_owned(),
+            what,
             fruitless: 0,
+            since: Monotonic::default(),
             backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
         }
     }
 
     /// Waits before the next try, or gives the error back.
     async fn after(&mut self, error: RegistryError, progressed: bool) -> Result<(), RegistryError> {
+        let wait = self.next(SystemClock.now(), error, progressed)?;
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    /// How long to wait before the next try, if there is one.
+    fn next(
+        &mut self,
+        now: Monotonic,
+        error: RegistryError,
+        progressed: bool,
+    ) -> Result<Duration, RegistryError> {
         if progressed {
             self.fruitless = 0;
             self.backoff.reset();
         }
+        if self.fruitless == 0 {
+            self.since = now;
+        }
         self.fruitless += 1;
-        if !error.is_transient() || self.fruitless >= TRIES_MAX {
+        if !error.is_transient() {
             return Err(error);
         }
+        let wait = self.backoff.next(skiff_base::random::u32());
+        let is_last = self.fruitless >= TRIES_MAX || now.plus(wait).since(self.since) > TRIES_FOR;
+        if is_last {
+            return Err(RegistryError::GivenUp {
+                host: self.host.clone(),
+                what: std::mem::take(&mut self.what),
+                tries: self.fruitless,
+                last: Box::new(error),
+            });
+        }
         tracing::debug!(error = %skiff_base::chain(&error), "the registry is tried again");
-        tokio::time::sleep(self.backoff.next(skiff_base::random::u32())).await;
-        Ok(())
+        Ok(wait)
     }
 }
 
@@ -484,6 +520,38 @@ mod tests {
             form(&fields),
             "scope=repository%3Aa%2Fb%3Apull&x=%C3%A9%20%26"
         );
+    }
+
+    #[test]
+    fn tries_are_bounded_in_number_and_in_time() {
+        // seconds that each try takes, tries until it is given up
+        for (takes, expected) in [(0, 5), (1, 5), (3, 4), (5, 3), (20, 2)] {
+            let mut tries = Tries::new("a.io", "blob sha256:00".to_owned());
+            let mut now = Monotonic::from_nanos(1_000_000_000_000);
+            let error = loop {
+                now = now.plus(Duration::from_secs(takes));
+                match tries.next(now, stalled(), false) {
+                    Ok(wait) => now = now.plus(wait),
+                    Err(error) => break error,
+                }
+            };
+            let told = format!("a.io did not give the blob sha256:00 in {expected} tries");
+            assert_eq!(error.to_string(), told, "{takes} s");
+            assert_eq!(error.kind(), skiff_types::ErrorKind::Timeout);
+        }
+        let mut tries = Tries::new("a.io", "blob sha256:00".to_owned());
+        let mut now = Monotonic::from_nanos(1_000_000_000_000);
+        for _ in 0..20 {
+            now = now.plus(Duration::from_secs(20));
+            tries.next(now, stalled(), true).unwrap();
+        }
+    }
+
+    fn stalled() -> RegistryError {
+        RegistryError::Stalled {
+            host: "a.io".to_owned(),
+            limit: Duration::from_secs(20),
+        }
     }
 
     #[test]
