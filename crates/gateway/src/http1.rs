@@ -5,12 +5,10 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use http::StatusCode;
 use skiff_base::Monotonic;
 use skiff_types::limits;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::answer::{self, Own};
@@ -24,14 +22,9 @@ use crate::h1::parse::{self, HeadError, RequestHead};
 use crate::h1::write::{self, Framing, Onward, Reply};
 use crate::host::{self, Place};
 use crate::lane::Word;
+use crate::linger;
 use crate::revision::Revision;
 use crate::visit::Visit;
-
-/// A client that still sends when its connection ends would lose the answer
-/// to the reset that follows; so what it sends is read for so long at most.
-const LINGER: Duration = Duration::from_secs(1);
-/// And so much of it.
-const LINGER_BYTES: usize = 1024 * 1024;
 
 /// Of a request's body that is read before it can go on.
 const AHEAD_BYTES: usize = 4 * 1024;
@@ -242,21 +235,10 @@ impl Conn {
     }
 
     /// Ends the connection so that the client can read all that was said.
-    async fn close(mut self) {
-        if self.io.shutdown().await.is_err() || self.body.has_ended() {
-            return;
+    async fn close(self) {
+        if !self.body.has_ended() {
+            linger::close(self.io, &[]).await;
         }
-        let mut rest = [0; 4096];
-        let drain = async {
-            let mut left = LINGER_BYTES;
-            while let Ok(read @ 1..) = self.io.read(&mut rest).await
-                && read < left
-            {
-                left -= read;
-            }
-        };
-        // Either way the connection ends here.
-        tokio::time::timeout(LINGER, drain).await.ok();
     }
 
     /// Puts more of the request's body where it goes on, framed as its head

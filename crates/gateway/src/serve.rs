@@ -11,13 +11,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use skiff_base::{Backoff, Monotonic};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::connection;
 use crate::forward::Scope;
 use crate::lane::{self, Lane};
+use crate::linger;
 use crate::revision::lock;
 use crate::shared::Shared;
 
@@ -31,10 +31,6 @@ const TICK: Duration = Duration::from_millis(250);
 const DRAIN_IDLE_GRACE: Duration = Duration::from_secs(3);
 /// Clients that are told so at once; the rest is told and closed in one.
 const TURNED_AWAY_AT_ONCE: u64 = 128;
-/// How long a client that was turned away may take to hear it,
-const LINGER: Duration = Duration::from_secs(1);
-/// and how much of its request is read meanwhile.
-const LINGER_BYTES: usize = 64 * 1024;
 /// Told to a client that is one too many.
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
 content-type: text/plain; charset=utf-8\r\ncontent-length: 36\r\n\r\nthe gateway has no more connections\n";
@@ -357,10 +353,7 @@ fn take(lane: &Arc<Lane>, stream: TcpStream, peer: SocketAddr, scope: &Scope) {
     lane.tasks.spawn("connection", serving);
 }
 
-/// Closing a socket with unread bytes in it resets the connection, and the
-/// reset overtakes the answer: so a client's request is read, and thrown away,
-/// until the client closes or its time is over.
-fn turn_away(lane: &Arc<Lane>, mut stream: TcpStream) {
+fn turn_away(lane: &Arc<Lane>, stream: TcpStream) {
     let shared = lane.shared.clone();
     if shared.metrics.lingering.get() >= TURNED_AWAY_AT_ONCE {
         // Said if the socket takes it at once, which a new one does.
@@ -373,25 +366,8 @@ fn turn_away(lane: &Arc<Lane>, mut stream: TcpStream) {
     let seat = Lingering(shared);
     lane.background.spawn("turned away", async move {
         let _seat = seat;
-        if let Ok(Err(error)) = tokio::time::timeout(LINGER, say_busy(&mut stream)).await {
-            tracing::debug!(%error, "a client did not hear that it is turned away");
-        }
+        linger::close(stream, BUSY).await;
     });
-}
-
-async fn say_busy(stream: &mut TcpStream) -> io::Result<()> {
-    stream.write_all(BUSY).await?;
-    stream.shutdown().await?;
-    let mut thrown_away = [0; 4096];
-    let mut left = LINGER_BYTES;
-    while left > 0 {
-        let read = stream.read(&mut thrown_away).await?;
-        if read == 0 {
-            break;
-        }
-        left = left.saturating_sub(read);
-    }
-    Ok(())
 }
 
 /// A client that was turned away and is not closed yet.
