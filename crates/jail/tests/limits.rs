@@ -179,6 +179,18 @@ fn the_steps_of_a_creation_are_timed() {
     }
 }
 
+/// Files without a name that the launcher holds: prepared disks, and one that
+/// is being made.
+fn prepared_disks(launcher: &Launcher) -> usize {
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", launcher.pid())).unwrap();
+    let folder = format!("{}/#", launcher.folder.display());
+    let link = |entry: std::io::Result<std::fs::DirEntry>| {
+        let target = std::fs::read_link(entry.ok()?.path()).ok()?;
+        target.to_str()?.starts_with(&folder).then_some(())
+    };
+    fds.filter_map(link).count()
+}
+
 #[test]
 fn a_writable_layer_may_be_on_disk() {
     let (launcher, mut client) = start();
@@ -204,6 +216,21 @@ fn a_writable_layer_may_be_on_disk() {
         .filter(|name| !name.to_string_lossy().starts_with("launcher"))
         .collect();
     assert!(names.is_empty(), "{names:?}");
+    // So that the next start waits for no mke2fs, and no more than so many.
+    wait_for("the prepared ones", || {
+        (prepared_disks(&launcher) == 8).then_some(())
+    });
+    let mut wanted = shell(&[busybox()], "touch /file && stat -c %u / /file");
+    wanted.process.uid = 0;
+    wanted.writable = Writable::Disk { bytes: 128 << 20 };
+    let running = client.create(wanted).unwrap();
+    println!("from a prepared disk: {:?}", running.steps_us);
+    let sandbox = running.sandbox;
+    assert_eq!(running.read().0, "0\n0\n");
+    client.destroy(sandbox);
+    wait_for("the one that was used", || {
+        (prepared_disks(&launcher) == 8).then_some(())
+    });
     let mut small = shell(&[busybox()], "true");
     small.writable = Writable::Disk { bytes: 1000 };
     assert!(client.create(small).is_err());

@@ -3,10 +3,11 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::Stdio;
+use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
+use super::plan::DiskPlan;
 use crate::failure::{Context, Step, refuse};
 use crate::loops::{self, Access};
 
@@ -14,47 +15,44 @@ const STEP: &str = "disk";
 /// Wherever distributions put it; the environment's own path may lack both.
 const PROGRAM_PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 
-/// Formats the file and mounts it, attached nowhere yet.
-pub(super) fn mount(file: OwnedFd, owner: u32) -> Step<OwnedFd> {
-    format(&file, owner)?;
+/// Mounts the file, attached nowhere yet; without a file system on it, it
+/// gets one first.
+pub(super) fn mount(file: OwnedFd, plan: DiskPlan) -> Step<OwnedFd> {
+    if !plan.formatted {
+        let made = make_file_system(&file)?.stderr(Stdio::piped()).output();
+        let made = made.at(STEP, "start mke2fs")?;
+        made_file_system(made.status, &made.stderr)?;
+    }
     let device = loops::attach(file.as_fd(), Access::Write)?;
     mount_device(&device.path).at(STEP, format!("mount {}", device.path))
 }
 
-/// What is written is thrown away with its sandbox: it needs no journal.
-fn format(file: &OwnedFd, owner: u32) -> Step<()> {
+/// What makes a file system of the file, to be started.
+///
+/// What is written is thrown away with its sandbox: it needs no journal. Its
+/// root is nobody's but ours: what the sandbox sees is a folder in it.
+pub(crate) fn make_file_system(file: &OwnedFd) -> Step<Command> {
     let input = file.try_clone().at(STEP, "dup")?;
-    let made = skiff_base::process::command("mke2fs")
+    let mut command = skiff_base::process::command("mke2fs");
+    command
         .env_clear()
         .env("PATH", PROGRAM_PATH)
-        .args([
-            "-q",
-            "-F",
-            "-t",
-            "ext4",
-            "-m",
-            "0",
-            "-O",
-            "^has_journal",
-            "-E",
-        ])
-        .arg(format!(
-            "nodiscard,lazy_itable_init=1,root_owner={owner}:{owner}"
-        ))
+        .args(["-q", "-F", "-t", "ext4", "-m", "0"])
+        .args(["-O", "^has_journal"])
+        .args(["-E", "nodiscard,lazy_itable_init=1"])
         .arg("/proc/self/fd/0")
-        .stdin(Stdio::from(File::from(input)))
-        .stderr(Stdio::piped())
-        .output()
-        .at(STEP, "start mke2fs")?;
-    if made.status.success() {
+        .stdin(Stdio::from(File::from(input)));
+    Ok(command)
+}
+
+/// What came of it.
+pub(crate) fn made_file_system(status: ExitStatus, said: &[u8]) -> Step<()> {
+    if status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&made.stderr);
+    let said = String::from_utf8_lossy(said);
     let line = said.lines().last().unwrap_or_default();
-    Err(refuse(
-        STEP,
-        format!("mke2fs fails with {}: {line}", made.status),
-    ))
+    Err(refuse(STEP, format!("mke2fs fails with {status}: {line}")))
 }
 
 fn mount_device(path: &str) -> rustix::io::Result<OwnedFd> {

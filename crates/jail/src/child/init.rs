@@ -148,7 +148,7 @@ fn settle(birth: &Birth, plan: &Plan, fds: Vec<OwnedFd>) -> Step<(OwnedFd, Strea
         None => Some([next()?, next()?, next()?]),
         Some(_) => None,
     };
-    let disk = if plan.disk { Some(next()?) } else { None };
+    let disk = plan.disk.map(|disk| Ok((next()?, disk))).transpose()?;
     rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
         .at("network", "enter the namespace")?;
     rustix::system::sethostname(plan.hostname.as_bytes()).at("root", "sethostname")?;

@@ -21,5 +21,6 @@ mod init;
 mod plan;
 mod root;
 
+pub(crate) use disk::{made_file_system, make_file_system};
 pub(crate) use init::run;
-pub(crate) use plan::{Birth, Plan, Report};
+pub(crate) use plan::{Birth, DiskPlan, Plan, Report};

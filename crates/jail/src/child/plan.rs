@@ -30,13 +30,20 @@ pub(crate) struct Plan {
     pub(crate) process: ProcessSpec,
     pub(crate) hostname: String,
     pub(crate) writable_bytes: u64,
-    /// The writable layer is on disk.
-    pub(crate) disk: bool,
+    /// There if the writable layer is on disk.
+    pub(crate) disk: Option<DiskPlan>,
     pub(crate) readonly_root: bool,
     /// Columns and rows.
     pub(crate) terminal: Option<(u16, u16)>,
     pub(crate) resolv_conf: String,
     pub(crate) hosts: String,
+}
+
+/// A writable layer on disk.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct DiskPlan {
+    /// Its file is a file system already.
+    pub(crate) formatted: bool,
 }
 
 /// What the init reports, in this order; a failure may take any one's place.

@@ -14,7 +14,7 @@ use rustix::mount::{MountAttrFlags, MountFlags, UnmountFlags};
 
 use super::devices;
 use super::disk;
-use super::plan::{Birth, Plan};
+use super::plan::{Birth, DiskPlan, Plan};
 use crate::failure::{Context, Step, refuse};
 use crate::layers::{attach, attach_on, make_owned, own, tmpfs};
 use crate::sys::{self, MountChange};
@@ -43,11 +43,11 @@ pub(super) fn prepare(birth: &Birth) -> Step<()> {
 pub(super) fn build(
     birth: &Birth,
     plan: &Plan,
-    disk: Option<OwnedFd>,
+    disk: Option<(OwnedFd, DiskPlan)>,
     layers: Vec<OwnedFd>,
 ) -> Step<()> {
     let writable = match disk {
-        Some(file) => disk::mount(file, birth.owner)?,
+        Some((file, disk)) => disk::mount(file, disk)?,
         None => {
             let size = plan.writable_bytes.to_string();
             let options = [("mode", "0755"), ("size", &*size)];

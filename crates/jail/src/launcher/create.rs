@@ -12,9 +12,10 @@ use skiff_wire::launcher::{ProcessSpec, SandboxSpec, Stdio, Writable};
 
 use super::Launcher;
 use super::client::ReplyTo;
+use super::disks::Disk;
 use super::sandbox::{Outputs, Sandbox, State};
 use crate::cgroup::Limits;
-use crate::child::Plan;
+use crate::child::{DiskPlan, Plan};
 use crate::failure::{Context, Step, refuse};
 use crate::handle::Handle;
 use crate::ids::{RANGE_IDS, Ranges};
@@ -45,7 +46,7 @@ struct Prepared {
 /// What a process needs to become its sandbox.
 struct Furniture {
     streams: Streams,
-    disk: Option<OwnedFd>,
+    disk: Option<Disk>,
     views: Vec<OwnedFd>,
 }
 
@@ -128,27 +129,15 @@ impl Launcher {
         let view = |layer: &Digest| self.kept.layers.view(layer, namespace);
         let views = spec.layers.iter().map(view).collect::<Step<_>>()?;
         let streams = open_streams(spec, fds, Ranges::base(range))?;
+        let disk = match spec.writable {
+            Writable::Disk { bytes } => Some(self.take_disk(bytes)?),
+            Writable::Tmpfs { .. } => None,
+        };
         Ok(Furniture {
             streams,
-            disk: self.open_disk(spec.writable)?,
+            disk,
             views,
         })
-    }
-
-    /// A sparse file without a name, for a writable layer on disk.
-    fn open_disk(&self, writable: Writable) -> Step<Option<OwnedFd>> {
-        const STEP: &str = "disk";
-        let Writable::Disk { bytes } = writable else {
-            return Ok(None);
-        };
-        let folder = self.options.disk_dir.as_ref();
-        let folder =
-            folder.ok_or_else(|| refuse(STEP, "the launcher has no folder for writable layers"))?;
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file =
-            rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR).at(STEP, folder.display())?;
-        rustix::fs::ftruncate(&file, bytes).at(STEP, "set the size")?;
-        Ok(Some(file))
     }
 
     /// Registers the sandbox and tells its process. From here on a failure is
@@ -157,7 +146,8 @@ impl Launcher {
         let deadline = self.clock.now().plus(START_DEADLINE).as_nanos();
         let id = spec.sandbox;
         let seat = prepared.seat;
-        let plan = plan(&spec, &prepared.network);
+        let disk = prepared.furniture.disk.as_ref();
+        let plan = plan(&spec, &prepared.network, disk);
         let sent = self.send(&prepared, &plan);
         self.kept.layers.use_all(&spec.layers);
         let sandbox = Sandbox {
@@ -191,7 +181,7 @@ impl Launcher {
         let mut fds = vec![self.kept.ranges.namespace(range)?, prepared.network.as_fd()];
         let furniture = &prepared.furniture;
         fds.extend(furniture.streams.app.iter().map(AsFd::as_fd));
-        fds.extend(furniture.disk.iter().map(AsFd::as_fd));
+        fds.extend(furniture.disk.iter().map(|disk| disk.file.as_fd()));
         fds.extend(furniture.views.iter().map(AsFd::as_fd));
         self.send_plan(prepared.seat, plan, &fds)
     }
@@ -202,7 +192,7 @@ fn step(name: &str, from: Monotonic, to: Monotonic) -> (String, u32) {
     (name.to_owned(), us)
 }
 
-fn plan(spec: &SandboxSpec, network: &Network) -> Plan {
+fn plan(spec: &SandboxSpec, network: &Network, disk: Option<&Disk>) -> Plan {
     let address = network
         .address()
         .map_or_else(|| "127.0.0.1".to_owned(), |address| address.to_string());
@@ -212,7 +202,9 @@ fn plan(spec: &SandboxSpec, network: &Network) -> Plan {
         writable_bytes: match spec.writable {
             Writable::Tmpfs { bytes } | Writable::Disk { bytes } => bytes,
         },
-        disk: matches!(spec.writable, Writable::Disk { .. }),
+        disk: disk.map(|disk| DiskPlan {
+            formatted: disk.formatted,
+        }),
         readonly_root: spec.readonly_root,
         terminal: match spec.stdio {
             Stdio::Terminal { columns, rows } => Some((columns, rows)),

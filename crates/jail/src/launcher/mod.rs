@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  clients ──requests──▶ loop ──plans──▶ inits ──pidfds, reports──▶ loop
-//!     ▲                   │ idle: prepare one network or one seat
+//!     ▲                   │ idle: prepare one network, seat or disk
 //!     └──answers, events──┘ timer: what the kernel has not let go of yet
 //! ```
 //!
@@ -12,6 +12,7 @@
 mod client;
 mod create;
 mod destroy;
+mod disks;
 mod events;
 mod kept;
 mod observe;
@@ -108,6 +109,8 @@ enum Token {
     Client(u64),
     Control(u64),
     Process(u64),
+    /// Who makes a file system ahead.
+    Maker,
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -121,6 +124,7 @@ impl Token {
             Self::Control(number) => (3, number),
             Self::Process(number) => (4, number),
             Self::Owner => (5, 0),
+            Self::Maker => (6, 0),
         };
         EventData::new_u64(kind << KIND_SHIFT | number)
     }
@@ -134,6 +138,7 @@ impl Token {
             3 => Self::Control(number),
             4 => Self::Process(number),
             5 => Self::Owner,
+            6 => Self::Maker,
             _ => return None,
         })
     }
@@ -152,6 +157,8 @@ struct Launcher {
     cgroups: Cgroups,
     filters: Filters,
     clock: SystemClock,
+    /// File systems for writable layers, prepared ahead.
+    disks: disks::Disks,
     /// Sandboxes whose start has a deadline.
     starting: BTreeSet<InstanceId>,
     /// Sandboxes that do not all stand yet.
@@ -208,6 +215,7 @@ impl Launcher {
         let busy = !self.starting.is_empty()
             || self.wants_refill()
             || self.networks.leaving() > 0
+            || self.makes_disk()
             || self.kept.is_destroying();
         busy.then_some(NETWORK_LOOK)
     }
@@ -228,6 +236,7 @@ impl Launcher {
             Some(Token::Client(number)) => self.serve(number, flags),
             Some(Token::Control(seat)) => self.hear(seat),
             Some(Token::Process(seat)) => self.bury(seat),
+            Some(Token::Maker) => self.disk_made(),
             None => tracing::error!("an event is about nothing"),
         }
     }

@@ -84,6 +84,7 @@ impl Launcher {
         }
         self.fail_late_starts();
         self.give_up_destroys();
+        self.give_up_late_disk();
         self.finish_shutdown();
     }
 

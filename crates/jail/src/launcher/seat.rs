@@ -48,7 +48,9 @@ impl Launcher {
 
     pub(super) fn wants_refill(&self) -> bool {
         !self.kept.shutting_down
-            && (self.refill_networks || self.spare_seats() < self.wanted_seats())
+            && (self.refill_networks
+                || self.spare_seats() < self.wanted_seats()
+                || self.wants_disks())
     }
 
     /// Prepares one thing ahead of demand, while nobody asks for anything.
@@ -60,10 +62,15 @@ impl Launcher {
             Ok(worked) => self.refill_networks = worked,
             Err(error) => self.pause_refill(&error.to_string()),
         }
-        if self.refill_networks || self.spare_seats() >= self.wanted_seats() {
+        if self.refill_networks {
             return;
         }
-        if let Err(refusal) = self.add_seat() {
+        let prepared = if self.spare_seats() < self.wanted_seats() {
+            self.add_seat().map(drop)
+        } else {
+            self.make_disk()
+        };
+        if let Err(refusal) = prepared {
             self.pause_refill(&refusal.to_string());
         }
     }

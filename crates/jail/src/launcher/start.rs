@@ -129,6 +129,7 @@ fn assemble(
         cgroups,
         filters: Filters::compile()?,
         clock: SystemClock,
+        disks: super::disks::Disks::default(),
         starting: std::collections::BTreeSet::new(),
         freezing: std::collections::BTreeSet::new(),
         tidying: std::collections::BTreeSet::new(),
@@ -147,6 +148,7 @@ fn assemble(
 
 /// The orderly end: nothing of this launcher is left.
 fn close(mut launcher: Launcher) -> Result<(), LauncherError> {
+    launcher.drop_disks();
     let networks = launcher.networks.close();
     launcher.kept.layers.close();
     launcher.cgroups.abolish();

@@ -35,6 +35,7 @@ impl Launcher {
             return Err(refuse(STEP, "the launcher is ending"));
         }
         probe(program)?;
+        self.drop_disks();
         let result = self.execute(to, program);
         // Whatever was marked to stay open is the next exec's to close.
         handle::unsave_all().at(STEP, "close_range")?;
