@@ -157,6 +157,17 @@ fn memory_beyond_the_limit_ends_the_instance_and_is_told() {
 }
 
 #[test]
+fn a_full_writable_layer_in_memory_fails_a_write_and_nothing_else() {
+    let server = server();
+    let host = server.deploy("writer", &[]);
+    let before = server.instances("writer");
+    let told = good(server.get(&host, "/write/big/60000"));
+    assert!(told.contains("No space left"), "{told}");
+    assert!(good(server.get(&host, "/write/big/1000")).contains("written"));
+    assert_eq!(server.instances("writer"), before);
+}
+
+#[test]
 fn processes_writes_and_processor_time_have_bounds() {
     let server = server();
     let host = server.deploy(

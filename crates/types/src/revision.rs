@@ -139,8 +139,8 @@ pub enum CpuMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WritableLayer {
-    /// Memory, counted as the instance's, at most this many MiB; 0 means the
-    /// instance's memory.
+    /// Memory, counted as the instance's, at most this many MiB; 0 means half
+    /// of the instance's memory.
     Tmpfs(u32),
     /// A sparse ext4 file of this many MiB on the worker's disk.
     Disk(u32),

@@ -44,8 +44,9 @@ pub fn create_spec(
         cpu_millis: resources.cpu_millis,
         pids: resources.pids,
         writable: match resources.writable {
+            // A write is to fail before the instance is ended for its memory.
             WritableLayer::Tmpfs(0) => Writable::Tmpfs {
-                bytes: memory_bytes,
+                bytes: memory_bytes / 2,
             },
             WritableLayer::Tmpfs(size) => Writable::Tmpfs { bytes: mib(size) },
             WritableLayer::Disk(size) => Writable::Disk { bytes: mib(size) },

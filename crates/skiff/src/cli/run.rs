@@ -315,7 +315,7 @@ impl Prepared {
             cpu_millis: cpu_millis(self.args.cpu)?,
             pids: limits::DEFAULT_PIDS,
             writable: Writable::Tmpfs {
-                bytes: memory_bytes,
+                bytes: memory_bytes / 2,
             },
             readonly_root: false,
             egress: self.args.egress,
