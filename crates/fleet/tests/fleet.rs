@@ -41,6 +41,8 @@ struct World {
     record: Mutex<Vec<String>>,
     in_flight: Mutex<HashMap<InstanceId, u32>>,
     fails: AtomicBool,
+    /// A request comes in the moment that an instance is marked as paused.
+    pausing_meets_a_request: AtomicBool,
     last: Mutex<Option<InstanceId>>,
 }
 
@@ -124,7 +126,10 @@ impl Rotation for World {
         self.note("drain");
         async {}.boxed()
     }
-    fn set_paused(&self, _: InstanceId, paused: bool) {
+    fn set_paused(&self, instance: InstanceId, paused: bool) {
+        if paused && self.pausing_meets_a_request.load(Ordering::SeqCst) {
+            self.in_flight.lock().unwrap().insert(instance, 1);
+        }
         self.note(format!("paused {paused}"));
     }
     fn refuse(&self, _: &RevisionId, _: ErrorKind, message: &str) {
@@ -334,12 +339,8 @@ async fn an_instance_with_a_request_in_it_is_not_paused() {
     });
     bench.fleet.queued(&bench.revision, 1, 0);
     bench.world.wait_for("add 3").await;
-    bench
-        .world
-        .in_flight
-        .lock()
-        .unwrap()
-        .insert(last(&bench), 1);
+    let world = &bench.world;
+    world.pausing_meets_a_request.store(true, Ordering::SeqCst);
     bench.fleet.queued(&bench.revision, 0, 1);
     bench.fleet.busy(last(&bench));
     bench.fleet.idle(last(&bench));
