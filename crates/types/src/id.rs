@@ -80,7 +80,8 @@ macro_rules! id_type {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                let text = write_id(self.0);
+                serializer.serialize_str(std::str::from_utf8(&text).unwrap_or_default())
             }
         }
 
