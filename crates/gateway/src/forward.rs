@@ -213,10 +213,9 @@ pub(crate) fn spoilt(visit: &Visit, error: &LinkError) -> Own {
     let instance = visit.slot().map(|slot| slot.instance.id);
     tracing::debug!(?instance, %error, "an instance broke a request off");
     let line = match error {
-        LinkError::Io(_) | LinkError::Ended => {
+        LinkError::Io(_) | LinkError::Ended | LinkError::Upload => {
             "the instance closed the connection before it answered"
         }
-        LinkError::Upload => "the request's body broke off",
         LinkError::Head(_) | LinkError::TooLarge | LinkError::Framing(_) | LinkError::Body(_) => {
             "the instance's answer is not HTTP that can be passed on"
         }

@@ -236,7 +236,7 @@ impl Conn {
 
     /// Ends the connection so that the client can read all that was said.
     async fn close(self) {
-        if !self.body.has_ended() {
+        if !self.body.has_ended() || !self.inbox.is_empty() {
             linger::close(self.io, &[]).await;
         }
     }

@@ -272,6 +272,10 @@ async fn exchange(client: &Client, call: &mut Call, deadline: Monotonic) -> Atte
         match told {
             Ok(Some(response)) => return Attempt::Answered(response, link, deadline),
             Ok(None) => return Attempt::Own(forward::unasked_switch()),
+            Err(LinkError::Upload) => {
+                let line = "the request's body broke off".to_owned();
+                return Attempt::Own(forward::bad(client, line));
+            }
             Err(error) => match link.take_back() {
                 Some(head) => {
                     call.head = head;
@@ -295,7 +299,7 @@ fn poll_head(
 ) -> Poll<Result<Option<Response<()>>, LinkError>> {
     if let Poll::Ready(Err(error)) = call.upload.poll(link, &mut call.visit, cx) {
         // It may have answered before it closed, but not what was not begun.
-        if link.is_whole() {
+        if link.is_whole() || matches!(error, LinkError::Upload) {
             return Poll::Ready(Err(error));
         }
     }
