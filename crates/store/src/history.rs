@@ -7,10 +7,26 @@ use tokio::sync::watch;
 
 use crate::{Commit, Event, Range};
 
-/// Transactions that are remembered.
-const COMMITS_MAX: usize = 10_000;
-/// Keys and values that are remembered, bytes.
-const BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What is remembered while somebody watches.
+const WATCHED: Bound = Bound {
+    commits: 10_000,
+    bytes: 16 * 1024 * 1024,
+};
+/// What is remembered for nobody: enough for whoever has read a range and is
+/// about to watch it.
+const UNWATCHED: Bound = Bound {
+    commits: 256,
+    bytes: 256 * 1024,
+};
+
+/// How much is remembered at most.
+#[derive(Debug)]
+struct Bound {
+    /// Transactions.
+    commits: usize,
+    /// Their keys and values.
+    bytes: usize,
+}
 
 /// The watch has missed changes: read the range again and watch from there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +87,10 @@ impl History {
 
     pub(crate) fn add(&self, commit: Commit) {
         let revision = commit.revision;
+        let bound = match self.latest.receiver_count() {
+            0 => UNWATCHED,
+            _ => WATCHED,
+        };
         {
             let mut recent = self.shared.lock();
             let known = recent
@@ -85,7 +105,7 @@ impl History {
             }
             recent.bytes += commit.events.iter().map(Event::bytes).sum::<usize>();
             recent.commits.push_back(Arc::new(commit));
-            while recent.commits.len() > COMMITS_MAX || recent.bytes > BYTES_MAX {
+            while recent.commits.len() > bound.commits || recent.bytes > bound.bytes {
                 let Some(oldest) = recent.commits.pop_front() else {
                     break;
                 };
@@ -191,10 +211,11 @@ mod tests {
     #[tokio::test]
     async fn memory_is_bounded_and_a_late_watch_is_told() {
         let history = History::new(0);
+        let _slow = history.watch(Range::prefix("a"), 0);
         for revision in 1..=100 {
             history.add(commit(revision, "a", 1024 * 1024));
         }
-        assert!(history.shared.lock().bytes <= BYTES_MAX);
+        assert!(history.shared.lock().bytes <= WATCHED.bytes);
         let mut late = history.watch(Range::prefix("a"), 1);
         assert!(matches!(
             late.next().await,
@@ -203,10 +224,34 @@ mod tests {
                 oldest: 86..
             })
         ));
-        for revision in 101..=u64::try_from(COMMITS_MAX).unwrap() + 200 {
+        for revision in 101..=u64::try_from(WATCHED.commits).unwrap() + 200 {
             history.add(commit(revision, "a", 1));
         }
-        assert_eq!(history.shared.lock().commits.len(), COMMITS_MAX);
+        assert_eq!(history.shared.lock().commits.len(), WATCHED.commits);
+    }
+
+    #[tokio::test]
+    async fn without_a_watch_only_the_newest_changes_are_kept() {
+        let history = History::new(0);
+        for revision in 1..=1000 {
+            history.add(commit(revision, "a", 1));
+        }
+        assert_eq!(history.shared.lock().commits.len(), UNWATCHED.commits);
+        history.add(commit(1001, "a", UNWATCHED.bytes));
+        assert!(history.shared.lock().bytes <= UNWATCHED.bytes);
+        for revision in 1002..=1010 {
+            history.add(commit(revision, "a", 1));
+        }
+        // Who has just read misses nothing.
+        let mut watch = history.watch(Range::prefix("a"), 1009);
+        assert_eq!(watch.next().await.unwrap().revision, 1010);
+        for revision in 1011..=2000 {
+            history.add(commit(revision, "a", 1));
+        }
+        assert_eq!(watch.next().await.unwrap().revision, 1011);
+        drop(watch);
+        history.add(commit(2001, "a", 1));
+        assert_eq!(history.shared.lock().commits.len(), UNWATCHED.commits);
     }
 
     #[tokio::test]
