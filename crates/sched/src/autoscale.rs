@@ -69,6 +69,12 @@ impl Scheduler {
         if revision.next_tick.is_none_or(|at| at > self.now) {
             return;
         }
+        if revision.keep_alive().is_zero() {
+            // Nothing is kept, or made, that no request has asked for.
+            revision.window = None;
+            revision.next_tick = None;
+            return;
+        }
         let target = revision.target_milli(&self.config);
         let quiet = revision.live() + revision.stopping + revision.waiting == 0;
         let Some(window) = &mut revision.window else {
@@ -88,10 +94,6 @@ impl Scheduler {
             ready: revision.ready,
         };
         let desired = revision.panic.decide(self.now, demand, &self.config);
-        if revision.keep_alive().is_zero() {
-            // Nothing is kept, or made, that no request has asked for.
-            return;
-        }
         let floor = revision.floor();
         let max = revision.plan.scaling.max;
         // What the last seconds do not need any more is not started.

@@ -1,5 +1,7 @@
 //! The books of instances: every place that one is written in changes here.
 
+use std::collections::BTreeSet;
+
 use skiff_types::{InstanceId, WorkerId};
 
 use crate::revision::{Instance, Key, Revision, State};
@@ -38,7 +40,7 @@ impl Scheduler {
         self.departing.remove(&id);
         let key = instance.key;
         if let Some(revision) = self.revisions.get_mut(key) {
-            revision.instances.remove(&id);
+            take_out(&mut revision.instances, &id);
             revision.in_flight -= instance.in_flight;
             match instance.state {
                 State::Starting => revision.starting -= 1,
@@ -105,8 +107,8 @@ impl Scheduler {
         };
         self.idle.remove(&(since, id));
         if let Some(revision) = self.revisions.get_mut(instance.key) {
-            revision.idle.remove(&(since, id));
-            revision.awake.remove(&(since, id));
+            take_out(&mut revision.idle, &(since, id));
+            take_out(&mut revision.awake, &(since, id));
         }
     }
 
@@ -118,7 +120,16 @@ impl Scheduler {
         if let Some(revision) = self.revisions.get_mut(instance.key)
             && let Some(since) = instance.idle_since
         {
-            revision.awake.remove(&(since, id));
+            take_out(&mut revision.awake, &(since, id));
         }
+    }
+}
+
+/// Removes an entry; an empty set would keep its memory, and most revisions
+/// have no instance.
+fn take_out<T: Ord>(set: &mut BTreeSet<T>, entry: &T) {
+    set.remove(entry);
+    if set.is_empty() {
+        *set = BTreeSet::new();
     }
 }

@@ -197,8 +197,15 @@ impl Revision {
         self.plan.cpu_mode == CpuMode::Request
     }
 
-    /// From now on the load is what it is; the window exists from the first load on.
+    /// From now on the load is what it is; the window exists from the first
+    /// load on. What keeps no idle instance is not scaled by averages: it has
+    /// no window, and no timer for one.
     pub(crate) fn note_load(&mut self, now: Monotonic, config: &Config) {
+        if self.keep_alive().is_zero() {
+            self.window = None;
+            self.next_tick = None;
+            return;
+        }
         let load = self.in_flight.saturating_add(self.waiting);
         if self.window.is_none() {
             if load == 0 {

@@ -535,6 +535,7 @@ impl Scheduler {
 
     /// Sets the revision's timer to the first of what it waits for. A timer
     /// that is set already and fires earlier is left: firing sets it again.
+    /// What waits for nothing has none.
     fn arm(&mut self, key: Key) {
         let Some(revision) = self.revisions.get(key) else {
             return;
@@ -552,19 +553,19 @@ impl Scheduler {
         let backs_off = matches!(revision.shortage, Some(Shortage::CrashLoop { .. }));
         let retry = backs_off.then_some(revision.retry_at);
         let due = [revision.next_tick, idle, pause, retry];
-        let Some(at) = due.into_iter().flatten().min() else {
-            return;
-        };
+        let due = due.into_iter().flatten().min();
         let armed = revision.armed;
-        if armed.is_some_and(|armed| armed <= at) {
+        if armed == due || armed.is_some_and(|armed| due.is_some_and(|due| armed < due)) {
             return;
         }
         if let Some(armed) = armed {
             self.timers.remove(&(armed, key));
         }
-        self.timers.insert((at, key));
+        if let Some(due) = due {
+            self.timers.insert((due, key));
+        }
         if let Some(revision) = self.revisions.get_mut(key) {
-            revision.armed = Some(at);
+            revision.armed = due;
         }
     }
 }

@@ -206,7 +206,8 @@ fn without_keep_alive_an_instance_stops_as_soon_as_it_is_idle() {
     assert_eq!(bench.give(queued("a", 0)), []);
     assert_eq!(bench.load(ids[0], 1), []);
     assert_eq!(stops(&bench.load(ids[0], 0)), [(ids[0], StopReason::Idle)]);
-    assert_eq!(starts(&bench.pass(120.0)), [], "nothing is made in advance");
+    assert_eq!(starts(&bench.pass(1.1)), [], "nothing is made in advance");
+    assert_eq!(bench.scheduler.next_deadline(), None, "no timer is left");
 }
 
 #[test]
