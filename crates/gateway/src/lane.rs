@@ -227,6 +227,12 @@ impl Lane {
         }
     }
 
+    /// Closes what is kept to the instance.
+    pub(crate) fn forget(&self, instance: &Instance) {
+        let parked = lock(&self.links).remove(&instance.serial);
+        drop(parked);
+    }
+
     /// Watches a new connection.
     pub(crate) fn watch(&self, deadline: Monotonic) -> (u64, Arc<Watched>) {
         let mut connections = lock(&self.connections);

@@ -145,6 +145,7 @@ pub(crate) fn start(
     for (number, listeners) in shares.into_iter().enumerate() {
         let (sender, words) = mpsc::channel(WORDS_MAX);
         let lane = Arc::new(Lane::new(shared.clone()));
+        shared.know_lane(&lane);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use skiff_base::Clock;
 use skiff_types::{InstanceId, ProjectId, RevisionId};
 
 use crate::access::AccessLog;
 use crate::config::GatewayConfig;
+use crate::lane::Lane;
 use crate::metrics::Metrics;
 use crate::port::{Demand, Load, Records};
 use crate::revision::{Instance, Revision, lock};
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) instances: Shards<InstanceId, Placed>,
     projects: Mutex<HashMap<ProjectId, Arc<Project>>>,
     active: Mutex<Vec<Arc<Revision>>>,
+    /// Those of the threads that serve.
+    lanes: Mutex<Vec<Weak<Lane>>>,
 }
 
 /// An instance and the revision it is of.
@@ -89,6 +92,7 @@ impl Shared {
             instances: Shards::default(),
             projects: Mutex::default(),
             active: Mutex::default(),
+            lanes: Mutex::default(),
         }
     }
 
@@ -137,13 +141,127 @@ impl Shared {
         }
     }
 
+    /// A thread serves with this lane from now on.
+    pub(crate) fn know_lane(&self, lane: &Arc<Lane>) {
+        let mut lanes = lock(&self.lanes);
+        lanes.retain(|lane| lane.strong_count() > 0);
+        lanes.push(Arc::downgrade(lane));
+    }
+
+    /// It is out of rotation and empty. Connections that are kept to it close
+    /// now, one by one, and not all that have gathered at a lane's next tick,
+    /// for which requests would wait.
     pub(crate) fn forget(&self, instance: &Instance) {
         self.instances.remove_if(&instance.id, |placed| {
             placed.instance.serial == instance.serial
         });
+        for lane in lock(&self.lanes).iter().filter_map(Weak::upgrade) {
+            lane.forget(instance);
+        }
     }
 
     pub(crate) fn revision(&self, id: &RevisionId) -> Option<Arc<Revision>> {
         self.table.revisions.get(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use futures_util::FutureExt;
+    use futures_util::future::BoxFuture;
+    use skiff_base::{ByteStream, ManualClock};
+    use skiff_types::IsolationClass;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::link::Link;
+    use crate::port::{ColdPhases, RequestRecord, RevisionRoute, Upstream, WakeError};
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Demand for Nobody {
+        fn queued(&self, _: &RevisionId, _: u32, _: u32) {}
+        fn busy(&self, _: InstanceId) {}
+        fn idle(&self, _: InstanceId) {}
+        fn dead(&self, _: InstanceId, _: &str) {}
+        fn wake(&self, _: InstanceId) -> BoxFuture<'_, Result<(), WakeError>> {
+            async { Ok(()) }.boxed()
+        }
+    }
+
+    impl Records for Nobody {
+        fn request(&self, _: &RequestRecord) {}
+        fn cold_start(&self, _: &RevisionId, _: InstanceId, _: IsolationClass, _: &ColdPhases) {}
+    }
+
+    #[derive(Debug)]
+    struct Somewhere(u32);
+
+    impl Upstream for Somewhere {
+        fn instance(&self) -> InstanceId {
+            InstanceId::from_parts(1, self.0)
+        }
+        fn class(&self) -> IsolationClass {
+            IsolationClass::Null
+        }
+        fn connect(&self) -> BoxFuture<'_, io::Result<ByteStream>> {
+            async { Err(io::ErrorKind::Unsupported.into()) }.boxed()
+        }
+    }
+
+    fn revision(shared: &Arc<Shared>) -> Arc<Revision> {
+        let id = RevisionId::parse(&ProjectId::default_project(), "hello-00001").unwrap();
+        let route = RevisionRoute {
+            id: id.clone(),
+            concurrency: 1,
+            timeout_ms: 1000,
+            queue_requests: 1,
+            queue_ms: 1000,
+            liveness_period_ms: 0,
+            liveness_path: None,
+        };
+        let project = shared.project(&id.project);
+        Arc::new(Revision::new(
+            route,
+            project,
+            Arc::default(),
+            shared.clone(),
+        ))
+    }
+
+    fn park(lane: &Lane, instance: &Arc<Instance>) -> tokio::io::DuplexStream {
+        let (near, far) = tokio::io::duplex(64);
+        lane.park(instance, Box::new(Link::new(ByteStream::Memory(near))));
+        far
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_to_an_instance_closes_when_it_leaves_the_rotation() {
+        let shared = Arc::new(Shared::new(
+            GatewayConfig::default(),
+            Arc::new(Nobody),
+            Arc::new(Nobody),
+            Arc::new(ManualClock::default()),
+        ));
+        let lanes = [Lane::new(shared.clone()), Lane::new(shared.clone())].map(Arc::new);
+        lanes.iter().for_each(|lane| shared.know_lane(lane));
+        let revision = revision(&shared);
+        let [goes, stays] = [1, 2].map(|n| Arc::new(Instance::new(Arc::new(Somewhere(n)), None)));
+        assert!(revision.add(&goes) && revision.add(&stays));
+        let mut closed = Vec::new();
+        for lane in &lanes {
+            closed.push(park(lane, &goes));
+            closed.push(park(lane, &goes));
+        }
+        let kept = park(&lanes[0], &stays);
+        assert!(revision.retire(&goes));
+        for mut far in closed {
+            assert_eq!(far.read(&mut [0; 1]).now_or_never().unwrap().unwrap(), 0);
+        }
+        assert!(lanes[0].unpark(&stays).is_some());
+        drop(kept);
     }
 }

@@ -1,6 +1,5 @@
 //! Which host, or which name inside a project, leads to which revisions.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 
@@ -30,10 +29,11 @@ pub(crate) struct Table {
 #[derive(Debug, Default)]
 struct Listing(Mutex<Keys>);
 
+/// Few: lists take the least memory.
 #[derive(Debug, Default)]
 struct Keys {
-    hosts: HashSet<Arc<str>>,
-    inner: HashSet<Arc<str>>,
+    hosts: Vec<Arc<str>>,
+    inner: Vec<Arc<str>>,
 }
 
 /// Where the requests of one host go.
@@ -116,8 +116,12 @@ impl Table {
             let name = format!("{}/{tag}{TAG_SEPARATOR}{}", route.project, route.service);
             keys.put_inner(self, name.into(), target);
         }
-        self.unlist(&owner, old.hosts.difference(&keys.hosts), &self.hosts);
-        self.unlist(&owner, old.inner.difference(&keys.inner), &self.inner);
+        keys.hosts.shrink_to_fit();
+        keys.inner.shrink_to_fit();
+        let gone = |key: &&Arc<str>| !keys.hosts.contains(key);
+        self.unlist(&owner, old.hosts.iter().filter(gone), &self.hosts);
+        let gone = |key: &&Arc<str>| !keys.inner.contains(key);
+        self.unlist(&owner, old.inner.iter().filter(gone), &self.inner);
         Ok(())
     }
 
@@ -166,11 +170,11 @@ impl Table {
 impl Keys {
     fn put_host(&mut self, table: &Table, host: Arc<str>, target: &Arc<Target>) {
         table.hosts.insert(host.clone(), target.clone());
-        self.hosts.insert(host);
+        self.hosts.push(host);
     }
 
     fn put_inner(&mut self, table: &Table, name: Arc<str>, target: &Arc<Target>) {
         table.inner.insert(name.clone(), target.clone());
-        self.inner.insert(name);
+        self.inner.push(name);
     }
 }
