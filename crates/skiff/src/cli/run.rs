@@ -202,7 +202,7 @@ impl Prepared {
         let Reply::Created { .. } = reply else {
             bail!("the launcher answered something else")
         };
-        let _terminal = match fds.into_iter().next() {
+        let terminal = match fds.into_iter().next() {
             Some(terminal) => Some(super::terminal::attach(terminal)?),
             None => None,
         };
@@ -216,6 +216,9 @@ impl Prepared {
                 }
             }
         };
+        if let Some(terminal) = terminal {
+            terminal.finish().await;
+        }
         code_of(exit)
     }
 

@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use skiff_wire::launcher::Stdio;
+use tokio::sync::oneshot;
 
 const BLOCK: usize = 16 * 1024;
 
@@ -23,14 +25,29 @@ pub fn size() -> anyhow::Result<Stdio> {
     })
 }
 
+/// For what the process wrote last to be shown.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Our terminal, raw until this is dropped.
 #[derive(Debug)]
-pub struct Raw(Termios);
+pub struct Raw {
+    before: Termios,
+    /// Closes when there is nothing more to show.
+    shown: oneshot::Receiver<()>,
+}
+
+impl Raw {
+    /// Waits until everything was shown that a process wrote which has ended.
+    pub async fn finish(mut self) {
+        // Closed or late: either way there is nothing more to wait for.
+        let _shown = tokio::time::timeout(LAST_WORDS, &mut self.shown).await;
+    }
+}
 
 impl Drop for Raw {
     fn drop(&mut self) {
         // A terminal that has gone away needs no mending.
-        let _gone = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+        let _gone = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before);
     }
 }
 
@@ -45,14 +62,18 @@ pub fn attach(terminal: OwnedFd) -> anyhow::Result<Raw> {
     raw.make_raw();
     tcsetattr(std::io::stdin(), OptionalActions::Now, &raw)
         .context("the terminal cannot be made raw")?;
-    let keep = Raw(before);
+    let (ended, shown) = oneshot::channel();
+    let keep = Raw { before, shown };
     let input = File::from(terminal.try_clone()?);
     std::thread::Builder::new()
         .name("terminal in".to_owned())
         .spawn(move || pump_in(input))?;
     std::thread::Builder::new()
         .name("terminal out".to_owned())
-        .spawn(move || pump_out(File::from(terminal)))?;
+        .spawn(move || {
+            pump_out(File::from(terminal));
+            drop(ended);
+        })?;
     Ok(keep)
 }
 
