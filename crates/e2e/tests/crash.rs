@@ -67,6 +67,33 @@ fn kill_9_of_the_server_ends_no_instance() {
 }
 
 #[test]
+fn a_server_of_another_program_file_upgrades_the_launcher_in_place() {
+    let mut server = start();
+    let host = server.deploy("upgraded", &["--min", "1", "--disk", "32"]);
+    let served = good(server.get(&host, "/requests"));
+    let before = server.instances("upgraded");
+    let launcher = server.launcher();
+    let program = || std::fs::read_link(format!("/proc/{launcher}/exe")).unwrap();
+    let old = program();
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait(), 0);
+    let new = server.home().join("skiff-of-tomorrow");
+    let _bytes = std::fs::copy(&old, &new).unwrap();
+    server.install(new.clone());
+    server.launch(&[]);
+    assert_eq!(server.launcher(), launcher, "the same process");
+    assert_eq!(program(), new);
+    // Nothing of what ran has ended, and the next one starts as ever.
+    assert_eq!(server.instances("upgraded"), before);
+    let again: u64 = good(server.get(&host, "/requests")).trim().parse().unwrap();
+    assert_eq!(again, served.trim().parse::<u64>().unwrap() + 1);
+    let fresh = server.deploy("fresh", &["--disk", "32"]);
+    assert!(good(server.get(&fresh, "/")).starts_with("hello"));
+    assert_books(&server);
+    server.stop_all();
+}
+
+#[test]
 fn what_is_not_wanted_any_more_ends_at_the_restart() {
     let mut server = start();
     let host = server.deploy("kept", &["--min", "1"]);

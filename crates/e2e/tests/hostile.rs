@@ -231,6 +231,117 @@ fn what_is_not_what_its_digest_says_is_refused() {
     assert_eq!(server.json(&["image", "ls"]).as_array().unwrap().len(), 0);
 }
 
+fn gzip(write: impl FnOnce(&mut GzEncoder<Vec<u8>>)) -> Vec<u8> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    write(&mut gzip);
+    gzip.finish().unwrap()
+}
+
+/// A header block, and a size that is only claimed.
+fn header(name: &str, kind: tar::EntryType, size: u64) -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    header.set_path(name).unwrap();
+    header.set_entry_type(kind);
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_cksum();
+    header.as_bytes().to_vec()
+}
+
+fn zeros(out: &mut impl std::io::Write, mib: usize) {
+    let block = vec![0; 1 << 20];
+    for _ in 0..mib {
+        out.write_all(&block).unwrap();
+    }
+}
+
+/// A PAX header with these records, padded to whole blocks.
+fn pax(records: &str) -> Vec<u8> {
+    let mut bytes = header("pax", tar::EntryType::XHeader, records.len() as u64);
+    bytes.extend(records.bytes());
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+#[test]
+fn bombs_and_double_sizes_are_refused_by_name_and_leave_nothing() {
+    use tar::EntryType as Kind;
+    let server = Server::start(ServerOptions::default());
+    let folder = tempfile::tempdir().unwrap();
+    let small = layer(&[("file", Kind::Regular, "", b"12345")]);
+    let cases: [(&str, Vec<u8>, &str); 5] = [
+        // 40 GiB in a few hundred kilobytes, as far as its header goes.
+        (
+            "claim",
+            gzip(|out| {
+                out.write_all(&header("bomb", Kind::Regular, 40 << 30))
+                    .unwrap();
+                zeros(out, 256);
+            }),
+            "34359738368 bytes",
+        ),
+        // A name of 256 MiB, which would have to be held in memory.
+        (
+            "name",
+            gzip(|out| {
+                out.write_all(&header("name", Kind::GNULongName, 256 << 20))
+                    .unwrap();
+                zeros(out, 256);
+            }),
+            "extension",
+        ),
+        // A million and one files, of nothing.
+        (
+            "files",
+            gzip(|out| {
+                let block = header("file", Kind::Regular, 0).repeat(1000);
+                (0..1001).for_each(|_| out.write_all(&block).unwrap());
+            }),
+            "1000000 entries",
+        ),
+        (
+            "twice",
+            gzip(|out| {
+                let records = pax("10 size=5\n12 size=999\n");
+                out.write_all(&[records, small.clone()].concat()).unwrap();
+            }),
+            "a PAX record is repeated",
+        ),
+        (
+            "contrary",
+            gzip(|out| {
+                let records = pax("13 size=1024\n");
+                out.write_all(&[records, small.clone()].concat()).unwrap();
+            }),
+            "the PAX size contradicts",
+        ),
+    ];
+    for (name, blob, reason) in &cases {
+        assert!(blob.len() < 16 << 20, "{name}: {} bytes", blob.len());
+        let layout = layout_of(folder.path(), name, blob, None);
+        let path = layout.to_str().unwrap();
+        let named = format!("{name}:1");
+        let told = server
+            .cli(&["image", "import", path, "--name", &named])
+            .failed();
+        assert_eq!(told.lines().count(), 1, "{name}: {told}");
+        assert!(told.contains(reason), "{name}: {told}");
+    }
+    assert_eq!(server.json(&["image", "ls"]).as_array().unwrap().len(), 0);
+    let images = server.data_dir().join("images");
+    let large = ["-type", "f", "-size", "+64k"];
+    let left = run("find", [&[images.to_str().unwrap()][..], &large].concat()).ok();
+    assert_eq!(left, "", "nothing of them is kept");
+    // The memory is what one layer at a time takes, whatever it claims.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))
+        .unwrap();
+    let peak_kib: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(peak_kib < 400 * 1024, "{peak}");
+}
+
 /// A tmpfs that is unmounted at the end.
 struct SmallDisk(PathBuf);
 

@@ -1,6 +1,8 @@
 //! From service to service, and from server to server.
 #![allow(clippy::unwrap_used)]
 
+use std::net::Ipv4Addr;
+
 use rustix::process::Signal;
 use skiff_e2e::{good, under_load};
 use skiff_testkit::{Held, Server, ServerOptions, SharedServer, wait_for};
@@ -40,6 +42,63 @@ fn a_service_reaches_another_by_name_from_zero() {
     // It is billed as any request.
     let usage = server.json(&["usage", "called"]);
     assert_eq!(usage["rows"][0]["requests"], 2, "{usage}");
+}
+
+/// A resolver on a loopback address of its own, which knows one name.
+fn resolver(name: &'static str, address: [u8; 4]) -> String {
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let place = format!("127.53.{high}.{low}");
+    let socket = std::net::UdpSocket::bind((place.as_str(), 53)).unwrap();
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut query) {
+            let answer = resolved(&query[..length], name, address);
+            socket.send_to(&answer, from).unwrap();
+        }
+    });
+    place
+}
+
+/// RFC 1035 § 4.1: one question, and an address if it is asked for the name's.
+fn resolved(query: &[u8], name: &str, address: [u8; 4]) -> Vec<u8> {
+    let mut wanted = Vec::new();
+    for label in name.split('.') {
+        wanted.push(u8::try_from(label.len()).unwrap());
+        wanted.extend(label.bytes());
+    }
+    wanted.push(0);
+    let asked = &query[12..12 + wanted.len().min(query.len() - 12)];
+    let knows = asked.eq_ignore_ascii_case(&wanted);
+    let kind = query.get(12 + wanted.len() + 1);
+    let answers = u8::from(knows && kind == Some(&1));
+    let code = if knows { 0 } else { 3 };
+    let mut answer = query[..2].to_vec();
+    answer.extend([0x81, 0x80 | code, 0, 1, 0, answers, 0, 0, 0, 0]);
+    let question = query[12..].iter().position(|byte| *byte == 0).unwrap() + 12 + 5;
+    answer.extend(&query[12..question]);
+    if answers == 1 {
+        answer.extend([0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        answer.extend(address);
+    }
+    answer
+}
+
+#[test]
+fn a_name_of_the_world_is_asked_of_the_configured_resolver() {
+    let place = resolver("somewhere.example", [192, 0, 2, 77]);
+    let options = ServerOptions::with(&["testapp"]).set(format!("network.dns=[\"{place}\"]"));
+    let server = Server::start(options);
+    let open = server.deploy("open", &["--egress"]);
+    let resolve = |host: &str, name: &str| good(server.get(host, &format!("/resolve/{name}")));
+    assert_eq!(resolve(&open, "somewhere.example"), "192.0.2.77\n");
+    let unknown = resolve(&open, "nowhere.example");
+    assert!(!unknown.contains("192.0.2"), "{unknown}");
+    // Without a way out there are the project's names and no other.
+    let closed = server.deploy("closed", &[]);
+    let refused = resolve(&closed, "somewhere.example");
+    assert!(!refused.contains("192.0.2"), "{refused}");
+    let own = resolve(&closed, "open.skiff.internal");
+    assert!(own.trim().parse::<Ipv4Addr>().is_ok(), "{own}");
 }
 
 #[test]

@@ -57,6 +57,24 @@ fn from_zero_to_one_to_many_and_back() {
 }
 
 #[test]
+fn an_instance_that_hangs_fails_its_liveness_probe_and_is_replaced() {
+    let server = server();
+    let host = server.deploy("stuck", &["--probe", "/", "--liveness", "1"]);
+    assert!(good(server.get(&host, "/")).starts_with("hello"));
+    let before = server.instances("stuck");
+    assert_eq!(good(server.get(&host, "/hang")), "hanging\n");
+    // It still takes connections, and answers none.
+    wait_for("another one serves", 30, || {
+        let reply = server.curl(&host, "/", &["--max-time", "2"]);
+        (reply.status == 200).then_some(())
+    });
+    let after = server.instances("stuck");
+    assert!(!after.contains(&before[0]), "{before:?} {after:?}");
+    let log = server.log();
+    assert!(log.contains("liveness probe failed three times"), "{log}");
+}
+
+#[test]
 fn as_many_as_min_stay() {
     let server = server();
     let host = server.deploy("floor", &["--keep-alive", "0", "--min", "2"]);

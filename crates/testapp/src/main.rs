@@ -21,18 +21,20 @@
 //! | `/resolve/NAME` | looks a name up |
 //! | `/get/HOST/PORT/PATH` | an HTTP request from inside (`,` for `/`) |
 //! | `/exit/CODE`, `/abort` | ends the process |
+//! | `/hang` | answers this, and nothing any more |
 //! | `/log/TEXT` | writes a line to standard output and one to standard error |
 //! | `/requests` | how many requests this process has had |
 //! | `/upgrade` | with `Upgrade:`, switches protocols and echoes bytes |
 
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs as _};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 static REQUESTS: AtomicU64 = AtomicU64::new(0);
+static HANGS: AtomicBool = AtomicBool::new(false);
 static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
@@ -88,6 +90,9 @@ fn serve(stream: TcpStream) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(request) = read_request(&mut reader, &mut writer)? {
         REQUESTS.fetch_add(1, Ordering::SeqCst);
+        while HANGS.load(Ordering::SeqCst) {
+            thread::park();
+        }
         if request.upgrade && request.path == "/upgrade" {
             return echo_forever(reader, writer);
         }
@@ -215,6 +220,10 @@ fn answer(request: &Request, writer: &mut TcpStream) -> std::io::Result<()> {
         "get" => get(&word(1), &word(2), &word(3)),
         "exit" => std::process::exit(i32::try_from(number(1)).unwrap_or(1)),
         "abort" => std::process::abort(),
+        "hang" => {
+            HANGS.store(true, Ordering::SeqCst);
+            b"hanging\n".to_vec()
+        }
         "log" => {
             log(&word(1));
             eprint_line(&word(1));

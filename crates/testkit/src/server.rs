@@ -49,6 +49,7 @@ pub struct Server {
     gateway: String,
     id: String,
     set: Vec<String>,
+    program: PathBuf,
     guardian: Option<Guardian>,
 }
 
@@ -141,6 +142,7 @@ impl Server {
             gateway: String::new(),
             id: String::new(),
             set: options.set,
+            program: skiff_binary(),
         };
         server.launch(&[]);
         for image in options.images {
@@ -177,7 +179,7 @@ impl Server {
             .create(true)
             .append(true)
             .open(self.home.join("server.log"));
-        let mut command = process::command(skiff_binary());
+        let mut command = process::command(&self.program);
         command.arg("server").args(flags);
         let listen = if self.gateway.is_empty() {
             "127.0.0.1:0"
@@ -222,6 +224,11 @@ impl Server {
     /// Changes a setting for the next start.
     pub fn configure(&mut self, setting: impl Into<String>) {
         self.set.push(setting.into());
+    }
+
+    /// Uses another program file for the next start.
+    pub fn install(&mut self, program: PathBuf) {
+        self.program = program;
     }
 
     /// Runs `skiff ARGS` against it.
@@ -430,6 +437,15 @@ impl Server {
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         let _code = self.wait();
+    }
+
+    /// The server's process id.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a server runs").id()
     }
 
     /// The launcher's process id, from its command line.
