@@ -247,6 +247,8 @@ async fn the_rotation_is_told_when_nothing_can_be_added() {
     assert_eq!(bench.world.count("add 3"), 1, "the only one is there");
     bench.fleet.busy(last(&bench));
     bench.fleet.queued(&bench.revision, 0, 1);
+    bench.fleet.idle(last(&bench));
+    bench.world.wait_for("stop idle false").await;
     bench.world.wait_for("limited false").await;
 }
 

@@ -131,10 +131,15 @@ impl Revision {
         self.refused = None;
     }
 
-    /// It needs more instances, none is coming, and none can be added for now.
+    /// No instance is coming and none can be added for now: it has as many as
+    /// it may, or more are needed and something is short.
     pub(crate) fn is_limited(&self) -> bool {
+        if self.starting > 0 || self.removed {
+            return false;
+        }
+        let full = self.ready + self.stopping >= self.plan.scaling.max;
         let room_comes = |shortage: Shortage| shortage.is_of_capacity() && self.reclaims > 0;
-        self.starting == 0 && self.shortage.is_some_and(|shortage| !room_comes(shortage))
+        full || self.shortage.is_some_and(|shortage| !room_comes(shortage))
     }
 
     /// Instances that are there whatever the demand.

@@ -74,10 +74,13 @@ impl Scheduler {
         };
         for id in &victims {
             self.stop(*id, StopReason::Reclaimed, out);
-            if let Some(instance) = self.instances.get_mut(id) {
-                instance.reclaimed_for = Some(key);
-                self.departing.remove(id);
-            }
+            self.departing.remove(id);
+            let Some(instance) = self.instances.get_mut(id) else {
+                continue;
+            };
+            instance.reclaimed_for = Some(key);
+            let owner = instance.key;
+            self.tell_limit(owner, out);
         }
         if let Some(revision) = self.revisions.get_mut(key) {
             revision.reclaims += u32::try_from(victims.len()).unwrap_or(u32::MAX);

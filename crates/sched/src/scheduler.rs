@@ -134,8 +134,8 @@ impl Scheduler {
         self.revisions.get(*key)?.shortage
     }
 
-    /// Whether a revision needs more instances than it has, none is coming,
-    /// and none can be added for now.
+    /// Whether no instance of a revision is coming and none can be added for
+    /// now: it has as many as it may, or needs more and something is short.
     #[must_use]
     pub fn is_limited(&self, revision: &RevisionId) -> bool {
         let key = self.keys.get(revision);
@@ -255,6 +255,7 @@ impl Scheduler {
         }
         if (before > 0) != (in_flight > 0) {
             self.expire(key, out);
+            self.tell_limit(key, out);
         }
         self.arm(key);
     }
@@ -377,7 +378,7 @@ impl Scheduler {
         self.tell_limit(key, out);
     }
 
-    fn tell_limit(&mut self, key: Key, out: &mut Vec<Action>) {
+    pub(crate) fn tell_limit(&mut self, key: Key, out: &mut Vec<Action>) {
         let Some(revision) = self.revisions.get_mut(key) else {
             return;
         };

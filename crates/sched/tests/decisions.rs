@@ -171,6 +171,13 @@ fn max_is_never_exceeded_and_is_named() {
     let out = bench.give(Input::InstanceReady(ids[1]));
     assert_eq!(out, [Action::Limit(revision("a"))]);
     assert!(bench.scheduler.is_limited(&revision("a")));
+    assert_eq!(
+        bench.give(queued("a", 0)),
+        [],
+        "whether anybody waits or not"
+    );
+    assert!(bench.scheduler.is_limited(&revision("a")));
+    bench.give(queued("a", 6));
     let out = bench.give(plan("a", |p| p.scaling.max = 3));
     assert_eq!(starts(&out).len(), 1);
     assert!(!bench.scheduler.is_limited(&revision("a")), "one is coming");
