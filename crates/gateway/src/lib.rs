@@ -39,6 +39,7 @@ mod host;
 mod http1;
 mod http2;
 mod lane;
+mod lateness;
 mod linger;
 mod link;
 mod load;

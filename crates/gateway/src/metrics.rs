@@ -26,6 +26,8 @@ pub(crate) struct Metrics {
     /// Turned away, and not closed yet.
     pub(crate) lingering: Counter,
     pub(crate) waiting: Counter,
+    /// Refused, and not yet told.
+    pub(crate) held: Counter,
     pub(crate) in_flight: Counter,
 }
 

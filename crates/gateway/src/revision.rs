@@ -10,6 +10,7 @@ use skiff_types::{ErrorKind, InstanceId, IsolationClass};
 use tokio::sync::oneshot;
 
 use crate::load::LoadMeter;
+use crate::metrics::Counter;
 use crate::pool::{Acquired, Key, Pool, Released};
 use crate::port::{ColdPhases, Load, RevisionRoute, Upstream};
 use crate::shared::{Project, ServiceTotals, Shared};
@@ -138,6 +139,18 @@ impl Drop for Slot {
     }
 }
 
+/// Refusals that are held back at once.
+const HELD_MAX: u64 = 16 * 1024;
+
+/// A refusal that is held back.
+struct Held<'a>(&'a Counter);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.down();
+    }
+}
+
 /// Leaves the queue when the request does.
 struct Place<'a> {
     revision: &'a Arc<Revision>,
@@ -211,12 +224,32 @@ impl Revision {
 
     /// A slot at once or after waiting in the queue.
     pub(crate) async fn slot(self: &Arc<Self>, now: Monotonic) -> Result<Slot, Refusal> {
-        match self.acquire(now)? {
-            Ok(slot) => Ok(slot),
+        match self.acquire(now) {
+            Ok(Ok(slot)) => Ok(slot),
             // Boxed, for waiting is rare and would make every request's
             // future larger.
-            Err((ticket, receiver)) => Box::pin(self.wait(ticket, receiver)).await,
+            Ok(Err((ticket, receiver))) => Box::pin(self.wait(ticket, receiver)).await,
+            Err(refusal) => {
+                Box::pin(self.hold_back(&refusal)).await;
+                Err(refusal)
+            }
         }
+    }
+
+    /// To refuse takes time, too: while this process is late with all that it
+    /// does, a refusal that comes at once would only bring the next request.
+    async fn hold_back(&self, refusal: &Refusal) {
+        if matches!(refusal, Refusal::Refused { .. }) {
+            return;
+        }
+        let pause = self.shared.lateness.pause();
+        let held = &self.shared.metrics.held;
+        if pause.is_zero() || held.get() >= HELD_MAX {
+            return;
+        }
+        held.up();
+        let _held = Held(held);
+        tokio::time::sleep(pause).await;
     }
 
     async fn wait(

@@ -244,7 +244,10 @@ async fn run(lane: Arc<Lane>, listeners: Vec<TcpListener>, mut words: mpsc::Rece
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => lane.tick(lane.shared.clock.now()),
+            due = ticks.tick() => {
+                lane.shared.lateness.note(due.elapsed());
+                lane.tick(lane.shared.clock.now());
+            }
             word = words.recv() => match word {
                 Some(Word::Listen { listener, scope, stop }) => {
                     let accepting = accept(lane.clone(), listener, scope, stop);

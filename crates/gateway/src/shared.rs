@@ -10,6 +10,7 @@ use skiff_types::{InstanceId, ProjectId, RevisionId};
 use crate::access::AccessLog;
 use crate::config::GatewayConfig;
 use crate::lane::Lane;
+use crate::lateness::Lateness;
 use crate::metrics::Metrics;
 use crate::port::{Demand, Load, Records};
 use crate::revision::{Instance, Revision, lock};
@@ -24,6 +25,7 @@ pub(crate) struct Shared {
     pub(crate) records: Arc<dyn Records>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
+    pub(crate) lateness: Lateness,
     pub(crate) access: Option<AccessLog>,
     pub(crate) table: Table,
     pub(crate) instances: Shards<InstanceId, Placed>,
@@ -87,6 +89,7 @@ impl Shared {
             records,
             clock,
             metrics: Metrics::default(),
+            lateness: Lateness::default(),
             access,
             table: Table::default(),
             instances: Shards::default(),
