@@ -407,7 +407,9 @@ fn the_access_log_has_a_line_for_each_request() {
     let rig = Rig::with(config, 1, |_| {});
     rig.add(http_app(|_| ok("hello")));
     rig.get("/a?secret=1");
-    rig.client().send("GET /b HTTP/1.1\r\nhost: none\r\n\r\n");
+    let mut other = rig.client();
+    other.send("GET /b HTTP/1.1\r\nhost: none\r\n\r\n");
+    assert_eq!(other.message().status(), 404);
     let read = || std::fs::read_to_string(&path).unwrap();
     wait_for("two lines", || read().lines().count() == 2);
     let text = read();
