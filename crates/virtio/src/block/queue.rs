@@ -1,0 +1,125 @@
+//! Requests: a header to read, data, and a byte of status to write.
+
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{Bytes, GuestMemory};
+
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
+
+use super::device::Disk;
+use crate::{Buffers, Chain, DeviceError, Progress, Queue, transfer};
+
+/// The unit of a disk's addresses.
+pub(super) const SECTOR: u64 = 512;
+const HEADER_BYTES: usize = 16;
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Done,
+    /// The disk cannot, or the request is outside of it.
+    Failed,
+    Unsupported,
+}
+
+impl Status {
+    fn byte(self) -> u8 {
+        let number = match self {
+            Self::Done => VIRTIO_BLK_S_OK,
+            Self::Failed => VIRTIO_BLK_S_IOERR,
+            Self::Unsupported => VIRTIO_BLK_S_UNSUPP,
+        };
+        number.to_le_bytes()[0]
+    }
+}
+
+/// Serves a ring's worth of requests at most.
+pub(super) fn process<M: GuestMemory>(
+    disk: &Disk,
+    memory: &M,
+    queue: &mut Queue,
+    index: usize,
+) -> Result<Progress, DeviceError> {
+    let broken = DeviceError::queue(index);
+    let mut left = queue.ring().state().size;
+    loop {
+        while let Some(chain) = queue.pop(memory).map_err(&broken)? {
+            let (head, written) = serve(disk, chain, index)?;
+            queue.push(memory, head, written).map_err(&broken)?;
+            left -= 1;
+            if left == 0 {
+                return Ok(Progress::More);
+            }
+        }
+        if !queue.listen(memory).map_err(&broken)? {
+            return Ok(Progress::Done);
+        }
+    }
+}
+
+/// Serves one request; tells its head and how much was written into it.
+fn serve<M: GuestMemory>(
+    disk: &Disk,
+    mut chain: Chain<'_, M>,
+    queue: usize,
+) -> Result<(u16, usize), DeviceError> {
+    let missing = |what| DeviceError::Request { queue, what };
+    let mut header = [0; HEADER_BYTES];
+    if chain.readable.read(&mut header) < HEADER_BYTES {
+        return Err(missing("its header"));
+    }
+    let Some(status) = chain.writable.take_last() else {
+        return Err(missing("its status"));
+    };
+    let room = chain.writable.len();
+    let result = execute(disk, &header, &mut chain.readable, &mut chain.writable);
+    let written = room - chain.writable.len();
+    // The byte is in memory: the chain was checked.
+    status
+        .write_obj(result.byte(), 0)
+        .map_err(|_| missing("its status"))?;
+    Ok((chain.head, written + 1))
+}
+
+fn execute<B: BitmapSlice>(
+    disk: &Disk,
+    header: &[u8; HEADER_BYTES],
+    readable: &mut Buffers<'_, B>,
+    writable: &mut Buffers<'_, B>,
+) -> Status {
+    let [k0, k1, k2, k3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = *header;
+    let kind = u32::from_le_bytes([k0, k1, k2, k3]);
+    let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    let done = match kind {
+        VIRTIO_BLK_T_IN => match place(disk, sector, writable.len()) {
+            Some(offset) => transfer::read_from(writable, disk.file(), offset).is_ok(),
+            None => false,
+        },
+        VIRTIO_BLK_T_OUT => match place(disk, sector, readable.len()) {
+            Some(offset) if !disk.is_read_only() => {
+                transfer::write_to(readable, disk.file(), offset).is_ok()
+            }
+            _ => false,
+        },
+        VIRTIO_BLK_T_FLUSH if !disk.is_read_only() => rustix::fs::fdatasync(disk.file()).is_ok(),
+        VIRTIO_BLK_T_GET_ID => {
+            writable.write(disk.id());
+            true
+        }
+        _ => return Status::Unsupported,
+    };
+    if done { Status::Done } else { Status::Failed }
+}
+
+/// Where in the file a request's data is, if all of it is in the disk.
+fn place(disk: &Disk, sector: u64, bytes: usize) -> Option<u64> {
+    let bytes = u64::try_from(bytes).ok()?;
+    let end = sector.checked_add(bytes / SECTOR)?;
+    if bytes % SECTOR != 0 || end > disk.sectors() {
+        return None;
+    }
+    // The end is in the file, whose length is a number of 63 bits.
+    Some(sector * SECTOR)
+}

@@ -1,0 +1,248 @@
+//! A split virtqueue, seen from the device.
+
+use std::num::Wrapping;
+use std::sync::atomic::Ordering;
+
+use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+use crate::{Chain, ChainError, QueueState};
+
+/// The available ring's entries follow its flags and its index.
+const AVAILABLE_HEADER: u64 = 4;
+
+/// What a driver did to a queue.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// A chain breaks the protocol.
+    #[error("a chain breaks the protocol")]
+    Chain(#[from] ChainError),
+    /// More chains at once than the queue has places.
+    #[error("the driver's index is {ahead} ahead in a queue of {size}")]
+    Index {
+        /// How far.
+        ahead: u16,
+        /// The queue's size.
+        size: u16,
+    },
+    /// A ring cannot be read or written.
+    #[error("a ring is outside of memory")]
+    Ring(#[source] virtio_queue::Error),
+}
+
+/// A queue. The rings' arithmetic is `virtio-queue`'s.
+#[derive(Debug)]
+pub struct Queue {
+    ring: virtio_queue::Queue,
+    /// Something was used since the driver was last told.
+    used: bool,
+}
+
+impl Queue {
+    /// A queue of at most `size` descriptors, a power of two.
+    ///
+    /// # Panics
+    /// When `size` is none.
+    #[must_use]
+    pub fn new(size: u16) -> Self {
+        let ring = virtio_queue::Queue::new(size);
+        assert!(ring.is_ok(), "a queue's size is a power of two");
+        Self {
+            ring: ring.unwrap_or_default(),
+            used: false,
+        }
+    }
+
+    pub(crate) const fn ring(&self) -> &virtio_queue::Queue {
+        &self.ring
+    }
+
+    pub(crate) const fn ring_mut(&mut self) -> &mut virtio_queue::Queue {
+        &mut self.ring
+    }
+
+    /// Whether the driver set it up.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ring.ready()
+    }
+
+    /// Whether its rings lie in memory.
+    pub(crate) fn is_valid<M: GuestMemory>(&self, memory: &M) -> bool {
+        self.ring.is_valid(memory)
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.ring.reset();
+        self.used = false;
+    }
+
+    /// The next request, if there is one.
+    ///
+    /// # Errors
+    /// When the driver breaks the protocol.
+    pub fn pop<'a, M: GuestMemory>(
+        &mut self,
+        memory: &'a M,
+    ) -> Result<Option<Chain<'a, M>>, QueueError> {
+        if !self.ring.ready() {
+            return Ok(None);
+        }
+        let size = self.ring.size();
+        let next = Wrapping(self.ring.next_avail());
+        let available = self
+            .ring
+            .avail_idx(memory, Ordering::Acquire)
+            .map_err(QueueError::Ring)?;
+        let ahead = (available - next).0;
+        if ahead == 0 {
+            return Ok(None);
+        }
+        if ahead > size {
+            return Err(QueueError::Index { ahead, size });
+        }
+        let place = u64::from(next.0 % size) * size_of::<u16>() as u64;
+        let address = self
+            .ring
+            .avail_ring()
+            .saturating_add(AVAILABLE_HEADER)
+            .saturating_add(place);
+        let head: u16 = memory
+            .load(GuestAddress(address), Ordering::Relaxed)
+            .map_err(|error| QueueError::Ring(virtio_queue::Error::GuestMemory(error)))?;
+        let table = GuestAddress(self.ring.desc_table());
+        let chain = Chain::walk(memory, table, size, u16::from_le(head))?;
+        self.ring.set_next_avail((next + Wrapping(1)).0);
+        Ok(Some(chain))
+    }
+
+    /// Gives a request back with how much of it the device wrote.
+    ///
+    /// # Errors
+    /// When the ring is outside of memory.
+    pub fn push<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        head: u16,
+        written: usize,
+    ) -> Result<(), QueueError> {
+        // A chain is shorter than 4 GiB.
+        let written = u32::try_from(written).unwrap_or(u32::MAX);
+        self.ring
+            .add_used(memory, head, written)
+            .map_err(QueueError::Ring)?;
+        self.used = true;
+        Ok(())
+    }
+
+    /// Whether the driver is to be told of what was given back.
+    ///
+    /// # Errors
+    /// When the ring is outside of memory.
+    pub(crate) fn must_signal<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, QueueError> {
+        if !std::mem::take(&mut self.used) {
+            return Ok(false);
+        }
+        self.ring
+            .needs_notification(memory)
+            .map_err(QueueError::Ring)
+    }
+
+    /// Asks the driver to tell of the next request. Tells whether one came
+    /// meanwhile, of which it may not tell.
+    ///
+    /// # Errors
+    /// When the ring is outside of memory.
+    pub fn listen<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, QueueError> {
+        self.ring
+            .enable_notification(memory)
+            .map_err(QueueError::Ring)
+    }
+
+    pub(crate) fn state(&self) -> QueueState {
+        self.ring.state().into()
+    }
+
+    pub(crate) fn restore(state: QueueState) -> Result<Self, virtio_queue::Error> {
+        Ok(Self {
+            ring: virtio_queue::Queue::try_from(virtio_queue::QueueState::from(state))?,
+            used: false,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Desc, Driver, MEMORY};
+
+    #[test]
+    fn requests_come_in_order_and_go_back() {
+        let mut driver = Driver::new(4);
+        let mut queue = driver.queue();
+        assert!(queue.pop(&driver.memory).unwrap().is_none());
+        for round in 0..10_u16 {
+            let head = round % 4;
+            driver.describe(head, Desc::write(0x8000, 8));
+            driver.offer(head);
+            let chain = queue.pop(&driver.memory).unwrap().unwrap();
+            assert_eq!((chain.head, chain.writable.len()), (head, 8));
+            queue.push(&driver.memory, head, 3).unwrap();
+            assert_eq!(driver.used(), vec![(u32::from(head), 3)]);
+            assert!(queue.must_signal(&driver.memory).unwrap());
+            assert!(!queue.must_signal(&driver.memory).unwrap());
+        }
+    }
+
+    #[test]
+    fn an_index_too_far_ahead_is_refused() {
+        let driver = Driver::new(4);
+        let mut queue = driver.queue();
+        driver.set_available_index(5);
+        assert!(matches!(
+            queue.pop(&driver.memory),
+            Err(QueueError::Index { ahead: 5, size: 4 })
+        ));
+    }
+
+    #[test]
+    fn indices_wrap() {
+        let mut driver = Driver::new(4);
+        let mut queue = driver.queue();
+        queue.ring_mut().set_next_avail(u16::MAX);
+        queue.ring_mut().set_next_used(u16::MAX);
+        driver.start_at(u16::MAX);
+        driver.describe(0, Desc::write(0x8000, 8));
+        for _ in 0..3 {
+            driver.offer(0);
+            let chain = queue.pop(&driver.memory).unwrap().unwrap();
+            queue.push(&driver.memory, chain.head, 1).unwrap();
+            assert_eq!(driver.used(), vec![(0, 1)]);
+        }
+    }
+
+    #[test]
+    fn rings_outside_of_memory_are_invalid_and_give_errors() {
+        let driver = Driver::new(4);
+        let mut queue = driver.queue();
+        queue
+            .ring_mut()
+            .set_avail_ring_address(Some(u32::try_from(MEMORY).unwrap() - 2), None);
+        assert!(!queue.is_valid(&driver.memory));
+        assert!(queue.pop(&driver.memory).is_err());
+    }
+
+    #[test]
+    fn a_state_is_the_queue() {
+        let mut driver = Driver::new(4);
+        let mut queue = driver.queue();
+        driver.describe(0, Desc::write(0x8000, 8));
+        driver.offer(0);
+        queue.pop(&driver.memory).unwrap().unwrap();
+        let again = Queue::restore(queue.state()).unwrap();
+        assert_eq!(again.state(), queue.state());
+        let mut wrong = queue.state();
+        wrong.size = 3;
+        assert!(Queue::restore(wrong).is_err());
+    }
+}

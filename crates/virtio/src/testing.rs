@@ -1,0 +1,262 @@
+//! The driver's side of a queue, for tests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+
+use crate::mmio::Window;
+use crate::{Device, Line, Progress, Queue, Transport};
+
+/// How much memory the tests' guests have.
+pub(crate) const MEMORY: u64 = 0x4_0000;
+const DESCRIPTORS: u64 = 0;
+const AVAILABLE: u64 = 0x2000;
+const USED: u64 = 0x3000;
+
+pub(crate) fn memory() -> GuestMemoryMmap {
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), usize::try_from(MEMORY).unwrap())]).unwrap()
+}
+
+/// A descriptor as a driver writes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Desc {
+    pub(crate) address: u64,
+    pub(crate) bytes: u32,
+    pub(crate) flags: u16,
+    pub(crate) next: u16,
+}
+
+impl Desc {
+    pub(crate) const fn read(address: u64, bytes: u32) -> Self {
+        Self {
+            address,
+            bytes,
+            flags: 0,
+            next: 0,
+        }
+    }
+
+    pub(crate) const fn write(address: u64, bytes: u32) -> Self {
+        Self {
+            flags: 2,
+            ..Self::read(address, bytes)
+        }
+    }
+
+    pub(crate) const fn indirect(address: u64, bytes: u32) -> Self {
+        Self {
+            flags: 4,
+            ..Self::read(address, bytes)
+        }
+    }
+
+    pub(crate) const fn then(self, next: u16) -> Self {
+        Self {
+            flags: self.flags | 1,
+            next,
+            ..self
+        }
+    }
+}
+
+pub(crate) fn put_descriptors<M: GuestMemory>(memory: &M, table: GuestAddress, all: &[Desc]) {
+    for (address, desc) in (table.0..).step_by(16).zip(all) {
+        memory
+            .write_obj(desc.address, GuestAddress(address))
+            .unwrap();
+        memory
+            .write_obj(desc.bytes, GuestAddress(address + 8))
+            .unwrap();
+        memory
+            .write_obj(desc.flags, GuestAddress(address + 12))
+            .unwrap();
+        memory
+            .write_obj(desc.next, GuestAddress(address + 14))
+            .unwrap();
+    }
+}
+
+/// A driver of one queue.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    pub(crate) memory: GuestMemoryMmap,
+    size: u16,
+    available: u16,
+    seen: u16,
+}
+
+impl Driver {
+    pub(crate) fn new(size: u16) -> Self {
+        Self {
+            memory: memory(),
+            size,
+            available: 0,
+            seen: 0,
+        }
+    }
+
+    /// The queue, as its registers would make it.
+    pub(crate) fn queue(&self) -> Queue {
+        let mut queue = Queue::new(256);
+        self.set_up(queue.ring_mut());
+        queue
+    }
+
+    pub(crate) fn set_up(&self, ring: &mut virtio_queue::Queue) {
+        ring.set_size(self.size);
+        ring.set_desc_table_address(Some(u32::try_from(DESCRIPTORS).unwrap()), Some(0));
+        ring.set_avail_ring_address(Some(u32::try_from(AVAILABLE).unwrap()), Some(0));
+        ring.set_used_ring_address(Some(u32::try_from(USED).unwrap()), Some(0));
+        ring.set_ready(true);
+    }
+
+    pub(crate) fn describe(&self, index: u16, desc: Desc) {
+        put_descriptors(
+            &self.memory,
+            GuestAddress(DESCRIPTORS + 16 * u64::from(index)),
+            &[desc],
+        );
+    }
+
+    /// Forgets what was offered, as after a reset.
+    fn rewind(&mut self) {
+        self.start_at(0);
+        self.set_available_index(0);
+    }
+
+    pub(crate) fn start_at(&mut self, index: u16) {
+        self.available = index;
+        self.seen = index;
+        self.memory
+            .write_obj(index, GuestAddress(USED + 2))
+            .unwrap();
+    }
+
+    pub(crate) fn set_available_index(&self, index: u16) {
+        self.memory
+            .write_obj(index, GuestAddress(AVAILABLE + 2))
+            .unwrap();
+    }
+
+    /// Offers a chain.
+    pub(crate) fn offer(&mut self, head: u16) {
+        let place = u64::from(self.available % self.size) * 2;
+        self.memory
+            .write_obj(head, GuestAddress(AVAILABLE + 4 + place))
+            .unwrap();
+        self.available = self.available.wrapping_add(1);
+        self.set_available_index(self.available);
+    }
+
+    /// What came back since the last time: heads and lengths.
+    pub(crate) fn used(&mut self) -> Vec<(u32, u32)> {
+        let index: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        let mut all = Vec::new();
+        while self.seen != index {
+            let place = USED + 4 + u64::from(self.seen % self.size) * 8;
+            let head = self.memory.read_obj(GuestAddress(place)).unwrap();
+            let bytes = self.memory.read_obj(GuestAddress(place + 4)).unwrap();
+            all.push((head, bytes));
+            self.seen = self.seen.wrapping_add(1);
+        }
+        all
+    }
+}
+
+/// A line that counts.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CountingLine(Arc<AtomicUsize>);
+
+impl CountingLine {
+    pub(crate) fn raised(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Line for CountingLine {
+    fn raise(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A device behind its window, with a driver's way through it.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    pub(crate) driver: Driver,
+    pub(crate) window: Window<GuestMemoryMmap>,
+    pub(crate) line: CountingLine,
+}
+
+impl Bench {
+    pub(crate) fn new(device: Box<dyn Device<GuestMemoryMmap>>, size: u16) -> Self {
+        let driver = Driver::new(size);
+        let line = CountingLine::default();
+        let window = Window::new(
+            device,
+            Arc::new(driver.memory.clone()),
+            Box::new(line.clone()),
+        );
+        Self {
+            driver,
+            window,
+            line,
+        }
+    }
+
+    pub(crate) fn read(&mut self, register: u64) -> u32 {
+        let mut data = [0; 4];
+        self.window.read(register, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    pub(crate) fn write(&mut self, register: u64, value: u32) {
+        self.window.write(register, &value.to_le_bytes());
+    }
+
+    pub(crate) fn status(&mut self) -> u32 {
+        self.read(0x70)
+    }
+
+    /// Takes the device through its initialisation (virtio 1.3, 3.1.1).
+    pub(crate) fn start(&mut self) {
+        self.write(0x70, 0);
+        self.write(0x70, 1);
+        self.write(0x70, 3);
+        for page in 0..2 {
+            self.write(0x14, page);
+            let offered = self.read(0x10);
+            self.write(0x24, page);
+            // Without event indices every batch is an interrupt.
+            self.write(
+                0x20,
+                if page == 0 {
+                    offered & !(1 << 29)
+                } else {
+                    offered
+                },
+            );
+        }
+        self.write(0x70, 11);
+        assert_eq!(self.status(), 11);
+        self.write(0x30, 0);
+        self.write(0x38, u32::from(self.driver.size));
+        for (register, address) in [(0x80, DESCRIPTORS), (0x90, AVAILABLE), (0xa0, USED)] {
+            self.write(register, u32::try_from(address).unwrap());
+            self.write(register + 4, 0);
+        }
+        self.write(0x44, 1);
+        assert_eq!(self.read(0x44), 1);
+        self.write(0x70, 15);
+        self.driver.rewind();
+    }
+
+    /// Offers a chain at descriptor 0 and lets the device work on it.
+    pub(crate) fn request(&mut self, chain: &[Desc]) -> Vec<(u32, u32)> {
+        put_descriptors(&self.driver.memory, GuestAddress(DESCRIPTORS), chain);
+        self.driver.offer(0);
+        assert_eq!(self.window.notify(0), Progress::Done);
+        self.driver.used()
+    }
+}
