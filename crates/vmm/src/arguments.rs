@@ -1,0 +1,53 @@
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Runs one virtual machine, and ends when it does: with 0 when the guest was
+/// reset or switched off or the monitor was told to end, with 1 when no
+/// machine could be made, with 2 when the command line is wrong, with 3 when
+/// the guest died.
+#[derive(Debug, Parser)]
+#[command(name = "skiff-vmm", version)]
+pub struct Arguments {
+    /// The machine's configuration.
+    #[arg(long, value_name = "FILE")]
+    pub config_file: PathBuf,
+
+    /// Offers no API. There is none yet, so this must be said.
+    #[arg(long, required = true)]
+    pub no_api: bool,
+
+    /// The machine's name, for messages.
+    #[arg(long, default_value = "anonymous-instance", value_parser = id)]
+    pub id: String,
+
+    /// Where unpacked kernels are kept; without, each start unpacks its own.
+    #[arg(long, value_name = "FOLDER")]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// The longest name.
+const MAX_ID: usize = 64;
+
+fn id(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if text.is_empty() || text.len() > MAX_ID || !text.chars().all(plain) {
+        return Err(format!(
+            "it must be 1 to {MAX_ID} letters, digits and hyphens"
+        ));
+    }
+    Ok(text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_plain() {
+        assert!(id("a-1").is_ok());
+        for wrong in ["", "a b", "a/b", &"x".repeat(65)] {
+            assert!(id(wrong).is_err(), "{wrong}");
+        }
+    }
+}

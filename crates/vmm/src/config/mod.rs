@@ -1,0 +1,34 @@
+//! What a machine is made of, in Firecracker's words and shape.
+
+mod drive;
+mod read;
+mod sections;
+
+use serde::{Deserialize, Serialize};
+
+pub use drive::Drive;
+pub use read::ConfigError;
+pub use sections::{BootSource, Entropy, MachineConfig, RateLimiter, Serial, TokenBucket};
+
+/// The most vCPUs of a machine.
+pub const MAX_VCPUS: u8 = 32;
+
+/// A configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Config {
+    /// What boots.
+    pub boot_source: BootSource,
+    /// The disks, in the guest's order.
+    #[serde(default)]
+    pub drives: Vec<Drive>,
+    /// How large it is.
+    #[serde(default)]
+    pub machine_config: MachineConfig,
+    /// A source of randomness, when there is this section.
+    #[serde(default)]
+    pub entropy: Option<Entropy>,
+    /// A serial port, when there is this section.
+    #[serde(default)]
+    pub serial: Option<Serial>,
+}

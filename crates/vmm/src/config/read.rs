@@ -1,0 +1,261 @@
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use skiff_kvm::arch::layout;
+
+use super::{Config, MAX_VCPUS};
+
+/// The longest configuration file.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration {} cannot be read", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is longer than any that makes sense.
+    #[error("the configuration {} is longer than {MAX_BYTES} bytes", .path.display())]
+    Long {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is no JSON of this shape.
+    #[error("the configuration {} is wrong", .path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what was expected.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A value that no machine can have.
+    #[error("{field} is {value}: {must}")]
+    Value {
+        /// Which.
+        field: String,
+        /// What it is.
+        value: String,
+        /// What it must be.
+        must: String,
+    },
+}
+
+impl Config {
+    /// Reads a file and checks it.
+    ///
+    /// # Errors
+    /// When it is not a configuration that a machine can have.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let bytes = read_bounded(path)?;
+        let config: Self = serde_json::from_slice(&bytes).map_err(|source| ConfigError::Shape {
+            path: path.to_owned(),
+            source,
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what its types cannot say.
+    ///
+    /// # Errors
+    /// When a machine cannot be so.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |field: &str, value: &dyn std::fmt::Display, must: String| {
+            Err(ConfigError::Value {
+                field: field.into(),
+                value: value.to_string(),
+                must,
+            })
+        };
+        let machine = &self.machine_config;
+        if !(1..=MAX_VCPUS).contains(&machine.vcpu_count) {
+            let must = format!("it must be from 1 to {MAX_VCPUS}");
+            return wrong("machine-config.vcpu_count", &machine.vcpu_count, must);
+        }
+        let memory = layout::MIN_MEMORY_MIB..=layout::MAX_MEMORY_MIB;
+        if !memory.contains(&machine.mem_size_mib) {
+            let must = format!("it must be from {} to {}", memory.start(), memory.end());
+            return wrong("machine-config.mem_size_mib", &machine.mem_size_mib, must);
+        }
+        let devices = self.drives.len() + usize::from(self.entropy.is_some());
+        if devices > layout::max_devices() {
+            let must = format!("a machine has {} devices at most", layout::max_devices());
+            return wrong("the number of devices", &devices, must);
+        }
+        self.check_drives()
+    }
+
+    fn check_drives(&self) -> Result<(), ConfigError> {
+        let mut names = HashSet::new();
+        let mut root = None;
+        for (index, drive) in self.drives.iter().enumerate() {
+            let name = &drive.drive_id;
+            let wrong = |field, must: &str| {
+                Err(ConfigError::Value {
+                    field: format!("drives[{index}].{field}"),
+                    value: format!("{name:?}"),
+                    must: must.into(),
+                })
+            };
+            let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            if name.is_empty() || !name.chars().all(plain) {
+                return wrong("drive_id", "it must be of letters, digits, _ and -");
+            }
+            if !names.insert(name) {
+                return wrong("drive_id", "another drive has that name");
+            }
+            if drive.is_root_device && root.replace(name).is_some() {
+                return wrong("is_root_device", "another drive is the root already");
+            }
+        }
+        Ok(())
+    }
+
+    /// The disks in the guest's order: the root first.
+    pub(crate) fn ordered_drives(&self) -> impl Iterator<Item = &super::Drive> {
+        let roots = self.drives.iter().filter(|drive| drive.is_root_device);
+        roots.chain(self.drives.iter().filter(|drive| !drive.is_root_device))
+    }
+
+    /// The command line, with the root when a disk has it.
+    pub(crate) fn command_line(&self) -> String {
+        let mut line = self.boot_source.boot_args.clone();
+        if let Some(root) = self.drives.iter().find(|drive| drive.is_root_device) {
+            let access = if root.is_read_only { "ro" } else { "rw" };
+            line.push_str(" root=/dev/vda ");
+            line.push_str(access);
+        }
+        line
+    }
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    use std::io::Read;
+
+    let read = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(read)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(read)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(ConfigError::Long {
+            path: path.to_owned(),
+        });
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use skiff_base::chain;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::read(file.path()).map_err(|error| chain(&error).to_string())
+    }
+
+    fn with(section: &str) -> String {
+        format!(r#"{{"boot-source":{{"kernel_image_path":"/k"}}{section}}}"#)
+    }
+
+    #[test]
+    fn what_firecracker_reads_is_read() {
+        let config = read(
+            r#"{
+                "boot-source": {"kernel_image_path": "/k", "initrd_path": "/i", "boot_args": "quiet"},
+                "drives": [
+                    {"drive_id": "data", "path_on_host": "/d", "is_read_only": false},
+                    {"drive_id": "root", "path_on_host": "/r", "is_root_device": true, "is_read_only": true}
+                ],
+                "machine-config": {"vcpu_count": 2, "mem_size_mib": 256},
+                "entropy": {}
+            }"#,
+        )
+        .unwrap();
+        assert_eq!(config.command_line(), "quiet root=/dev/vda ro");
+        let order: Vec<_> = config
+            .ordered_drives()
+            .map(|drive| drive.drive_id.as_str())
+            .collect();
+        assert_eq!(order, ["root", "data"]);
+        assert!(config.entropy.is_some() && config.serial.is_none());
+    }
+
+    #[test]
+    fn what_is_left_out_has_its_default() {
+        let config = read(&with("")).unwrap();
+        assert_eq!(
+            config.machine_config,
+            super::super::MachineConfig::default()
+        );
+        assert!(config.command_line().starts_with("reboot=k panic=1"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_where_and_what_to_do() {
+        let drive = r#"{"drive_id":"a","path_on_host":"/a","is_root_device":true}"#;
+        let nineteen: Vec<_> = (0..20)
+            .map(|n| format!(r#"{{"drive_id":"d{n}","path_on_host":"/a"}}"#))
+            .collect();
+        for (text, said) in [
+            ("{}".into(), "boot-source"),
+            (with(r#","balloon":{}"#), "unknown field `balloon`"),
+            (
+                with(r#","machine-config":{"vcpu_count":0,"mem_size_mib":128}"#),
+                "machine-config.vcpu_count is 0: it must be from 1 to 32",
+            ),
+            (
+                with(r#","machine-config":{"vcpu_count":1,"mem_size_mib":1}"#),
+                "machine-config.mem_size_mib is 1",
+            ),
+            (
+                with(r#","machine-config":{"vcpu_count":300,"mem_size_mib":1}"#),
+                "invalid value: integer `300`",
+            ),
+            (
+                with(r#","drives":[{"drive_id":"a/b","path_on_host":"/a"}]"#),
+                "drives[0].drive_id",
+            ),
+            (
+                with(&format!(r#","drives":[{drive},{drive}]"#)),
+                "another drive has that name",
+            ),
+            (
+                with(&format!(
+                    r#","drives":[{drive},{}]"#,
+                    drive.replace(r#""a""#, r#""b""#)
+                )),
+                "another drive is the root",
+            ),
+            (
+                with(&format!(r#","drives":[{}]"#, nineteen.join(","))),
+                "a machine has 19 devices at most",
+            ),
+        ] {
+            let error = read(&text).unwrap_err();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_refused() {
+        let error = Config::read(Path::new("/dev/zero")).unwrap_err();
+        assert!(matches!(error, ConfigError::Long { .. }));
+        let error = Config::read(Path::new("/nonexistent")).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent"));
+    }
+}

@@ -1,0 +1,109 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use skiff_virtio::Bucket;
+
+/// Firecracker's, less what turns modules off and what is not there to be
+/// turned off: no keyboard controller is probed for.
+pub const DEFAULT_ARGUMENTS: &str = "reboot=k panic=1 8250.nr_uarts=0 swiotlb=noforce pci=off";
+
+/// What boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootSource {
+    /// An ELF vmlinux, or a bzImage.
+    pub kernel_image_path: PathBuf,
+    /// An initramfs.
+    #[serde(default)]
+    pub initrd_path: Option<PathBuf>,
+    /// The command line.
+    #[serde(default = "default_arguments")]
+    pub boot_args: String,
+}
+
+fn default_arguments() -> String {
+    DEFAULT_ARGUMENTS.into()
+}
+
+/// How large a machine is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// How many vCPUs it has.
+    pub vcpu_count: u8,
+    /// How much memory it has.
+    pub mem_size_mib: u64,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        Self {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+        }
+    }
+}
+
+/// A source of randomness. It has no settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entropy {}
+
+/// A serial port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serial {
+    /// Where its output goes: a file that is there or can be made, a pipe, a
+    /// terminal; the monitor's standard output when nothing is said.
+    #[serde(default)]
+    pub serial_out_path: Option<PathBuf>,
+    /// How much output there may be: what is over it is dropped.
+    #[serde(default)]
+    pub rate_limiter: RateLimiter,
+}
+
+/// A limit on output.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimiter {
+    /// In bytes.
+    #[serde(default)]
+    pub bandwidth: TokenBucket,
+}
+
+/// A token bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBucket {
+    /// How many tokens it holds.
+    pub size: u64,
+    /// How many more there are once.
+    #[serde(default)]
+    pub one_time_burst: u64,
+    /// How many milliseconds it takes to fill.
+    pub refill_time: u64,
+}
+
+impl Default for TokenBucket {
+    /// A boot with all messages at once, and then what people can read.
+    fn default() -> Self {
+        Self {
+            size: 64 << 10,
+            one_time_burst: 1 << 20,
+            refill_time: 1000,
+        }
+    }
+}
+
+impl TokenBucket {
+    /// As the devices have it.
+    #[must_use]
+    pub const fn bucket(&self) -> Bucket {
+        Bucket {
+            size: self.size,
+            one_time_burst: self.one_time_burst,
+            refill: Duration::from_millis(self.refill_time),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! From a kernel's file to an ELF file that can be loaded.
+//!
+//! ```text
+//! vmlinux ──────────────────────────────────────────────────▶ opened
+//! bzImage ─▶ header ─▶ payload ─▶ unpacked into the cache ─▶ opened
+//! ```
+//!
+//! A bzImage unpacks itself in the guest, at every boot and in every guest.
+//! Here it is unpacked once on the host.
+
+mod bzimage;
+mod cache;
+mod unpack;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use bzimage::BzImage;
+pub use bzimage::HeaderError;
+pub use cache::{Cache, CacheError};
+pub use unpack::UnpackError;
+
+/// The largest kernel file.
+const MAX_IMAGE_BYTES: u64 = 256 << 20;
+
+/// Why there is no kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The file cannot be read.
+    #[error("the kernel {} cannot be read", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is larger than any kernel.
+    #[error("the kernel {} is larger than {MAX_IMAGE_BYTES} bytes", .path.display())]
+    Large {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is neither of the two.
+    #[error("the kernel {} is no bzImage, and no ELF file either", .path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: HeaderError,
+    },
+    /// Its payload cannot be unpacked.
+    #[error("the kernel {} cannot be unpacked", .path.display())]
+    Unpack {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: UnpackError,
+    },
+    /// There is no place for what is unpacked.
+    #[error("the unpacked kernel cannot be kept")]
+    Cache(#[from] CacheError),
+}
+
+/// Opens a kernel as an ELF file. With a cache a bzImage is unpacked once;
+/// without, each time, into memory.
+///
+/// # Errors
+/// When it is none.
+pub fn open(path: &Path, cache: Option<&Cache>) -> Result<File, KernelError> {
+    let read = |source| KernelError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = File::open(path).map_err(read)?;
+    let mut magic = [0; 4];
+    file.read_exact(&mut magic).map_err(read)?;
+    if &magic == b"\x7fELF" {
+        return Ok(file);
+    }
+    let mut image = magic.to_vec();
+    file.take(MAX_IMAGE_BYTES)
+        .read_to_end(&mut image)
+        .map_err(read)?;
+    if image.len() as u64 > MAX_IMAGE_BYTES {
+        return Err(KernelError::Large {
+            path: path.to_owned(),
+        });
+    }
+    let parsed = BzImage::parse(&image).map_err(|source| KernelError::Header {
+        path: path.to_owned(),
+        source,
+    })?;
+    let unpack = |target: &mut dyn Write| {
+        unpack::unpack(&parsed, target).map_err(|source| KernelError::Unpack {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    match cache {
+        Some(cache) => cache.get(&image, unpack),
+        None => {
+            let mut file = cache::in_memory()?;
+            unpack(&mut file)?;
+            Ok(file)
+        }
+    }
+}

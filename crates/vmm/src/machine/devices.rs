@@ -1,0 +1,108 @@
+//! Devices at their places: a window, an interrupt, a doorbell for each queue.
+
+use std::fs::{File, OpenOptions};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use skiff_kvm::arch::acpi::Slot;
+use skiff_kvm::arch::layout;
+use skiff_kvm::{GuestRam, Vm};
+use skiff_virtio::block::{Block, Disk};
+use skiff_virtio::entropy::Entropy;
+use skiff_virtio::{Device, Line, mmio};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::MachineError;
+use super::bus::Shared;
+use crate::Config;
+use crate::config::Drive;
+
+type Boxed = Box<dyn Device<GuestMemoryMmap>>;
+
+/// A device at its place.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) slot: Slot,
+    pub(super) window: Shared,
+    /// One for each queue.
+    pub(super) doorbells: Vec<EventFd>,
+}
+
+/// The devices of a configuration, in the order in which a guest finds them.
+pub(super) fn make(config: &Config) -> Result<Vec<Boxed>, MachineError> {
+    let mut devices = Vec::new();
+    for drive in config.ordered_drives() {
+        devices.push(Box::new(Block::new(disk(drive)?)) as Boxed);
+    }
+    if config.entropy.is_some() {
+        devices.push(Box::new(Entropy));
+    }
+    Ok(devices)
+}
+
+fn disk(drive: &Drive) -> Result<Disk, MachineError> {
+    let path = &drive.path_on_host;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!drive.is_read_only)
+        .open(path)
+        .map_err(|source| MachineError::Open {
+            field: format!("drive {}", drive.drive_id),
+            path: path.clone(),
+            source,
+        })?;
+    Disk::new(file, drive.is_read_only, &drive.drive_id).map_err(|source| MachineError::Disk {
+        id: drive.drive_id.clone(),
+        path: path.clone(),
+        source,
+    })
+}
+
+/// Opens a file that the configuration names, to read it.
+pub(super) fn open(field: &str, path: &Path) -> Result<File, MachineError> {
+    File::open(path).map_err(|source| MachineError::Open {
+        field: field.into(),
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Gives each device the next window and the next interrupt.
+pub(super) fn attach(
+    vm: &Vm,
+    ram: &GuestRam,
+    devices: Vec<Boxed>,
+) -> Result<Vec<Attached>, MachineError> {
+    let places = (layout::DEVICES..)
+        .step_by(usize::try_from(layout::DEVICE_BYTES).unwrap_or(usize::MAX))
+        .zip(layout::FIRST_GSI..=layout::LAST_GSI);
+    devices
+        .into_iter()
+        .zip(places)
+        .map(|(device, (address, gsi))| {
+            let doorbells = (0..)
+                .zip(device.queue_sizes())
+                .map(|(queue, _)| vm.doorbell(GuestAddress(address + mmio::DOORBELL), queue))
+                .collect::<Result<_, _>>()?;
+            let line = Box::new(IrqLine(vm.interrupt(gsi)?));
+            let window = mmio::Window::new(device, Arc::clone(ram.memory()), line);
+            Ok(Attached {
+                slot: Slot { address, gsi },
+                window: Arc::new(Mutex::new(window)),
+                doorbells,
+            })
+        })
+        .collect()
+}
+
+/// An interrupt that KVM listens to.
+#[derive(Debug)]
+struct IrqLine(EventFd);
+
+impl Line for IrqLine {
+    fn raise(&self) {
+        // It cannot fail but by overflow, and then it is raised already.
+        self.0.write(1).unwrap_or_default();
+    }
+}

@@ -1,0 +1,225 @@
+//! The devices' thread: it waits for doorbells, and works on queues.
+//!
+//! ```text
+//! spawn ─▶ paused ◀── pause / resume ──▶ working ──▶ ended (dropped)
+//! ```
+
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use skiff_virtio::{Progress, Transport};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::MachineError;
+use super::bus::lock;
+use super::devices::Attached;
+
+/// What the control event has for data: no doorbell has that number.
+const CONTROL: u64 = u64::MAX;
+/// How many events are taken at once.
+const EVENTS: usize = 32;
+const EVENT_FLAGS: i32 = 0o2_000_000 | 0o4_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Command {
+    Pause,
+    Work,
+    End,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Paused,
+    Working,
+    Ended,
+}
+
+#[derive(Debug)]
+struct Control {
+    /// What is wanted, and what is.
+    state: Mutex<(Command, Phase)>,
+    changed: Condvar,
+    wake: EventFd,
+}
+
+/// The thread. Dropping it ends it.
+#[derive(Debug)]
+pub(super) struct IoThread {
+    control: Arc<Control>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl IoThread {
+    /// Starts it, paused.
+    pub(super) fn spawn(devices: Vec<Attached>) -> Result<Self, MachineError> {
+        let wake = EventFd::new(EVENT_FLAGS).map_err(MachineError::io("get an event"))?;
+        let control = Arc::new(Control {
+            state: Mutex::new((Command::Pause, Phase::Paused)),
+            changed: Condvar::new(),
+            wake,
+        });
+        let worker = Worker::new(devices, Arc::clone(&control))?;
+        let thread = std::thread::Builder::new()
+            .name("devices".into())
+            .spawn(move || worker.live())
+            .map_err(MachineError::io("be started"))?;
+        Ok(Self {
+            control,
+            thread: Some(thread),
+        })
+    }
+
+    pub(super) fn resume(&self) -> Result<(), MachineError> {
+        self.tell(Command::Work)
+    }
+
+    /// Waits until the request that is worked on is done.
+    pub(super) fn pause(&self, within: Duration) -> Result<(), MachineError> {
+        self.tell(Command::Pause)?;
+        let state = lock(&self.control.state);
+        let (_state, timeout) = self
+            .control
+            .changed
+            .wait_timeout_while(state, within, |(_, phase)| *phase == Phase::Working)
+            .unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() {
+            return Err(MachineError::io("pause")(
+                std::io::ErrorKind::TimedOut.into(),
+            ));
+        }
+        Ok(())
+    }
+
+    fn tell(&self, command: Command) -> Result<(), MachineError> {
+        lock(&self.control.state).0 = command;
+        self.control.changed.notify_all();
+        self.control
+            .wake
+            .write(1)
+            .map_err(MachineError::io("be woken"))
+    }
+}
+
+impl Drop for IoThread {
+    fn drop(&mut self) {
+        let told = self.tell(Command::End);
+        if let (Ok(()), Some(thread)) = (told, self.thread.take()) {
+            // A panic of the thread has ended it as well.
+            thread.join().unwrap_or_default();
+        }
+    }
+}
+
+/// The thread's side.
+struct Worker {
+    devices: Vec<Attached>,
+    control: Arc<Control>,
+    epoll: Epoll,
+    /// Which device and queue an event is for.
+    doorbells: Vec<(usize, usize)>,
+}
+
+impl Worker {
+    fn new(devices: Vec<Attached>, control: Arc<Control>) -> Result<Self, MachineError> {
+        let failed = MachineError::io("wait for events");
+        let epoll = Epoll::new().map_err(&failed)?;
+        let add = |descriptor: i32, data: u64| {
+            let event = EpollEvent::new(EventSet::IN, data);
+            epoll.ctl(ControlOperation::Add, descriptor, event)
+        };
+        add(control.wake.as_raw_fd(), CONTROL).map_err(&failed)?;
+        let mut doorbells = Vec::new();
+        for (device, attached) in devices.iter().enumerate() {
+            for (queue, doorbell) in attached.doorbells.iter().enumerate() {
+                add(doorbell.as_raw_fd(), doorbells.len() as u64).map_err(&failed)?;
+                doorbells.push((device, queue));
+            }
+        }
+        Ok(Self {
+            devices,
+            control,
+            epoll,
+            doorbells,
+        })
+    }
+
+    fn live(self) {
+        let end = End(&self.control);
+        while self.await_work() {
+            self.work();
+        }
+        drop(end);
+    }
+
+    /// Waits out a pause. Tells whether there is still work to do.
+    fn await_work(&self) -> bool {
+        let state = lock(&self.control.state);
+        let mut state = self
+            .control
+            .changed
+            .wait_while(state, |(command, phase)| {
+                if *command != Command::Pause {
+                    return false;
+                }
+                *phase = Phase::Paused;
+                self.control.changed.notify_all();
+                true
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        if state.0 == Command::End {
+            return false;
+        }
+        state.1 = Phase::Working;
+        true
+    }
+
+    /// One round: events come, and each device has its turn.
+    fn work(&self) {
+        let mut events = [EpollEvent::default(); EVENTS];
+        // Interrupted by a signal is as good as nothing to do.
+        let count = self.epoll.wait(-1, &mut events).unwrap_or(0);
+        for event in events.iter().take(count) {
+            if event.data() == CONTROL {
+                // Several wakes are one.
+                self.control.wake.read().unwrap_or_default();
+            } else {
+                self.ring(event.data());
+            }
+        }
+    }
+
+    fn ring(&self, event: u64) {
+        let place = usize::try_from(event)
+            .ok()
+            .and_then(|event| self.doorbells.get(event));
+        let Some(&(device, queue)) = place else {
+            return;
+        };
+        let Some(attached) = self.devices.get(device) else {
+            return;
+        };
+        let Some(doorbell) = attached.doorbells.get(queue) else {
+            return;
+        };
+        // Read before the work: a ring during it is an event of its own.
+        doorbell.read().unwrap_or_default();
+        let progress = lock(&attached.window).notify(queue);
+        if progress == Progress::More {
+            // The others first.
+            doorbell.write(1).unwrap_or_default();
+        }
+    }
+}
+
+/// Says that the thread is over, however it ends.
+struct End<'a>(&'a Control);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).1 = Phase::Ended;
+        self.0.changed.notify_all();
+    }
+}

@@ -1,0 +1,113 @@
+//! A machine and its life:
+//!
+//! ```text
+//! build ─▶ paused ◀── pause / resume ──▶ running ─▶ ended
+//! ```
+
+mod build;
+mod bus;
+mod devices;
+mod ending;
+mod error;
+mod io;
+mod serial;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use skiff_kvm::{GuestExit, GuestRam, VcpuThread, Vm};
+
+pub use build::Options;
+use bus::MachineBus;
+use ending::Ending;
+pub use error::MachineError;
+use io::IoThread;
+
+/// How long threads may take to pause: a device's request may wait for a disk.
+const PAUSE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A virtual machine with its threads. Dropping it ends it.
+#[derive(Debug)]
+pub struct Machine {
+    // Threads first: they use what is below.
+    vcpus: Vec<VcpuThread>,
+    io: IoThread,
+    bus: Arc<MachineBus>,
+    ending: Arc<Ending>,
+    ram: GuestRam,
+    _vm: Vm,
+}
+
+impl Machine {
+    /// Lets the guest run.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resume(&self) -> Result<(), MachineError> {
+        self.io.resume()?;
+        for vcpu in &self.vcpus {
+            vcpu.resume()?;
+        }
+        Ok(())
+    }
+
+    /// Stops the guest between two instructions, and its devices between two
+    /// requests.
+    ///
+    /// # Errors
+    /// When it has ended, or a thread does not stop in time.
+    pub fn pause(&self) -> Result<(), MachineError> {
+        // All are told before any is waited for.
+        for vcpu in &self.vcpus {
+            vcpu.request_pause();
+        }
+        for vcpu in &self.vcpus {
+            vcpu.wait_paused(PAUSE_DEADLINE)?;
+        }
+        // The devices last: until then vCPUs may have rung doorbells.
+        self.io.pause(PAUSE_DEADLINE)
+    }
+
+    /// Ends the guest, whatever it does.
+    pub fn stop(&self) {
+        self.ending.set(GuestExit::Stopped);
+    }
+
+    /// Somebody who can end the guest from another thread.
+    pub fn stopper(&self) -> impl Fn() + Send + use<> {
+        let ending = Arc::clone(&self.ending);
+        move || ending.set(GuestExit::Stopped)
+    }
+
+    /// Waits for the guest's end. `None` when it has not come in time.
+    #[must_use]
+    pub fn wait(&self, within: Option<Duration>) -> Option<GuestExit> {
+        self.ending.wait(within)
+    }
+
+    /// The guest's memory.
+    #[must_use]
+    pub const fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// How many bytes of the serial port were over its limit.
+    #[must_use]
+    pub fn serial_dropped(&self) -> u64 {
+        self.bus.serial_dropped()
+    }
+
+    /// What went wrong with devices since the last call, for the log.
+    #[must_use]
+    pub fn take_failures(&self) -> Vec<String> {
+        self.bus.take_failures()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        for vcpu in &self.vcpus {
+            vcpu.request_stop();
+        }
+    }
+}

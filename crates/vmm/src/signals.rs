@@ -1,0 +1,34 @@
+//! Signals that end the monitor in order.
+
+use vmm_sys_util::signal::{block_signal, create_sigset};
+
+/// What asks a process to end.
+const SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// Has these signals wait. It must be called before there are threads, which
+/// inherit it.
+///
+/// # Errors
+/// When the system refuses.
+pub fn hold() -> std::io::Result<()> {
+    for signal in SIGNALS {
+        block_signal(signal).map_err(|error| std::io::Error::other(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Waits for one of them.
+///
+/// # Errors
+/// When the system refuses.
+pub fn wait() -> std::io::Result<i32> {
+    let set = create_sigset(&SIGNALS)
+        .map_err(|errno| std::io::Error::from_raw_os_error(errno.errno()))?;
+    let mut signal = 0;
+    // SAFETY: both point to values that live during the call.
+    let error = unsafe { libc::sigwait(&raw const set, &raw mut signal) };
+    match error {
+        0 => Ok(signal),
+        error => Err(std::io::Error::from_raw_os_error(error)),
+    }
+}

@@ -1,0 +1,206 @@
+//! The monitor on real KVM, with purpose-built guests. These tests declare
+//! `/dev/kvm`: where it is absent they say so and pass, and the nested bench
+//! (`make test-kvm`) runs them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use skiff_flat::Program;
+use skiff_flat::testing::{deadline, has_kvm};
+use skiff_kvm::{Backing, GuestExit};
+use skiff_vmm::{Config, Machine, Options};
+use vm_memory::{Bytes, GuestAddress};
+
+/// A folder with a guest's files.
+struct Guest {
+    folder: tempfile::TempDir,
+    config: Config,
+}
+
+impl Guest {
+    fn new(program: Program) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = folder.path().join("kernel");
+        fs::write(&kernel, skiff_flat::elf(program)).unwrap();
+        let config = serde_json::json!({
+            "boot-source": {"kernel_image_path": kernel, "boot_args": ""},
+            "machine-config": {"vcpu_count": 1, "mem_size_mib": 4},
+            "serial": {"serial_out_path": folder.path().join("serial")},
+        });
+        Self {
+            config: serde_json::from_value(config).unwrap(),
+            folder,
+        }
+    }
+
+    fn with_drive(mut self, name: &str, content: &[u8], read_only: bool) -> Self {
+        let path = self.folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        let drive = serde_json::json!({
+            "drive_id": name, "path_on_host": path, "is_read_only": read_only,
+        });
+        self.config
+            .drives
+            .push(serde_json::from_value(drive).unwrap());
+        self
+    }
+
+    fn build(&self, backing: Backing) -> Machine {
+        let options = Options {
+            backing,
+            ..Options::default()
+        };
+        Machine::build(&self.config, &options).unwrap()
+    }
+
+    /// Runs it to its end.
+    fn run(&self) -> GuestExit {
+        let machine = self.build(Backing::Private);
+        machine.resume().unwrap();
+        let exit = machine.wait(Some(deadline()));
+        assert_eq!(machine.take_failures(), Vec::<String>::new());
+        exit.expect("the guest did not end in time")
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(self.folder.path().join("serial")).unwrap()
+    }
+}
+
+#[test]
+fn a_guest_speaks_and_asks_for_a_reset() {
+    if !has_kvm() {
+        return;
+    }
+    let guest = Guest::new(skiff_flat::HELLO);
+    assert_eq!(guest.run(), GuestExit::Reset);
+    assert_eq!(guest.said(), skiff_flat::HELLO_SAYS);
+}
+
+#[test]
+fn a_guest_switches_itself_off() {
+    if !has_kvm() {
+        return;
+    }
+    assert_eq!(Guest::new(skiff_flat::POWER_OFF).run(), GuestExit::PowerOff);
+}
+
+#[test]
+fn a_guest_that_dies_is_told_from_one_that_ends() {
+    if !has_kvm() {
+        return;
+    }
+    let exit = Guest::new(skiff_flat::TRIPLE_FAULT).run();
+    assert_eq!(exit, GuestExit::TripleFault);
+    let exit = Guest::new(skiff_flat::EMULATE).run();
+    assert!(!exit.is_orderly(), "{exit}");
+}
+
+#[test]
+fn where_nothing_is_a_guest_reads_ones() {
+    if !has_kvm() {
+        return;
+    }
+    let guest = Guest::new(skiff_flat::NOWHERE);
+    assert_eq!(guest.run(), GuestExit::Reset);
+    assert_eq!(guest.said(), skiff_flat::NOWHERE_SAYS);
+}
+
+/// A disk whose sectors hold their own numbers.
+fn sectors(count: usize) -> Vec<u8> {
+    (0..count)
+        .flat_map(|sector| {
+            format!("this is sector {sector:01}")
+                .into_bytes()
+                .repeat(32)
+        })
+        .collect()
+}
+
+#[test]
+fn a_guest_drives_a_disk_by_interrupts() {
+    if !has_kvm() {
+        return;
+    }
+    let guest = Guest::new(skiff_flat::BLOCK).with_drive("disk", &sectors(8), false);
+    assert_eq!(guest.run(), GuestExit::Reset);
+    let expected = format!("this is sector 1{}", skiff_flat::BLOCK_SAYS);
+    assert_eq!(guest.said(), expected);
+    let disk = fs::File::open(&guest.config.drives[0].path_on_host).unwrap();
+    let mut written = vec![0; 512];
+    disk.read_exact_at(&mut written, 512 * skiff_flat::BLOCK_WRITES as u64)
+        .unwrap();
+    assert_eq!(written, sectors(8)[512..1024]);
+}
+
+#[test]
+fn a_read_only_disk_stays_as_it_is() {
+    if !has_kvm() {
+        return;
+    }
+    let guest = Guest::new(skiff_flat::BLOCK).with_drive("disk", &sectors(8), true);
+    assert_eq!(guest.run(), GuestExit::Reset);
+    // The read is done, the write fails, and there is no flush.
+    assert_eq!(guest.said(), "this is sector 1|012|3\n");
+    let disk = fs::read(&guest.config.drives[0].path_on_host).unwrap();
+    assert!(disk == sectors(8), "the disk has changed");
+}
+
+#[test]
+fn a_guest_stands_still_while_it_is_paused() {
+    if !has_kvm() {
+        return;
+    }
+    for backing in [Backing::Private, Backing::Sealed] {
+        let machine = Guest::new(skiff_flat::COUNT).build(backing);
+        let count = || -> u64 {
+            let memory = machine.ram().memory();
+            memory.read_obj(GuestAddress(skiff_flat::COUNTER)).unwrap()
+        };
+        assert_eq!(count(), 0);
+        let mut last = 0;
+        for _ in 0..20 {
+            machine.resume().unwrap();
+            wait_for(|| count() > last);
+            machine.pause().unwrap();
+            last = count();
+            // As long as it took to count, nothing is counted.
+            assert!((0..1000).all(|_| count() == last));
+        }
+        machine.stop();
+        assert_eq!(machine.wait(Some(deadline())), Some(GuestExit::Stopped));
+        drop(machine);
+    }
+}
+
+#[test]
+fn a_guest_that_sleeps_or_spins_is_ended() {
+    if !has_kvm() {
+        return;
+    }
+    for program in [skiff_flat::HALT, skiff_flat::COUNT] {
+        let machine = Guest::new(program).build(Backing::Private);
+        machine.resume().unwrap();
+        let stop = machine.stopper();
+        stop();
+        assert_eq!(machine.wait(Some(deadline())), Some(GuestExit::Stopped));
+        // Dropping it joins its threads.
+        drop(machine);
+    }
+}
+
+/// Waits until something is so.
+fn wait_for(mut so: impl FnMut() -> bool) {
+    use skiff_base::{Clock, SystemClock};
+
+    let started = SystemClock.now();
+    while !so() {
+        assert!(
+            SystemClock.now().since(started) < deadline(),
+            "nothing came"
+        );
+        std::thread::yield_now();
+    }
+}
