@@ -164,13 +164,24 @@ pub fn load_kernel<P: Payload + ?Sized>(ram: &GuestRam, payload: &P) -> Result<K
         entry: Entry::Long,
         end: 0,
     };
-    for number in 0..header.segments {
-        let segment = Segment::read(payload, header.table, number)?;
+    let segments = (0..header.segments)
+        .map(|number| Segment::read(payload, header.table, number))
+        .collect::<Result<Vec<_>, _>>()?;
+    // All are checked before one is loaded: what is said about the memory is
+    // about all that the kernel wants.
+    for segment in segments.iter().filter(|segment| segment.is_loaded()) {
+        kernel.end = kernel.end.max(segment.end()?);
+    }
+    let memory_end = ram.regions().first().map_or(0, |region| region.end());
+    if kernel.end > memory_end {
+        return Err(ElfError::Memory {
+            end: kernel.end,
+            memory_end,
+        });
+    }
+    for segment in &segments {
         match segment.kind {
-            TYPE_LOAD if segment.memory_bytes > 0 => {
-                segment.load(ram, payload)?;
-                kernel.end = kernel.end.max(segment.address + segment.memory_bytes);
-            }
+            _ if segment.is_loaded() => segment.load(ram, payload)?,
             TYPE_NOTE => {
                 if let Some(address) = segment.pvh_entry(payload)? {
                     kernel.address = u64::from(address);
@@ -250,7 +261,13 @@ impl Segment {
         })
     }
 
-    fn load<P: Payload + ?Sized>(&self, ram: &GuestRam, payload: &P) -> Result<(), ElfError> {
+    const fn is_loaded(&self) -> bool {
+        self.kind == TYPE_LOAD && self.memory_bytes > 0
+    }
+
+    /// The first address behind it. It lies in one piece of memory, the one
+    /// below the hole.
+    fn end(&self) -> Result<u64, ElfError> {
         if self.file_bytes > self.memory_bytes {
             return Err(ElfError::Wrong(
                 "a segment is larger in the file than in memory",
@@ -261,15 +278,12 @@ impl Segment {
                 start: self.address,
             });
         }
-        let end = self
-            .address
+        self.address
             .checked_add(self.memory_bytes)
-            .ok_or(ElfError::Wrong("a segment ends behind the last address"))?;
-        // Kernels lie in one piece of memory, the one below the hole.
-        let memory_end = ram.regions().first().map_or(0, |region| region.end());
-        if end > memory_end {
-            return Err(ElfError::Memory { end, memory_end });
-        }
+            .ok_or(ElfError::Wrong("a segment ends behind the last address"))
+    }
+
+    fn load<P: Payload + ?Sized>(&self, ram: &GuestRam, payload: &P) -> Result<(), ElfError> {
         // The rest of it is zero: nothing has written to this memory.
         let length = usize::try_from(self.file_bytes).unwrap_or(usize::MAX);
         let mut slice = ram.memory().get_slice(GuestAddress(self.address), length)?;
