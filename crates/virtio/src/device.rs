@@ -11,6 +11,8 @@ pub enum Kind {
     Block,
     /// A source of randomness.
     Entropy,
+    /// Sockets between guest and host.
+    Vsock,
 }
 
 impl Kind {
@@ -20,6 +22,7 @@ impl Kind {
         match self {
             Self::Block => 2,
             Self::Entropy => 4,
+            Self::Vsock => 19,
         }
     }
 }

@@ -73,7 +73,7 @@ fn length() -> impl Strategy<Value = u32> {
     ]
 }
 
-fn descriptor() -> impl Strategy<Value = Desc> {
+pub(crate) fn descriptor() -> impl Strategy<Value = Desc> {
     let next = prop_oneof![4 => 0_u16..SIZE, 1 => any::<u16>()];
     let flags = prop_oneof![Just(0_u16), Just(1), Just(2), Just(3), any::<u16>()];
     (address(), length(), flags, next).prop_map(|(address, bytes, flags, next)| Desc {

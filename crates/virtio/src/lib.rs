@@ -11,7 +11,8 @@
 //! length of a driver's is allocated.
 //!
 //! Entry points: [`Core`] is a device with its queues, [`mmio::Window`] its
-//! registers, [`block::Block`] and [`entropy::Entropy`] are devices. Every
+//! registers, [`block::Block`], [`entropy::Entropy`] and [`vsock::Vsock`] are
+//! devices. Every
 //! device's folder has the same files: `device`, `queue`, `state`.
 
 pub mod block;
@@ -30,6 +31,7 @@ mod state;
 mod testing;
 mod transfer;
 mod transport;
+pub mod vsock;
 
 pub use buffers::Buffers;
 pub use chain::{Chain, ChainError};

@@ -3,7 +3,7 @@
 use std::num::Wrapping;
 use std::sync::atomic::Ordering;
 
-use virtio_queue::QueueT;
+use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use crate::{Chain, ChainError, QueueState};
@@ -114,6 +114,11 @@ impl Queue {
         let chain = Chain::walk(memory, table, size, u16::from_le(head))?;
         self.ring.set_next_avail((next + Wrapping(1)).0);
         Ok(Some(chain))
+    }
+
+    /// Leaves the request that was taken last for later.
+    pub(crate) fn undo_pop(&mut self) {
+        self.ring.go_to_previous_position();
     }
 
     /// Gives a request back with how much of it the device wrote.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::BlockState;
 use crate::entropy::EntropyState;
+use crate::vsock::VsockState;
 
 /// Why a saved state cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +124,8 @@ pub enum DeviceState {
     Block(BlockState),
     /// A source of randomness.
     Entropy(EntropyState),
+    /// Sockets between guest and host.
+    Vsock(VsockState),
 }
 
 /// A device with its queues.

@@ -11,7 +11,8 @@ use crate::{Device, Line, Progress, Queue, Transport};
 
 /// How much memory the tests' guests have.
 pub(crate) const MEMORY: u64 = 0x4_0000;
-const DESCRIPTORS: u64 = 0;
+/// How far a queue's rings are from the next one's.
+const RINGS: u64 = 0x4000;
 const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
 
@@ -82,6 +83,8 @@ pub(crate) fn put_descriptors<M: GuestMemory>(memory: &M, table: GuestAddress, a
 #[derive(Debug)]
 pub(crate) struct Driver {
     pub(crate) memory: GuestMemoryMmap,
+    /// Where its rings are.
+    base: u64,
     size: u16,
     available: u16,
     seen: u16,
@@ -89,8 +92,13 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(size: u16) -> Self {
+        Self::of(memory(), 0, size)
+    }
+
+    fn of(memory: GuestMemoryMmap, index: u64, size: u16) -> Self {
         Self {
-            memory: memory(),
+            memory,
+            base: index * RINGS,
             size,
             available: 0,
             seen: 0,
@@ -104,18 +112,22 @@ impl Driver {
         queue
     }
 
+    fn low(&self, offset: u64) -> u32 {
+        u32::try_from(self.base + offset).unwrap()
+    }
+
     pub(crate) fn set_up(&self, ring: &mut virtio_queue::Queue) {
         ring.set_size(self.size);
-        ring.set_desc_table_address(Some(u32::try_from(DESCRIPTORS).unwrap()), Some(0));
-        ring.set_avail_ring_address(Some(u32::try_from(AVAILABLE).unwrap()), Some(0));
-        ring.set_used_ring_address(Some(u32::try_from(USED).unwrap()), Some(0));
+        ring.set_desc_table_address(Some(self.low(0)), Some(0));
+        ring.set_avail_ring_address(Some(self.low(AVAILABLE)), Some(0));
+        ring.set_used_ring_address(Some(self.low(USED)), Some(0));
         ring.set_ready(true);
     }
 
     pub(crate) fn describe(&self, index: u16, desc: Desc) {
         put_descriptors(
             &self.memory,
-            GuestAddress(DESCRIPTORS + 16 * u64::from(index)),
+            GuestAddress(self.base + 16 * u64::from(index)),
             &[desc],
         );
     }
@@ -130,13 +142,13 @@ impl Driver {
         self.available = index;
         self.seen = index;
         self.memory
-            .write_obj(index, GuestAddress(USED + 2))
+            .write_obj(index, GuestAddress(self.base + USED + 2))
             .unwrap();
     }
 
     pub(crate) fn set_available_index(&self, index: u16) {
         self.memory
-            .write_obj(index, GuestAddress(AVAILABLE + 2))
+            .write_obj(index, GuestAddress(self.base + AVAILABLE + 2))
             .unwrap();
     }
 
@@ -144,7 +156,7 @@ impl Driver {
     pub(crate) fn offer(&mut self, head: u16) {
         let place = u64::from(self.available % self.size) * 2;
         self.memory
-            .write_obj(head, GuestAddress(AVAILABLE + 4 + place))
+            .write_obj(head, GuestAddress(self.base + AVAILABLE + 4 + place))
             .unwrap();
         self.available = self.available.wrapping_add(1);
         self.set_available_index(self.available);
@@ -152,10 +164,13 @@ impl Driver {
 
     /// What came back since the last time: heads and lengths.
     pub(crate) fn used(&mut self) -> Vec<(u32, u32)> {
-        let index: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        let index: u16 = self
+            .memory
+            .read_obj(GuestAddress(self.base + USED + 2))
+            .unwrap();
         let mut all = Vec::new();
         while self.seen != index {
-            let place = USED + 4 + u64::from(self.seen % self.size) * 8;
+            let place = self.base + USED + 4 + u64::from(self.seen % self.size) * 8;
             let head = self.memory.read_obj(GuestAddress(place)).unwrap();
             let bytes = self.memory.read_obj(GuestAddress(place + 4)).unwrap();
             all.push((head, bytes));
@@ -184,7 +199,10 @@ impl Line for CountingLine {
 /// A device behind its window, with a driver's way through it.
 #[derive(Debug)]
 pub(crate) struct Bench {
+    /// Of the first queue.
     pub(crate) driver: Driver,
+    /// Of the others.
+    pub(crate) others: Vec<Driver>,
     pub(crate) window: Window<GuestMemoryMmap>,
     pub(crate) line: CountingLine,
 }
@@ -198,8 +216,12 @@ impl Bench {
             Arc::new(driver.memory.clone()),
             Box::new(line.clone()),
         );
+        let others = (1..window.core().queue_count())
+            .map(|index| Driver::of(driver.memory.clone(), index as u64, size))
+            .collect();
         Self {
             driver,
+            others,
             window,
             line,
         }
@@ -240,21 +262,36 @@ impl Bench {
         }
         self.write(0x70, 11);
         assert_eq!(self.status(), 11);
-        self.write(0x30, 0);
-        self.write(0x38, u32::from(self.driver.size));
-        for (register, address) in [(0x80, DESCRIPTORS), (0x90, AVAILABLE), (0xa0, USED)] {
-            self.write(register, u32::try_from(address).unwrap());
-            self.write(register + 4, 0);
+        for queue in 0..=self.others.len() {
+            self.write(0x30, u32::try_from(queue).unwrap());
+            self.write(0x38, u32::from(self.driver.size));
+            for (register, offset) in [(0x80, 0), (0x90, AVAILABLE), (0xa0, USED)] {
+                self.write(register, self.ring(queue).low(offset));
+                self.write(register + 4, 0);
+            }
+            self.write(0x44, 1);
+            assert_eq!(self.read(0x44), 1);
+            self.ring_mut(queue).rewind();
         }
-        self.write(0x44, 1);
-        assert_eq!(self.read(0x44), 1);
         self.write(0x70, 15);
-        self.driver.rewind();
+    }
+
+    fn ring(&self, queue: usize) -> &Driver {
+        queue
+            .checked_sub(1)
+            .map_or(&self.driver, |other| &self.others[other])
+    }
+
+    pub(crate) fn ring_mut(&mut self, queue: usize) -> &mut Driver {
+        match queue.checked_sub(1) {
+            Some(other) => &mut self.others[other],
+            None => &mut self.driver,
+        }
     }
 
     /// Offers a chain at descriptor 0 and lets the device work on it.
     pub(crate) fn request(&mut self, chain: &[Desc]) -> Vec<(u32, u32)> {
-        put_descriptors(&self.driver.memory, GuestAddress(DESCRIPTORS), chain);
+        put_descriptors(&self.driver.memory, GuestAddress(0), chain);
         self.driver.offer(0);
         assert_eq!(self.window.notify(0), Progress::Done);
         self.driver.used()

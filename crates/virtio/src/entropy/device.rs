@@ -55,7 +55,7 @@ impl<M: GuestMemory> Device<M> for Entropy {
             DeviceState::Entropy(state) => {
                 check_version("entropy source", state.version, EntropyState::VERSION)
             }
-            DeviceState::Block(_) => Err(StateError::Kind("entropy source")),
+            _ => Err(StateError::Kind("entropy source")),
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use drive::Drive;
 pub use read::ConfigError;
-pub use sections::{BootSource, Entropy, MachineConfig, RateLimiter, Serial, TokenBucket};
+pub use sections::{BootSource, Entropy, MachineConfig, RateLimiter, Serial, TokenBucket, Vsock};
 
 /// The most vCPUs of a machine.
 pub const MAX_VCPUS: u8 = 32;
@@ -25,6 +25,9 @@ pub struct Config {
     /// How large it is.
     #[serde(default)]
     pub machine_config: MachineConfig,
+    /// Sockets between guest and host, when there is this section.
+    #[serde(default)]
+    pub vsock: Option<Vsock>,
     /// A source of randomness, when there is this section.
     #[serde(default)]
     pub entropy: Option<Entropy>,

@@ -84,7 +84,8 @@ impl Config {
             let must = format!("it must be from {} to {}", memory.start(), memory.end());
             return wrong("machine-config.mem_size_mib", &machine.mem_size_mib, must);
         }
-        let devices = self.drives.len() + usize::from(self.entropy.is_some());
+        let others = [self.vsock.is_some(), self.entropy.is_some()];
+        let devices = self.drives.len() + others.iter().filter(|there| **there).count();
         if devices > layout::max_devices() {
             let must = format!("a machine has {} devices at most", layout::max_devices());
             return wrong("the number of devices", &devices, must);
@@ -182,6 +183,7 @@ mod tests {
                     {"drive_id": "root", "path_on_host": "/r", "is_root_device": true, "is_read_only": true}
                 ],
                 "machine-config": {"vcpu_count": 2, "mem_size_mib": 256},
+                "vsock": {"guest_cid": 3, "uds_path": "/v"},
                 "entropy": {}
             }"#,
         )

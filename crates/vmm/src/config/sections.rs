@@ -50,6 +50,17 @@ impl Default for MachineConfig {
 #[serde(deny_unknown_fields)]
 pub struct Entropy {}
 
+/// Sockets between guest and host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vsock {
+    /// The guest's address.
+    pub guest_cid: u64,
+    /// The host's side: connections to it go to the guest, and the guest's go
+    /// to this path with "_" and the port behind it.
+    pub uds_path: PathBuf,
+}
+
 /// A serial port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

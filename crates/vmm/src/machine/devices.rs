@@ -9,6 +9,7 @@ use skiff_kvm::arch::layout;
 use skiff_kvm::{GuestRam, Vm};
 use skiff_virtio::block::{Block, Disk};
 use skiff_virtio::entropy::Entropy;
+use skiff_virtio::vsock::Vsock;
 use skiff_virtio::{Device, Line, mmio};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -34,6 +35,9 @@ pub(super) fn make(config: &Config) -> Result<Vec<Boxed>, MachineError> {
     let mut devices = Vec::new();
     for drive in config.ordered_drives() {
         devices.push(Box::new(Block::new(disk(drive)?)) as Boxed);
+    }
+    if let Some(vsock) = &config.vsock {
+        devices.push(Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?));
     }
     if config.entropy.is_some() {
         devices.push(Box::new(Entropy));

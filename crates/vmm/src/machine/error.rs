@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use skiff_kvm::arch::{BootError, ElfError};
 use skiff_kvm::{HostError, KvmError, MemoryError, ThreadError};
 use skiff_virtio::block::DiskError;
+use skiff_virtio::vsock::VsockError;
 
 use crate::kernel::KernelError;
 
@@ -49,6 +50,9 @@ pub enum MachineError {
         #[source]
         source: DiskError,
     },
+    /// There are no sockets between guest and host.
+    #[error("vsock cannot be made")]
+    Vsock(#[from] VsockError),
     /// A thread does not do what it is told.
     #[error("a vCPU does not do what it is told")]
     Thread(#[from] ThreadError),

@@ -4,6 +4,7 @@
 //! spawn ─▶ paused ◀── pause / resume ──▶ working ──▶ ended (dropped)
 //! ```
 
+use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -17,7 +18,7 @@ use super::MachineError;
 use super::bus::lock;
 use super::devices::Attached;
 
-/// What the control event has for data: no doorbell has that number.
+/// What the control event has for data: nothing else has that number.
 const CONTROL: u64 = u64::MAX;
 /// How many events are taken at once.
 const EVENTS: usize = 32;
@@ -118,8 +119,19 @@ struct Worker {
     devices: Vec<Attached>,
     control: Arc<Control>,
     epoll: Epoll,
-    /// Which device and queue an event is for.
-    doorbells: Vec<(usize, usize)>,
+    /// What each event is for.
+    events: Vec<Event>,
+    /// Devices that have more to do for the host, though nothing new came.
+    unfinished: RefCell<Vec<usize>>,
+}
+
+/// Who has something for whom.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    /// The driver of a device, in a queue.
+    Doorbell { device: usize, queue: usize },
+    /// The host, for a device.
+    Host { device: usize },
 }
 
 impl Worker {
@@ -131,18 +143,25 @@ impl Worker {
             epoll.ctl(ControlOperation::Add, descriptor, event)
         };
         add(control.wake.as_raw_fd(), CONTROL).map_err(&failed)?;
-        let mut doorbells = Vec::new();
+        let mut events = Vec::new();
         for (device, attached) in devices.iter().enumerate() {
             for (queue, doorbell) in attached.doorbells.iter().enumerate() {
-                add(doorbell.as_raw_fd(), doorbells.len() as u64).map_err(&failed)?;
-                doorbells.push((device, queue));
+                add(doorbell.as_raw_fd(), events.len() as u64).map_err(&failed)?;
+                events.push(Event::Doorbell { device, queue });
+            }
+            // The device keeps its descriptor as long as it lives.
+            let window = lock(&attached.window);
+            if let Some(source) = window.core().device().source() {
+                add(source.as_raw_fd(), events.len() as u64).map_err(&failed)?;
+                events.push(Event::Host { device });
             }
         }
         Ok(Self {
             devices,
             control,
             epoll,
-            doorbells,
+            events,
+            unfinished: RefCell::default(),
         })
     }
 
@@ -179,25 +198,29 @@ impl Worker {
     /// One round: events come, and each device has its turn.
     fn work(&self) {
         let mut events = [EpollEvent::default(); EVENTS];
+        let unfinished = self.unfinished.take();
+        let timeout = if unfinished.is_empty() { -1 } else { 0 };
         // Interrupted by a signal is as good as nothing to do.
-        let count = self.epoll.wait(-1, &mut events).unwrap_or(0);
+        let count = self.epoll.wait(timeout, &mut events).unwrap_or(0);
         for event in events.iter().take(count) {
             if event.data() == CONTROL {
                 // Several wakes are one.
                 self.control.wake.read().unwrap_or_default();
-            } else {
-                self.ring(event.data());
+                continue;
             }
+            let place = usize::try_from(event.data());
+            match place.ok().and_then(|place| self.events.get(place)) {
+                Some(&Event::Doorbell { device, queue }) => self.ring(device, queue),
+                Some(&Event::Host { device }) => self.host_ready(device),
+                None => {}
+            }
+        }
+        for device in unfinished {
+            self.host_ready(device);
         }
     }
 
-    fn ring(&self, event: u64) {
-        let place = usize::try_from(event)
-            .ok()
-            .and_then(|event| self.doorbells.get(event));
-        let Some(&(device, queue)) = place else {
-            return;
-        };
+    fn ring(&self, device: usize, queue: usize) {
         let Some(attached) = self.devices.get(device) else {
             return;
         };
@@ -210,6 +233,15 @@ impl Worker {
         if progress == Progress::More {
             // The others first.
             doorbell.write(1).unwrap_or_default();
+        }
+    }
+
+    fn host_ready(&self, device: usize) {
+        let Some(attached) = self.devices.get(device) else {
+            return;
+        };
+        if lock(&attached.window).host_ready() == Progress::More {
+            self.unfinished.borrow_mut().push(device);
         }
     }
 }
