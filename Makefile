@@ -1,12 +1,13 @@
 # The commands of this repository. `make up` and `make test` do all set-up.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help up test test-v2 bench soak lint clean setup build
+.PHONY: help up test test-v2 test-kvm bench soak lint clean setup build
 
 help:
 	@echo "make up        build, make sample images, start a server and deploy to it (ONESHOT=1 ends by itself)"
 	@echo "make test      set up and pass every test"
 	@echo "make test-v2   only the container class's tests in a machine with pure cgroup v2"
+	@echo "make test-kvm  only the monitor's tests on an emulated machine's KVM"
 	@echo "make bench     take the figures, into target/bench.json"
 	@echo "make soak      the long counts"
 	@echo "make lint      formatting, clippy, and the crates' edges"
@@ -26,6 +27,9 @@ test: setup
 
 test-v2: setup
 	@scripts/test-v2.sh
+
+test-kvm: setup
+	@scripts/test-kvm.sh
 
 bench:
 	@scripts/setup.sh bench

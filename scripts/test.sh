@@ -17,3 +17,6 @@ cargo test --workspace --lib --bins --tests
 
 step "the container class on a stock kernel with pure cgroup v2"
 scripts/test-v2.sh
+
+step "the monitor on a stock kernel's KVM"
+scripts/test-kvm.sh

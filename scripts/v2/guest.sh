@@ -1,14 +1,10 @@
 #!/bin/sh
 # Sets the machine up as an init does on a machine with pure cgroup v2, runs
-# every test, and powers off. What is for people goes to the console; what is
-# counted goes to the second serial port, one line each:
-#
-#   result NAME PASSED FAILED
-#   end
+# every test, and powers off.
 PATH=/usr/sbin:/usr/bin
 TMPDIR=/tmp
 export PATH TMPDIR
-report=/dev/ttyS1
+. /usr/lib/report.sh
 
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -34,36 +30,15 @@ echo '+cpu +memory +pids' >/sys/fs/cgroup/cgroup.subtree_control
 # which takes an emulated processor longer than anybody waits for nft.
 modprobe -a nft_chain_nat nft_connlimit nft_ct nft_masq nft_reject_inet
 
-word() { tr ' ' '\n' </proc/cmdline | sed -n "s/^v2\.$1=//p"; }
-deadline=$(word deadline)
 # An emulated processor is several times slower.
 SKIFF_SLOWNESS=$(($(word slowness) * 4))
 export SKIFF_SLOWNESS
 echo "kernel $(uname -r), $(grep -c ^processor /proc/cpuinfo) processors, cgroup controllers: $(cat /sys/fs/cgroup/cgroup.controllers)"
 
-# Runs a test program and reports the sums of its summaries. One that says
-# nothing, or ends badly without a failed test, counts as a failed test.
-run() { # NAME COMMAND...
-  name=$1
-  shift
-  echo "== $name (at $(cut -d. -f1 /proc/uptime) s)"
-  { timeout -s KILL "$deadline" "$@" 2>&1; echo $? >/run/status; } | tee /run/log
-  status=$(cat /run/status)
-  passed=$(sed -n 's/^test result: .* \([0-9]*\) passed.*/\1/p' /run/log | awk '{ n += $1 } END { print n + 0 }')
-  failed=$(sed -n 's/^test result: .* \([0-9]*\) failed.*/\1/p' /run/log | awk '{ n += $1 } END { print n + 0 }')
-  if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ] || [ "$((passed + failed))" -eq 0 ]; then
-    echo "$name ended with $status after $passed tests passed"
-    failed=$((failed + 1))
-  fi
-  echo "result $name $passed $failed" >$report
-}
-
-for name in $(word only | tr , ' '); do
-  case $name in
+one() {
+  case $1 in
     commands) run commands /usr/sbin/commands ;;
-    *) run "$name" "/tests/$name" --test-threads="$(grep -c ^processor /proc/cpuinfo)" ;;
+    *) run "$1" "/tests/$1" --test-threads="$(grep -c ^processor /proc/cpuinfo)" ;;
   esac
-done
-echo end >$report
-sync
-poweroff -f
+}
+run_all

@@ -1,5 +1,5 @@
 //! The binary: its messages, its exit codes, its signals. Where a guest must
-//! run these tests declare `/dev/kvm`, as those in `native.rs`.
+//! run these tests declare `/dev/kvm`, as those in `machine.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,8 +9,9 @@ use std::process::{Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use skiff_base::process::command;
+use skiff_base::{Clock, SystemClock};
 use skiff_flat::Program;
-use skiff_flat::testing::has_kvm;
+use skiff_flat::testing::{deadline, has_kvm};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_skiff-vmm");
 
@@ -96,7 +97,10 @@ fn a_signal_ends_a_guest_in_order() {
         // Signals wait from the first on, whether the guest runs yet or not.
         // Until then they have their usual effect, so look for the mask.
         let id = child.id();
+        let started = SystemClock.now();
         while !holds_signals(id) {
+            let waited = SystemClock.now().since(started);
+            assert!(waited < deadline(), "signals are not held");
             std::thread::yield_now();
         }
         let pid = Pid::from_raw(i32::try_from(id).unwrap()).unwrap();

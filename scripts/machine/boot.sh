@@ -2,7 +2,7 @@
 # The first process of the machine: loads what the disk needs, mounts it, and
 # goes on there.
 set -e
-b=/bin/busybox
+. /load.sh
 fail() {
   $b echo "boot: $*"
   $b poweroff -f
@@ -11,13 +11,7 @@ fail() {
 $b mkdir -p /dev /proc /sys /disk
 $b mount -t devtmpfs dev /dev
 $b mount -t proc proc /proc
-for module in /modules/*; do
-  case $module in
-    *.ko) $b insmod "$module" || fail "$module" ;;
-    *.xz) $b xz -dc "$module" >/module.ko && $b insmod /module.ko || fail "$module" ;;
-    *) fail "$module is packed in an unknown way" ;;
-  esac
-done
+load_modules
 looks=0
 while [ ! -b /dev/vda ]; do
   looks=$((looks + 1))

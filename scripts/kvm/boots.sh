@@ -1,0 +1,127 @@
+#!/bin/sh
+# Boots Debian's stock kernel with the real monitor. Says of each test what
+# `cargo test` would say, and shows a guest's console when one fails.
+passed=0 failed=0
+deadline=$((60 * SKIFF_SLOWNESS))
+work=/run/boots
+mkdir -p $work
+cp /guest/scratch $work/scratch
+
+check() { # NAME CONDITION...
+  name=$1
+  shift
+  if "$@"; then
+    passed=$((passed + 1))
+    echo "test boots::$name ... ok"
+  else
+    failed=$((failed + 1))
+    echo "test boots::$name ... FAILED"
+    echo "-- the monitor ended with $status and said:"
+    cat $work/said
+    echo "-- the host's side of its sockets:"
+    cat $work/host
+    echo "-- the guest's report:"
+    cat $work/report
+    echo "-- the guest's console:"
+    tail -n 60 $work/console
+  fi
+}
+
+# Boots KERNEL with ARGUMENTS; SERIAL is the section of the serial port, or
+# nothing. Keeps the exit code, what was said, the console and the report.
+boot() { # NAME KERNEL MEMORY SERIAL ARGUMENTS
+  cat >$work/config <<JSON
+{
+  "boot-source": {"kernel_image_path": "$2", "initrd_path": "/guest/initrd", "boot_args": "$5 test.name=$1"},
+  "drives": [
+    {"drive_id": "layer", "path_on_host": "/guest/layer", "is_read_only": true},
+    {"drive_id": "scratch", "path_on_host": "$work/scratch"}
+  ],
+  "machine-config": {"vcpu_count": 2, "mem_size_mib": $3},
+  "vsock": {"guest_cid": 3, "uds_path": "$work/vsock"},
+  "entropy": {}$4
+}
+JSON
+  dd if=/dev/zero of=$work/scratch bs=1M count=1 conv=notrunc 2>/dev/null
+  : >$work/console
+  : >$work/host
+  started=$(cut -d. -f1 /proc/uptime)
+  rm -f $work/vsock*
+  # It must not hold the pipe that this script's output goes to.
+  hosts_side >/dev/null 2>&1 &
+  side=$!
+  timeout -s KILL "$deadline" skiff-vmm --no-api --id "$1" --config-file $work/config \
+    --cache-dir /run/kernels >$work/console 2>$work/said </dev/null
+  status=$?
+  kill $side 2>/dev/null
+  tr -d '\000' <$work/scratch >$work/report
+  echo "$1: $(($(cut -d. -f1 /proc/uptime) - started)) s, exit code $status, $(cat $work/said)"
+}
+# The host's side of sockets: gives back what the guest sends, sends to it when
+# it listens, and tells it to go on.
+hosts_side() {
+  peer host-echo $work/vsock_52 &
+  trap "kill $!; exit" TERM
+  until grep -q '^listening' $work/console; do usleep 100000; done
+  peer host-send $work/vsock 1000 300000 8 >$work/host 2>&1
+  peer host-send $work/vsock 1001 0 1 >>$work/host 2>&1
+  wait
+}
+ended() { # CODE REASON
+  [ "$status" -eq "$1" ] && grep -q "\[$2\]$" $work/said
+}
+reported() { grep -qx "$1" $work/report; }
+between() { # LEAST WORD MOST
+  value=$(sed -n "s/^$2 //p" $work/report)
+  [ "${value:-0}" -ge "$1" ] && [ "$value" -le "$3" ]
+}
+
+serial=', "serial": {}'
+quiet='reboot=k panic=1 pci=off swiotlb=noforce'
+
+boot pvh /guest/vmlinuz 256 "$serial" "console=ttyS0 $quiet test.vsock=1"
+check a_stock_kernel_boots_and_resets ended 0 reset
+check it_was_entered_by_pvh reported 'loader 176'
+check its_console_is_standard_output grep -q 'Linux version .*-cloud-amd64' $work/console
+check it_writes_and_flushes_a_disk reported 'up pvh'
+whole() { [ "$(tail -n 1 $work/report)" = end ]; }
+check its_report_is_whole whole
+check it_is_the_kernel_of_the_package reported "kernel $(cat /guest/version)"
+check it_sees_its_vcpus reported 'cpus 2'
+check it_sees_its_memory between 200000 memory_kib 262144
+check it_reads_a_disk reported "disk $(sha256sum </guest/layer | cut -c1-64)"
+check it_mounts_a_layer reported 'files good'
+check it_sees_a_disks_name reported 'disk_name layer'
+check it_sees_a_disk_as_read_only reported 'read_only 1'
+random() { [ "$(sed -n 's/^random //p' $work/report | sort -u | grep -c .)" -eq 2 ]; }
+check it_is_given_randomness random
+check it_reaches_the_host_by_many_streams reported 'vsock echoed 300000 8'
+reached() { grep -qx 'echoed 300000 8' $work/host; }
+check the_host_reaches_it_by_many_streams reached
+check it_has_kvms_clock reported 'clock kvm-clock'
+unchanged() { cmp -s /guest/layer /guest/layer.copy; }
+check a_read_only_disk_is_unchanged unchanged
+cached() { [ "$(ls /run/kernels/*.vmlinux | wc -l)" -eq 1 ]; }
+check a_kernel_is_unpacked_into_the_cache cached
+
+# The unpacked kernel without its note of PVH has the 64-bit entry. The serial
+# port is off, and the default command line is what this says.
+cp /run/kernels/*.vmlinux $work/kernel
+name=$(grep-bytes -obUaP '(?<=\x12\x00\x00\x00)Xen(?=\x00)' $work/kernel | cut -d: -f1)
+printf '\377' | dd of=$work/kernel bs=1 seek=$((name - 4)) conv=notrunc 2>/dev/null
+boot long $work/kernel 128 "" "$quiet 8250.nr_uarts=0 test.end=off"
+check the_64_bit_entry_boots_and_switches_off ended 0 power-off
+check it_was_entered_by_linuxs_own_protocol reported 'loader 255'
+check it_boots_without_a_serial_port reported 'up long'
+silent() { [ ! -s $work/console ]; }
+check without_a_serial_port_there_is_no_output silent
+check its_memory_is_smaller between 90000 memory_kib 131072
+
+boot small /guest/vmlinuz 32 "" "$quiet"
+too_small() { [ "$status" -eq 1 ] && grep -q 'give it [0-9]* MiB or more' $work/said; }
+check too_little_memory_is_told too_small
+
+word=ok
+[ $failed -eq 0 ] || word=FAILED
+echo "test result: $word. $passed passed; $failed failed"
+[ $failed -eq 0 ]

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Makes the disk of the machine that has KVM: a small userland, the monitor, a
+# guest's kernel and disks, the tests.
+#
+#   disk.sh DISK KERNEL GUEST-KERNEL MONITOR PEER TEST...
+set -euo pipefail
+disk=$1 kernel=$2 guest=$3 monitor=$4 peer=$5
+shift 5
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+. "$here/../machine/modules.sh"
+. "$here/../machine/root.sh"
+
+# What the guest's initramfs has beside the kernel's modules.
+root=$work/initrd
+add_stripped "$peer" /bin/peer
+
+root=$work/root
+layer=$work/layer
+mkdir "$root" "$layer"
+
+start_root "$kernel" "$here/guest.sh"
+install -m 0755 "$here/boots.sh" "$root/usr/sbin/boots"
+# busybox's cannot look for bytes.
+add_program "$(command -v grep)" /usr/sbin/grep-bytes
+add_stripped "$monitor" /usr/bin/skiff-vmm
+# The tests know it by this path.
+add_stripped "$monitor" "$monitor"
+add_stripped "$peer" /usr/bin/peer
+add_tests "$@"
+
+mkdir "$root/guest"
+cp "$guest"/{vmlinuz,version} "$root/guest/"
+# Archives that follow each other are one.
+cat "$guest/initrd" <(pack_initramfs "$work/initrd") >"$root/guest/initrd"
+# A layer of what is here anyway, with its sums.
+cp /bin/busybox "$here"/* "$layer/"
+(cd "$layer" && sha256sum -- * >.sums && mv .sums sums)
+mkfs.erofs --quiet "$root/guest/layer" "$layer" >/dev/null
+cp "$root/guest/layer" "$root/guest/layer.copy"
+truncate -s 8M "$root/guest/scratch"
+make_disk "$disk" 1G

@@ -1,0 +1,51 @@
+#!/bin/busybox sh
+# The first process of a guest of the monitor: looks at its machine, writes
+# what it finds to its second disk, flushes it, and ends as it is told. The
+# first disk is an EROFS file system, which has the hash of its own content.
+. /load.sh
+fail() {
+  echo "init: $*"
+  $b reboot -f
+}
+word() { $b tr ' ' '\n' </proc/cmdline | $b sed -n "s/^test\.$1=//p"; }
+
+$b mkdir -p /dev /proc /sys /disk
+$b mount -t devtmpfs dev /dev
+$b mount -t proc proc /proc
+$b mount -t sysfs sys /sys
+load_modules
+
+report() {
+  echo "up $(word name)"
+  echo "kernel $($b uname -r)"
+  # 176 says PVH, 255 a boot loader without a number.
+  echo "loader $($b cat /proc/sys/kernel/bootloader_type)"
+  echo "cpus $($b grep -c ^processor /proc/cpuinfo)"
+  echo "memory_kib $($b awk '$1 == "MemTotal:" { print $2 }' /proc/meminfo)"
+  echo "disk $($b sha256sum </dev/vda | $b cut -c1-64)"
+  echo "disk_name $($b cat /sys/block/vda/serial)"
+  $b mount -t erofs -o ro /dev/vda /disk || fail "the disk does not mount"
+  (cd /disk && $b sha256sum -c sums >/dev/null) && echo "files good"
+  echo "read_only $($b cat /sys/block/vda/ro)"
+  if $b dd if=/dev/zero of=/dev/vda bs=512 count=1 2>/dev/null; then
+    echo "the read-only disk takes writes"
+  fi
+  echo "random $($b dd if=/dev/hwrng bs=64 count=1 2>/dev/null | $b sha256sum | $b cut -c1-64)"
+  echo "random $($b dd if=/dev/hwrng bs=64 count=1 2>/dev/null | $b sha256sum | $b cut -c1-64)"
+  if [ -n "$(word vsock)" ]; then
+    # The host's side waits for what this says, and ends it.
+    /bin/peer guest-echo 1000 >/dev/console &
+    echo "vsock $(/bin/peer guest-send 52 300000 8)"
+    /bin/peer guest-wait 1001
+  fi
+  echo "clock $($b cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+}
+report >/report
+echo end >>/report
+$b cat /report
+# With zeros to the end of its pages, straight to the device, and flushed.
+$b dd if=/report of=/dev/vdb bs=4096 conv=sync,fsync 2>/dev/null || fail "the second disk takes no writes"
+case $(word end) in
+  off) $b poweroff -f ;;
+  *) $b reboot -f ;;
+esac
