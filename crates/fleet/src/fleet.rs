@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use skiff_base::{Clock, Tasks};
+use skiff_base::{Clock, Monotonic, Tasks};
 use skiff_gateway::{Demand, WakeError};
 use skiff_sched::{Action, AdoptedState, Config, Input, RevisionPlan, Scheduler, Shortage};
 use skiff_types::api::Quota;
@@ -53,7 +53,7 @@ pub(crate) struct Inner {
     pub(crate) parts: Parts,
     pub(crate) starts: Semaphore,
     pub(crate) steering: Mutex<HashMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
-    scheduler: Mutex<Scheduler>,
+    decisions: Mutex<Decisions>,
     /// Held while the rotation is told of a limit.
     limits: Mutex<()>,
     /// Instances in which a former server still has requests.
@@ -66,6 +66,13 @@ pub(crate) struct Inner {
     tasks: Tasks,
     runtime: Handle,
     due: Notify,
+}
+
+/// The scheduler, and when [`Fleet::run`] looks at it next.
+#[derive(Debug)]
+struct Decisions {
+    scheduler: Scheduler,
+    looks_at: Monotonic,
 }
 
 type Validation = oneshot::Sender<Result<InstanceId, StartFailure>>;
@@ -88,7 +95,11 @@ impl Fleet {
                 parts,
                 starts: Semaphore::new(config.starts_at_once),
                 steering: Mutex::default(),
-                scheduler: Mutex::new(Scheduler::new(config.scheduler, next_id)),
+                decisions: Mutex::new(Decisions {
+                    scheduler: Scheduler::new(config.scheduler, next_id),
+                    // Nobody has to be told of a deadline before it runs.
+                    looks_at: Monotonic::default(),
+                }),
                 validations: Mutex::default(),
                 held: Mutex::new(Some(Vec::new())),
                 limits: Mutex::default(),
@@ -112,9 +123,14 @@ impl Fleet {
         let mut sample = tokio::time::interval(SAMPLE_EVERY);
         sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let now = self.inner.clock.now();
-            let due = lock(&self.inner.scheduler).next_deadline();
-            let wait = due.map_or(SAMPLE_EVERY, |due| due.since(now));
+            let wait = {
+                let mut decisions = lock(&self.inner.decisions);
+                let now = self.inner.clock.now();
+                let due = decisions.scheduler.next_deadline();
+                let wait = due.map_or(SAMPLE_EVERY, |due| due.since(now));
+                decisions.looks_at = now.plus(wait);
+                wait
+            };
             tokio::select! {
                 () = tokio::time::sleep(wait) => self.tell(Input::Tick),
                 () = self.inner.due.notified() => {}
@@ -148,7 +164,8 @@ impl Fleet {
     /// Whether the revision may have instances.
     #[must_use]
     pub fn knows(&self, revision: &RevisionId) -> bool {
-        lock(&self.inner.scheduler).counts(revision).is_some()
+        let decisions = lock(&self.inner.decisions);
+        decisions.scheduler.counts(revision).is_some()
     }
 
     /// It may have none any more.
@@ -297,7 +314,7 @@ impl Fleet {
     /// Instances that are not gone.
     #[must_use]
     pub fn instance_count(&self) -> usize {
-        lock(&self.inner.scheduler).instance_count()
+        lock(&self.inner.decisions).scheduler.instance_count()
     }
 
     /// Starts nothing more; what is under way ends or is cut off.
@@ -312,11 +329,15 @@ impl Fleet {
         let mut actions = Vec::new();
         let now = self.inner.clock.now();
         let earlier = {
-            let mut scheduler = lock(&self.inner.scheduler);
-            let before = scheduler.next_deadline();
-            scheduler.handle(now, input, &mut actions);
-            let after = scheduler.next_deadline();
-            after.is_some_and(|after| before.is_none_or(|before| after < before))
+            let mut decisions = lock(&self.inner.decisions);
+            decisions.scheduler.handle(now, input, &mut actions);
+            let due = decisions.scheduler.next_deadline();
+            // Told once: it then looks by itself.
+            let earlier = due.filter(|due| *due < decisions.looks_at);
+            if let Some(due) = earlier {
+                decisions.looks_at = due;
+            }
+            earlier.is_some()
         };
         if earlier {
             self.inner.due.notify_one();
@@ -367,12 +388,12 @@ impl Fleet {
     /// Tells what holds now: tasks may run in another order than they were told.
     fn tell_limit(&self, revision: &RevisionId) {
         let _in_turn = lock(&self.inner.limits);
-        let limited = lock(&self.inner.scheduler).is_limited(revision);
+        let limited = lock(&self.inner.decisions).scheduler.is_limited(revision);
         self.inner.parts.rotation.set_limited(revision, limited);
     }
 
     fn refuse(&self, revision: &RevisionId, shortage: Shortage) {
-        if lock(&self.inner.scheduler).shortage(revision).is_none() {
+        if lock(&self.inner.decisions).scheduler.shortage(revision).is_none() {
             // An instance is coming since this was decided.
             return;
         }
