@@ -15,7 +15,7 @@ use crate::db::{Change, Db};
 use crate::error::{ControlError, internal, not_found, unavailable};
 use crate::key;
 use crate::limit::PREPARED_MAX;
-use crate::port::{ImageConfig, ImageUser, Images};
+use crate::port::{ImageUser, Images};
 use crate::record::{ProjectRecord, RevisionRecord};
 use crate::vault::Vault;
 
@@ -36,13 +36,19 @@ pub(crate) struct Base {
     prepared: Mutex<HashMap<RevisionId, Arc<Prepared>>>,
 }
 
-/// A launch but for its environment, which holds secrets and is made anew
-/// for each instance.
+/// What the instances of one revision are made of.
 #[derive(Debug)]
 struct Prepared {
-    launch: Launch,
-    image: ImageConfig,
-    env: Vec<EnvVar>,
+    /// Whole, unless there are secrets in its environment.
+    launch: Arc<Launch>,
+    /// From what an environment with secrets is made anew for each instance.
+    secret: Option<Box<SecretEnv>>,
+}
+
+#[derive(Debug)]
+struct SecretEnv {
+    image: Vec<String>,
+    vars: Vec<EnvVar>,
     home: String,
 }
 
@@ -78,21 +84,18 @@ impl Resolver {
     ///
     /// # Errors
     /// When the revision or its image is gone, or a secret cannot be read.
-    pub async fn launch(&self, revision: &RevisionId) -> Result<Launch, ControlError> {
+    pub async fn launch(&self, revision: &RevisionId) -> Result<Arc<Launch>, ControlError> {
         let prepared = match self.base.prepared(revision) {
             Some(prepared) => prepared,
             None => self.base.prepare(revision).await?,
         };
-        let user = self.base.env_values(revision, &prepared.env).await?;
-        let mut launch = prepared.launch.clone();
-        launch.env = compose::env(
-            &prepared.image.env,
-            user,
-            revision,
-            launch.port,
-            &prepared.home,
-        );
-        Ok(launch)
+        let Some(secret) = &prepared.secret else {
+            return Ok(Arc::clone(&prepared.launch));
+        };
+        let user = self.base.env_values(revision, &secret.vars).await?;
+        let mut launch = Launch::clone(&prepared.launch);
+        launch.env = compose::env(&secret.image, user, revision, launch.port, &secret.home);
+        Ok(Arc::new(launch))
     }
 
     /// A project's name, for bills.
@@ -173,11 +176,14 @@ impl Base {
         })?;
         let user = &image.config.user;
         let user = self.images.resolve_user(&container.digest, user).await?;
-        let launch = Launch {
+        let args = compose::args(&container, &image.config)?;
+        let (vars, home) = (container.env, home_of(&user));
+        let with_secrets = vars.iter().any(EnvVar::is_secret);
+        let mut launch = Launch {
             revision: revision.clone(),
             isolation: spec.isolation,
             layers: image.layers,
-            args: compose::args(&container, &image.config)?,
+            args,
             env: Vec::new(),
             cwd: compose::working_dir(&image.config.working_dir),
             uid: user.uid,
@@ -189,11 +195,17 @@ impl Base {
             resources: spec.resources,
             egress: spec.egress,
         };
+        let image = image.config.env;
+        let secret = if with_secrets {
+            Some(Box::new(SecretEnv { image, vars, home }))
+        } else {
+            let user = self.env_values(revision, &vars).await?;
+            launch.env = compose::env(&image, user, revision, launch.port, &home);
+            None
+        };
         let prepared = Arc::new(Prepared {
-            launch,
-            image: image.config,
-            env: container.env,
-            home: home_of(&user),
+            launch: Arc::new(launch),
+            secret,
         });
         self.keep(revision, &prepared);
         Ok(prepared)

@@ -91,7 +91,7 @@ pub trait Rotation: Debug + Send + Sync + 'static {
 /// Answers what instances are made of.
 pub trait Launches: Debug + Send + Sync + 'static {
     /// Everything that is needed to start an instance of the revision.
-    fn launch(&self, revision: &RevisionId) -> BoxFuture<'_, Result<Launch, StartFailure>>;
+    fn launch(&self, revision: &RevisionId) -> BoxFuture<'_, Result<Arc<Launch>, StartFailure>>;
 }
 
 /// An instance that was running before this server.

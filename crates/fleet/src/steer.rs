@@ -40,7 +40,7 @@ impl Fleet {
         let inner = &self.inner;
         let stopping = |_| failure(ErrorKind::Unavailable, "the server is shutting down");
         let _turn = inner.starts.acquire().await.map_err(stopping)?;
-        let launch = Arc::new(inner.parts.launches.launch(revision).await?);
+        let launch = inner.parts.launches.launch(revision).await?;
         let placed = inner.clock.now();
         let started = inner.parts.worker.start(instance, launch).await?;
         let phases = phases(&started, decided, placed, inner.clock.now());

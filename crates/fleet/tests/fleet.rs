@@ -152,7 +152,7 @@ impl Rotation for World {
 }
 
 impl Launches for World {
-    fn launch(&self, revision: &RevisionId) -> BoxFuture<'_, Result<Launch, StartFailure>> {
+    fn launch(&self, revision: &RevisionId) -> BoxFuture<'_, Result<Arc<Launch>, StartFailure>> {
         let launch = Launch {
             revision: revision.clone(),
             isolation: IsolationRequest::Null,
@@ -169,7 +169,7 @@ impl Launches for World {
             resources: Resources::default(),
             egress: false,
         };
-        async { Ok(launch) }.boxed()
+        async { Ok(Arc::new(launch)) }.boxed()
     }
 }
 

@@ -306,6 +306,12 @@ impl ContainerSpec {
 }
 
 impl EnvVar {
+    /// Whether its value is looked up in the project's secrets.
+    #[must_use]
+    pub const fn is_secret(&self) -> bool {
+        matches!(self.value, EnvValue::Secret(_))
+    }
+
     fn refuse(&self, reason: &'static str) -> SpecError {
         SpecError::Env {
             name: self.name.chars().take(80).collect(),

@@ -45,7 +45,7 @@ pub struct Fleet {
     pub removed: Mutex<Vec<RevisionId>>,
     pub start: Mutex<Start>,
     pub starts: AtomicUsize,
-    pub launches: Mutex<Vec<Launch>>,
+    pub launches: Mutex<Vec<Arc<Launch>>>,
     pub quotas: Mutex<HashMap<ProjectId, Quota>>,
     pub resolver: OnceLock<Resolver>,
     ids: AtomicU64,

@@ -180,7 +180,7 @@ impl Rotation for GatewaySlot {
 pub struct ResolverLaunches(pub skiff_control::Resolver);
 
 impl Launches for ResolverLaunches {
-    fn launch(&self, revision: &RevisionId) -> BoxFuture<'_, Result<Launch, StartFailure>> {
+    fn launch(&self, revision: &RevisionId) -> BoxFuture<'_, Result<Arc<Launch>, StartFailure>> {
         let revision = revision.clone();
         async move {
             self.0
