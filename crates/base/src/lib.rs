@@ -18,6 +18,6 @@ pub use backoff::Backoff;
 pub use chain::{Chain, chain};
 pub use clock::{Clock, ManualClock, Monotonic, SystemClock};
 #[cfg(feature = "async")]
-pub use stream::ByteStream;
+pub use stream::{ByteStream, Inline};
 #[cfg(feature = "async")]
 pub use tasks::{Tasks, TasksError};

@@ -1,3 +1,4 @@
+use std::fmt::Debug;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,9 +14,14 @@ pub enum ByteStream {
     Tcp(TcpStream),
     /// A local socket, as a monitor's vsock has.
     Unix(UnixStream),
-    /// Within this process.
+    /// Within this process, to another task.
     Memory(DuplexStream),
+    /// Within this process, to what answers while it is written to and read.
+    Inline(Pin<Box<dyn Inline>>),
 }
+
+/// A connection whose other end is no task and no socket.
+pub trait Inline: AsyncRead + AsyncWrite + Debug + Send + 'static {}
 
 macro_rules! each {
     ($self:ident, $stream:ident => $call:expr) => {
@@ -23,6 +29,7 @@ macro_rules! each {
             ByteStream::Tcp($stream) => $call,
             ByteStream::Unix($stream) => $call,
             ByteStream::Memory($stream) => $call,
+            ByteStream::Inline($stream) => $call,
         }
     };
 }
@@ -59,6 +66,7 @@ impl AsyncWrite for ByteStream {
             Self::Tcp(stream) => stream.is_write_vectored(),
             Self::Unix(stream) => stream.is_write_vectored(),
             Self::Memory(stream) => stream.is_write_vectored(),
+            Self::Inline(stream) => stream.is_write_vectored(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! around a sandbox, and for tests.
 
 mod http;
+mod stream;
 
 use std::io;
 use std::sync::Arc;
@@ -13,17 +14,12 @@ use futures_util::future::BoxFuture;
 use skiff_base::{ByteStream, Tasks};
 use skiff_types::{InstanceId, IsolationClass};
 use skiff_wire::launcher::{Exit, Stats};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use self::http::Responder;
+use self::stream::NullStream;
 use crate::{Backend, CreateSpec, Created, Found, Sandbox, SandboxError};
 
-/// What one direction of a connection holds.
-const PIPE_BYTES: usize = 4 * 1024;
-/// A connection on which nothing happens ends after this.
-const IDLE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
 
@@ -54,7 +50,7 @@ pub struct NullBackend {
 struct Shared {
     options: NullOptions,
     alive: AtomicU64,
-    /// Owns every connection's task.
+    /// Owns the tasks of sandboxes that end by themselves.
     tasks: Tasks,
 }
 
@@ -146,13 +142,9 @@ impl NullSandbox {
         if refuses || self.exit.borrow().is_some() {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
-        let (near, far) = tokio::io::duplex(PIPE_BYTES);
-        let exit = self.exit.subscribe();
         let delay = self.shared.options.answer_delay;
-        self.shared
-            .tasks
-            .spawn("null connection", serve(far, exit, delay));
-        Ok(ByteStream::Memory(near))
+        let stream = NullStream::new(self.exit.subscribe(), delay);
+        Ok(ByteStream::Inline(Box::pin(stream)))
     }
 }
 
@@ -231,38 +223,11 @@ fn code(code: Option<i32>) -> Exit {
     }
 }
 
-/// Serves one connection until either side ends it.
-async fn serve(mut stream: DuplexStream, mut exit: watch::Receiver<Option<Exit>>, delay: Duration) {
-    let talk = async {
-        let mut responder = Responder::default();
-        let mut buffer = [0; 1024];
-        let mut out = Vec::new();
-        while !responder.is_closed() {
-            let read = timeout(IDLE_MAX, stream.read(&mut buffer)).await;
-            let Ok(Ok(len @ 1..)) = read else { return };
-            responder.feed(&buffer[..len], &mut out);
-            if out.is_empty() {
-                continue;
-            }
-            if !delay.is_zero() {
-                sleep(delay).await;
-            }
-            if stream.write_all(&out).await.is_err() {
-                return;
-            }
-            out.clear();
-        }
-    };
-    tokio::select! {
-        () = talk => {}
-        _ended = exit.wait_for(Option::is_some) => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use skiff_base::{Clock, SystemClock};
     use skiff_wire::launcher::{ProcessSpec, Writable};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
