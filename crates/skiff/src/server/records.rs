@@ -20,10 +20,45 @@ const LIVES_MAX: usize = 100_000;
 pub struct ServerRecords {
     ledger: Arc<LedgerWriter>,
     clock: Arc<dyn Clock>,
-    traces: Mutex<VecDeque<(ProjectId, ColdStart)>>,
+    traces: Mutex<VecDeque<Trace>>,
     /// Requests as they are told here, summed apart from the ledger.
     counts: Mutex<GatewayCounts>,
     lives: Mutex<Lives>,
+}
+
+/// A cold start as it is remembered; what it is in the API's words is made
+/// when somebody asks.
+#[derive(Debug)]
+struct Trace {
+    revision: RevisionId,
+    instance: InstanceId,
+    class: IsolationClass,
+    unix_ms: u64,
+    phases_us: [u64; PHASES.len()],
+}
+
+const PHASES: [&str; 6] = [
+    "queue",
+    "placement",
+    "image",
+    "sandbox",
+    "app",
+    "first_byte",
+];
+
+impl Trace {
+    fn told(&self) -> ColdStart {
+        let phases = PHASES.iter().zip(self.phases_us);
+        ColdStart {
+            unix_ms: self.unix_ms,
+            service: self.revision.service.clone(),
+            revision: self.revision.name(),
+            instance: self.instance,
+            class: self.class,
+            phases_us: phases.map(|(name, us)| ((*name).to_owned(), us)).collect(),
+            total_us: self.phases_us.iter().sum(),
+        }
+    }
 }
 
 /// Lives as the worker tells them, apart from the ledger.
@@ -94,10 +129,11 @@ impl ServerRecords {
         limit: usize,
     ) -> Vec<ColdStart> {
         let traces = lock(&self.traces);
-        let wanted = traces.iter().rev().filter(|(owner, start)| {
-            owner == project && service.is_none_or(|service| *service == start.service)
+        let wanted = traces.iter().rev().filter(|trace| {
+            trace.revision.project == *project
+                && service.is_none_or(|service| *service == trace.revision.service)
         });
-        wanted.take(limit).map(|(_, start)| start.clone()).collect()
+        wanted.take(limit).map(Trace::told).collect()
     }
 
     fn note_end(&self, end: &InstanceEnd) {
@@ -151,28 +187,25 @@ impl Records for ServerRecords {
         class: IsolationClass,
         phases: &ColdPhases,
     ) {
-        let phases_us = [
-            ("queue", phases.queue_us),
-            ("placement", phases.placement_us),
-            ("image", phases.image_us),
-            ("sandbox", phases.sandbox_us),
-            ("app", phases.app_us),
-            ("first_byte", phases.first_byte_us),
-        ];
-        let start = ColdStart {
-            unix_ms: phases.unix_ms,
-            service: revision.service.clone(),
-            revision: revision.name(),
+        let trace = Trace {
+            revision: revision.clone(),
             instance,
             class,
-            phases_us: phases_us.map(|(name, us)| (name.to_owned(), us)).into(),
-            total_us: phases_us.iter().map(|(_, us)| us).sum(),
+            unix_ms: phases.unix_ms,
+            phases_us: [
+                phases.queue_us,
+                phases.placement_us,
+                phases.image_us,
+                phases.sandbox_us,
+                phases.app_us,
+                phases.first_byte_us,
+            ],
         };
         let mut traces = lock(&self.traces);
         if traces.len() >= TRACES_MAX {
             traces.pop_front();
         }
-        traces.push_back((revision.project.clone(), start));
+        traces.push_back(trace);
     }
 }
 
