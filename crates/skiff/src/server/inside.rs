@@ -15,7 +15,7 @@ use skiff_gateway::{Gateway, InnerHandle};
 use skiff_net::SERVICE_ADDRESS;
 use skiff_net::dns::{DnsClient, DnsForwarder, DnsServing};
 use skiff_sandbox::{Listeners, Sandbox, SandboxError};
-use skiff_types::{InstanceId, ProjectId, RevisionId, ServiceName};
+use skiff_types::{InstanceId, IsolationClass, ProjectId, RevisionId, ServiceName};
 use skiff_worker::SandboxWatcher;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -70,6 +70,10 @@ impl InsideDoors {
 
 impl SandboxWatcher for InsideDoors {
     fn there(&self, revision: &RevisionId, egress: bool, sandbox: &Arc<dyn Sandbox>) {
+        if sandbox.class() == IsolationClass::Null {
+            // It has no network to call from.
+            return;
+        }
         let client = DnsClient {
             project: revision.project.clone(),
             egress,

@@ -112,8 +112,9 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the runtime cannot be made")?;
+    let instances = Instances::start()?;
     let stop_all = args.stop_all;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let (line, given) = match line {
             Some(line) => take_over(line)
                 .await
@@ -121,7 +122,7 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
             None => (None, Given::default()),
         };
         let (run_dir, id) = (home.run_dir.clone(), home.server);
-        let assembled = Server::assemble(&config, home, doors, threads, given).await;
+        let assembled = Server::assemble(&config, home, doors, threads, given, &instances).await;
         if assembled.is_err() {
             end_idle_launcher(&run_dir, id).await;
         }
@@ -138,7 +139,49 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
             }
         }
         Ok(())
-    })
+    });
+    // What still runs on it belongs to what has been dropped by now.
+    drop(instances);
+    ended
+}
+
+/// One thread for all that starts, steers and ends instances: the steps of a
+/// placement follow each other without a word between threads, and no call of
+/// the API stands between them.
+#[derive(Debug)]
+struct Instances(tokio::runtime::Runtime);
+
+impl Instances {
+    fn start() -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("instances")
+            .enable_all()
+            .build()
+            .context("the instances' runtime cannot be made")?;
+        Ok(Self(runtime))
+    }
+
+    /// What this starts runs on that thread.
+    fn make<T>(&self, make: impl FnOnce() -> T) -> T {
+        let _entered = self.0.enter();
+        make()
+    }
+
+    /// The same of something that waits.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let tasks = Tasks::new();
+        let work = async move {
+            // Who has gone away needs no answer.
+            let _gone = answer.send(work.await);
+        };
+        tasks.spawn_on("instances", work, self.0.handle());
+        answered.await.context("the instances' runtime has ended")
+    }
 }
 
 /// Has the former server let go of instances and state.
@@ -215,12 +258,16 @@ impl Server {
         doors: Doors,
         threads: usize,
         given: Given,
+        instances: &Instances,
     ) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let tasks = Tasks::new();
         let resolver = resolver(config, &home, &doors).await?;
         let socket = launcher::socket(&home.run_dir);
-        let client = LauncherClient::connect(&socket, home.server, Exits::default()).await?;
+        let id = home.server;
+        let client = instances
+            .run(async move { LauncherClient::connect(&socket, id, Exits::default()).await })
+            .await??;
         let prepared = PoolConfig {
             networks: config.worker.prepared_networks,
             egress_networks: config.worker.prepared_networks.min(8),
@@ -238,9 +285,10 @@ impl Server {
         )?);
         let records = Arc::new(ServerRecords::new(Arc::clone(&writer), Arc::clone(&clock)));
         let inside = Arc::new(InsideDoors::new(resolvers(config), Arc::clone(&clock)));
-        let (worker, ends) = make_worker(config, &home, &client, &records, &inside, &clock)?;
+        let (worker, ends) =
+            instances.make(|| make_worker(config, &home, &client, &records, &inside, &clock))?;
         let slot = Arc::new(GatewaySlot::default());
-        let fleet = make_fleet(config, &worker, &slot, &resolver, &clock);
+        let fleet = instances.make(|| make_fleet(config, &worker, &slot, &resolver, &clock));
         let gateway = Gateway::new(
             gateway_config(config, &home)?,
             Arc::new(fleet.clone()),
