@@ -12,9 +12,12 @@ use crate::context::Context;
 use crate::load::{Load, Outcome, Pace, get, run};
 use crate::report::{Bound, Figure, Report, Spec};
 use crate::response::Response;
+use crate::time::wait_until;
 
 const SERVICES: usize = 1_000;
 const CONNECTIONS: usize = 128;
+/// Until all instances are gone.
+const REST: Duration = Duration::from_secs(60);
 const WINDOW: Duration = Duration::from_secs(4);
 /// The rate of the figure's bound: latencies are taken there.
 const FLOOR: f64 = 5_000.0;
@@ -48,6 +51,11 @@ pub fn take(context: &Context, report: &mut Report) -> anyhow::Result<()> {
         .collect();
     let scaling = json!({"keep_alive_s": 0, "concurrency": 1});
     api.deploy_many(&names, &deployment("testapp:1", "null", &scaling))?;
+    // Those that were started for the deployments would answer without being
+    // placed.
+    wait_until("the services are at zero", REST, || {
+        Ok(metric(&api, "skiff_instances")? == 0.0)
+    })?;
     let requests: Vec<Vec<u8>> = names
         .iter()
         .map(|name| get(&server.host_of(name), "/"))
@@ -116,10 +124,14 @@ fn placements_per_s(outcome: &Outcome, cold_starts: f64) -> f64 {
 
 /// Requests so far that waited for an instance.
 fn cold_starts(api: &Api) -> anyhow::Result<f64> {
+    metric(api, "skiff_cold_starts_total")
+}
+
+fn metric(api: &Api, name: &str) -> anyhow::Result<f64> {
     let text = api.call("GET", "/metrics", "")?;
-    let line = text
+    let value = text
         .lines()
-        .find_map(|line| line.strip_prefix("skiff_cold_starts_total "));
-    let count = line.context("no skiff_cold_starts_total in /metrics")?;
-    Ok(count.trim().parse()?)
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = value.with_context(|| format!("no {name} in /metrics"))?;
+    Ok(value.trim().parse()?)
 }
