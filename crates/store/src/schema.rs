@@ -55,8 +55,14 @@ pub(crate) fn connect(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(&sqlite)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(&sqlite)?;
-    // Acknowledged means that the disk has it.
-    for (name, value) in [("synchronous", "FULL"), ("trusted_schema", "OFF")] {
+    for (name, value) in [
+        // Acknowledged means that the disk has it.
+        ("synchronous", "FULL"),
+        ("trusted_schema", "OFF"),
+        // KiB: the kernel has the file's pages, and has them once for both
+        // connections.
+        ("cache_size", "-512"),
+    ] {
         connection
             .pragma_update(None, name, value)
             .map_err(&sqlite)?;
