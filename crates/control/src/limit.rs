@@ -23,7 +23,7 @@ pub(crate) const TOKEN_NAME_BYTES_MAX: usize = 100;
 /// An image reference, bytes.
 pub(crate) const REFERENCE_BYTES_MAX: usize = 512;
 /// Revisions whose resolved image is kept in memory.
-pub(crate) const PREPARED_MAX: usize = 4096;
+pub(crate) const PREPARED_MAX: usize = 2048;
 /// Lines of progress on their way to a client; further progress is left out,
 /// what matters is never more than `EVENTS_KEPT` lines.
 pub(crate) const EVENTS_MAX: usize = 64;
