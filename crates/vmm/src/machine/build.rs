@@ -61,7 +61,7 @@ impl Machine {
             .collect();
         let bus = Arc::new(MachineBus::new(windows, serial));
         let ending = Arc::new(Ending::default());
-        let io = IoThread::spawn(attached)?;
+        let io = IoThread::spawn(attached, Arc::clone(&ending))?;
         let vcpus = vcpus
             .into_iter()
             .map(|vcpu| {

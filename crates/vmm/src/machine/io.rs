@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use skiff_kvm::GuestExit;
 use skiff_virtio::{Progress, Transport};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -17,12 +18,13 @@ use vmm_sys_util::eventfd::EventFd;
 use super::MachineError;
 use super::bus::lock;
 use super::devices::Attached;
+use super::ending::Ending;
 
 /// What the control event has for data: nothing else has that number.
 const CONTROL: u64 = u64::MAX;
 /// How many events are taken at once.
 const EVENTS: usize = 32;
-const EVENT_FLAGS: i32 = 0o2_000_000 | 0o4_000;
+const EVENT_FLAGS: i32 = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Command {
@@ -54,8 +56,9 @@ pub(super) struct IoThread {
 }
 
 impl IoThread {
-    /// Starts it, paused.
-    pub(super) fn spawn(devices: Vec<Attached>) -> Result<Self, MachineError> {
+    /// Starts it, paused. A panic in it is the guest's end: nobody would
+    /// serve its devices.
+    pub(super) fn spawn(devices: Vec<Attached>, ending: Arc<Ending>) -> Result<Self, MachineError> {
         let wake = EventFd::new(EVENT_FLAGS).map_err(MachineError::io("get an event"))?;
         let control = Arc::new(Control {
             state: Mutex::new((Command::Pause, Phase::Paused)),
@@ -65,7 +68,7 @@ impl IoThread {
         let worker = Worker::new(devices, Arc::clone(&control))?;
         let thread = std::thread::Builder::new()
             .name("devices".into())
-            .spawn(move || worker.live())
+            .spawn(move || worker.live(ending))
             .map_err(MachineError::io("be started"))?;
         Ok(Self {
             control,
@@ -165,12 +168,14 @@ impl Worker {
         })
     }
 
-    fn live(self) {
-        let end = End(&self.control);
+    fn live(self, ending: Arc<Ending>) {
+        let _end = End {
+            control: &self.control,
+            ending,
+        };
         while self.await_work() {
             self.work();
         }
-        drop(end);
     }
 
     /// Waits out a pause. Tells whether there is still work to do.
@@ -247,11 +252,60 @@ impl Worker {
 }
 
 /// Says that the thread is over, however it ends.
-struct End<'a>(&'a Control);
+struct End<'a> {
+    control: &'a Control,
+    ending: Arc<Ending>,
+}
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        lock(&self.0.state).1 = Phase::Ended;
-        self.0.changed.notify_all();
+        if std::thread::panicking() {
+            let what = "the devices' thread panicked".into();
+            self.ending.set(GuestExit::Monitor(what));
+        }
+        lock(&self.control.state).1 = Phase::Ended;
+        self.control.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_pauses_works_and_ends() {
+        let ending = Arc::new(Ending::default());
+        let thread = IoThread::spawn(Vec::new(), Arc::clone(&ending)).unwrap();
+        let phase = |thread: &IoThread| lock(&thread.control.state).1;
+        for _ in 0..100 {
+            thread.resume().unwrap();
+            thread.pause(Duration::from_secs(60)).unwrap();
+            assert_eq!(phase(&thread), Phase::Paused);
+        }
+        let control = Arc::clone(&thread.control);
+        drop(thread);
+        assert_eq!(lock(&control.state).1, Phase::Ended);
+        assert_eq!(ending.wait(Some(Duration::ZERO)), None);
+    }
+
+    #[test]
+    fn a_panic_is_the_guests_end() {
+        let ending = Arc::new(Ending::default());
+        let theirs = Arc::clone(&ending);
+        let thread = std::thread::spawn(move || {
+            let control = Control {
+                state: Mutex::new((Command::Work, Phase::Working)),
+                changed: Condvar::new(),
+                wake: EventFd::new(EVENT_FLAGS).unwrap(),
+            };
+            let _end = End {
+                control: &control,
+                ending: theirs,
+            };
+            panic!("a device's bug");
+        });
+        assert!(thread.join().is_err());
+        let exit = ending.wait(Some(Duration::ZERO));
+        assert!(matches!(exit, Some(GuestExit::Monitor(_))), "{exit:?}");
     }
 }
