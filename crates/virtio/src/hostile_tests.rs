@@ -97,6 +97,12 @@ enum Act {
         index: u16,
         heads: Vec<u16>,
     },
+    /// A request that is right but for what it asks.
+    Request {
+        kind: u32,
+        sector: u64,
+        data: Desc,
+    },
     Notify(usize),
     Register {
         offset: u64,
@@ -113,7 +119,15 @@ fn act() -> impl Strategy<Value = Act> {
     let kind = prop_oneof![Just(0_u32), Just(1), Just(4), Just(8), any::<u32>()];
     let index = prop_oneof![4 => 0_u16..SIZE + 2, 1 => any::<u16>()];
     let head = prop_oneof![8 => 0_u16..SIZE, 1 => any::<u16>()];
+    let asked = prop_oneof![
+        Just(Desc::read(0x9000, 512)),
+        Just(Desc::write(0x9000, 512)),
+        descriptor(),
+    ];
+    let request = (kind.clone(), sector.clone(), asked)
+        .prop_map(|(kind, sector, data)| Act::Request { kind, sector, data });
     prop_oneof![
+        4 => request,
         3 => prop::collection::vec(descriptor(), 1..usize::from(SIZE)).prop_map(Act::Describe),
         2 => (0..UNTOUCHED - 0x1000, kind, sector)
             .prop_map(|(address, kind, sector)| Act::Header { address, kind, sector }),
@@ -143,6 +157,23 @@ fn perform(bench: &mut Bench, act: Act) {
                 memory.write_obj(head, GuestAddress(place)).unwrap();
             }
             memory.write_obj(index, GuestAddress(0x2002)).unwrap();
+        }
+        Act::Request { kind, sector, data } => {
+            memory.write_obj(kind, GuestAddress(0x8000)).unwrap();
+            memory.write_obj(sector, GuestAddress(0x8008)).unwrap();
+            let chain = [
+                Desc::read(0x8000, 16).then(1),
+                data.then(2),
+                Desc::write(0xa000, 1),
+            ];
+            put_descriptors(memory, GuestAddress(0), &chain);
+            let index: u16 = memory.read_obj(GuestAddress(0x2002)).unwrap();
+            let place = 0x2004 + 2 * u64::from(index % SIZE);
+            memory.write_obj(0_u16, GuestAddress(place)).unwrap();
+            memory
+                .write_obj(index.wrapping_add(1), GuestAddress(0x2002))
+                .unwrap();
+            perform(bench, Act::Notify(0));
         }
         Act::Notify(queue) => {
             // A device writes into the rings when it is told so, and makes
