@@ -35,7 +35,7 @@ cp "$guest"/{vmlinuz,version} "$root/guest/"
 # Archives that follow each other are one.
 cat "$guest/initrd" <(pack_initramfs "$work/initrd") >"$root/guest/initrd"
 # A layer of what is here anyway, with its sums.
-cp /bin/busybox "$here"/* "$layer/"
+cp /bin/busybox "$here"/*.sh "$layer/"
 (cd "$layer" && sha256sum -- * >.sums && mv .sums sums)
 mkfs.erofs --quiet "$root/guest/layer" "$layer" >/dev/null
 cp "$root/guest/layer" "$root/guest/layer.copy"

@@ -9,6 +9,7 @@
 //!
 //! Entry points: `skiff-bench run` (the groups of `BENCH=a,b`, all without it;
 //! `BENCH_ROUNDS` scales the rounds, 1 is what the specification asks),
+//! `skiff-bench kvm SAMPLES` (the monitor's, by `scripts/bench-kvm.sh`),
 //! `skiff-bench soak` (`SOAK_ROUNDS`), and `skiff-bench upstream PORT`, the
 //! application behind the proxies.
 #![allow(
@@ -21,6 +22,7 @@ mod api;
 mod context;
 mod figures;
 mod guardian;
+mod kvm;
 mod load;
 mod peers;
 mod probe;
@@ -40,11 +42,12 @@ fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         ["run"] => figures::run(),
+        ["kvm", samples] => kvm::run(std::path::Path::new(samples)),
         ["soak"] => soak::run(),
         ["upstream"] => upstream::run(None),
         ["upstream", port] => upstream::run(Some(port)),
         _ => {
-            eprintln!("usage: skiff-bench run | soak | upstream [PORT]");
+            eprintln!("usage: skiff-bench run | kvm SAMPLES | soak | upstream [PORT]");
             return ExitCode::from(2);
         }
     };

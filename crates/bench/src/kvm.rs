@@ -1,0 +1,166 @@
+//! The monitor's figures, from what the machine in which it was measured
+//! reported (`scripts/bench-kvm.sh`), a sample a line:
+//!
+//! ```text
+//! sample MONITOR exits|start_ms|outside_kib VALUE
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use crate::report::{Bound, Figure, Report, Spec};
+
+const SKIFF: &str = "skiff";
+const KIB_PER_MIB: f64 = 1024.0;
+
+/// A figure that is a ratio to another monitor's.
+#[derive(Clone, Copy, Debug)]
+struct Against {
+    spec: Spec,
+    peer: &'static str,
+    what: &'static str,
+}
+
+const fn against(
+    name: &'static str,
+    unit: &'static str,
+    bound: f64,
+    peer: &'static str,
+    what: &'static str,
+) -> Against {
+    Against {
+        spec: Spec {
+            name,
+            unit,
+            bound: Bound::AtMost(bound),
+            peer: Some(peer),
+        },
+        peer,
+        what,
+    }
+}
+
+const RATIOS: [Against; 4] = [
+    against("vmm_boot_exits_vs_qemu", "exits", 0.9, "qemu", "exits"),
+    against(
+        "vmm_boot_exits_vs_firecracker",
+        "exits",
+        0.9,
+        "firecracker",
+        "exits",
+    ),
+    against(
+        "vmm_start_to_userspace_vs_qemu",
+        "ms",
+        1.0,
+        "qemu",
+        "start_ms",
+    ),
+    against(
+        "vmm_start_to_userspace_vs_firecracker",
+        "ms",
+        1.0,
+        "firecracker",
+        "start_ms",
+    ),
+];
+
+const OUTSIDE: Spec = Spec {
+    name: "vmm_memory_outside_guest_mib",
+    unit: "MiB",
+    bound: Bound::AtMost(5.0),
+    peer: None,
+};
+
+/// Prints the table and writes the file; whether nothing missed its bound.
+///
+/// # Errors
+/// When the samples cannot be read, or the file cannot be written.
+pub fn run(samples: &Path) -> anyhow::Result<bool> {
+    let text = std::fs::read_to_string(samples).with_context(|| samples.display().to_string())?;
+    let mut report = Report::default();
+    for ratio in RATIOS {
+        report.add(take_ratio(&text, ratio));
+    }
+    report.add(take_outside(&text));
+    let file = file()?;
+    report.write(&file)?;
+    println!("\n{}\nwritten to {}", report.table(), file.display());
+    Ok(report.good())
+}
+
+fn take_ratio(text: &str, ratio: Against) -> Figure {
+    let own = samples(text, SKIFF, ratio.what);
+    let peer = samples(text, ratio.peer, ratio.what);
+    if own.is_empty() {
+        return Figure::missing(ratio.spec, "the monitor started no guest");
+    }
+    if peer.is_empty() {
+        let reason = match ratio.peer {
+            "firecracker" => "no Firecracker was measured: FIRECRACKER=/path names one",
+            _ => "the peer started no guest",
+        };
+        return Figure::missing(ratio.spec, reason);
+    }
+    Figure::ratio(ratio.spec, own, peer)
+}
+
+fn take_outside(text: &str) -> Figure {
+    let own = samples(text, SKIFF, "outside_kib");
+    if own.is_empty() {
+        return Figure::missing(OUTSIDE, "the monitor started no guest");
+    }
+    Figure::absolute(OUTSIDE, own.iter().map(|kib| kib / KIB_PER_MIB).collect())
+}
+
+fn samples(text: &str, monitor: &str, what: &str) -> Vec<f64> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let ours = words.next() == Some("sample")
+                && words.next() == Some(monitor)
+                && words.next() == Some(what);
+            if !ours {
+                return None;
+            }
+            words.next()?.parse().ok()
+        })
+        .collect()
+}
+
+/// `BENCH_OUT`, else beside this binary's profile folder.
+fn file() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("BENCH_OUT") {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().nth(2).unwrap_or(&own);
+    Ok(target.join("bench-kvm.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "sample skiff exits 1000\nsample qemu exits 2000\n\
+        sample skiff exits 1010\nsample qemu exits 2020\nsample skiff exits 990\n\
+        sample qemu exits 2040\nsample skiff outside_kib 2048\nsample skiff exits x\nend\n";
+
+    #[test]
+    fn a_ratio_is_of_what_both_gave() {
+        assert_eq!(samples(TEXT, "skiff", "exits"), [1000.0, 1010.0, 990.0]);
+        let figure = take_ratio(TEXT, RATIOS[0]);
+        assert_eq!(figure.pass(), Some(true));
+        let figure = take_outside(TEXT);
+        assert_eq!(figure.pass(), Some(true));
+    }
+
+    #[test]
+    fn what_was_not_taken_is_neither_met_nor_missed() {
+        for ratio in &RATIOS[1..] {
+            assert_eq!(take_ratio(TEXT, *ratio).pass(), None, "{ratio:?}");
+        }
+        assert_eq!(take_outside("").pass(), None);
+    }
+}
