@@ -1,6 +1,7 @@
 //! What belongs to one serving thread: its tasks, its idle connections to
 //! instances, the client connections it watches and its lines of the access
-//! log. Locks here are only ever held by their own thread, and by the drain.
+//! log. Locks here are held by their own thread, and for a moment by the drain
+//! and by whoever takes an instance out of rotation.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};

@@ -142,8 +142,11 @@ async fn next(follow: &mut LogFollow) -> String {
 async fn a_follower_sees_each_line_once() {
     let f = fixture(LogLimits::default());
     let (one, two) = (f.sink(1), f.sink(2));
+    // No further ahead than what is kept for a follower.
+    let ahead = tokio::sync::Semaphore::new(500);
     let writing = async {
         for number in 0..2000 {
+            ahead.acquire().await.unwrap().forget();
             let sink = if number % 2 == 0 { &one } else { &two };
             f.say(sink, &number.to_string()).await;
             tokio::task::yield_now().await;
@@ -153,6 +156,7 @@ async fn a_follower_sees_each_line_once() {
         let mut follow = f.store.follow(query()).await.unwrap();
         for number in 0..2000 {
             assert_eq!(next(&mut follow).await, number.to_string());
+            ahead.add_permits(1);
         }
     };
     futures_util::future::join(writing, reading).await;
