@@ -26,6 +26,6 @@ pub use bus::{Bus, Outcome};
 pub use error::KvmError;
 pub use exit::GuestExit;
 pub use host::{Host, HostError};
-pub use memory::{Backing, GuestRam, MemoryError, Region};
+pub use memory::{Backing, GuestRam, MemoryError, Ram, RamRegion, Region};
 pub use vcpu::{Phase, ThreadError, Vcpu, VcpuThread};
 pub use vm::Vm;

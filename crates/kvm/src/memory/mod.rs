@@ -1,9 +1,16 @@
+mod region;
+
 use std::fs::File;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use serde::{Deserialize, Serialize};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestRegionCollection;
+
+pub use region::RamRegion;
+
+/// Guest memory as the devices see it.
+pub type Ram = GuestRegionCollection<RamRegion>;
 
 /// A piece of guest-physical memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +59,7 @@ pub enum MemoryError {
         bytes: u64,
         /// Why not.
         #[source]
-        source: vm_memory::mmap::FromRangesError,
+        source: std::io::Error,
     },
 }
 
@@ -62,7 +69,7 @@ pub enum MemoryError {
 /// of their addresses: this is the layout of a snapshot's memory as well.
 #[derive(Debug, Clone)]
 pub struct GuestRam {
-    memory: Arc<GuestMemoryMmap>,
+    memory: Arc<Ram>,
     regions: Arc<[Region]>,
     file: Option<Arc<File>>,
 }
@@ -94,20 +101,21 @@ impl GuestRam {
 
     fn map(regions: &[Region], file: Option<Arc<File>>) -> Result<Self, MemoryError> {
         let mut offset = 0;
-        let mut ranges = Vec::with_capacity(regions.len());
+        let mut mapped = Vec::with_capacity(regions.len());
         for region in regions {
-            let place = file
-                .as_ref()
-                .map(|file| FileOffset::from_arc(Arc::clone(file), offset));
+            let place = file.as_deref().map(|file| (file, offset));
             let bytes = usize::try_from(region.bytes).unwrap_or(usize::MAX);
-            ranges.push((GuestAddress(region.start), bytes, place));
+            let one = RamRegion::map(region.start, bytes, place);
+            mapped.push(one.map_err(|source| MemoryError::Map {
+                bytes: region.bytes,
+                source,
+            })?);
             offset = offset.saturating_add(region.bytes);
         }
-        let memory =
-            GuestMemoryMmap::from_ranges_with_files(ranges).map_err(|source| MemoryError::Map {
-                bytes: offset,
-                source,
-            })?;
+        let memory = Ram::from_regions(mapped).map_err(|error| MemoryError::Map {
+            bytes: offset,
+            source: std::io::Error::other(error),
+        })?;
         Ok(Self {
             memory: Arc::new(memory),
             regions: regions.into(),
@@ -117,7 +125,7 @@ impl GuestRam {
 
     /// The memory, for whoever reads and writes it.
     #[must_use]
-    pub const fn memory(&self) -> &Arc<GuestMemoryMmap> {
+    pub const fn memory(&self) -> &Arc<Ram> {
         &self.memory
     }
 
@@ -153,7 +161,7 @@ fn sealed(bytes: u64) -> std::io::Result<File> {
 mod tests {
     use std::os::unix::fs::FileExt;
 
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
 

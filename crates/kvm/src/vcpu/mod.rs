@@ -4,10 +4,9 @@ mod kick;
 mod thread;
 
 use kvm_ioctls::VcpuFd;
-use vm_memory::GuestMemoryMmap;
 
 use crate::arch::{self, Capabilities, Kernel, Step, VcpuState};
-use crate::{Bus, KvmError};
+use crate::{Bus, KvmError, Ram};
 use kick::Kick;
 pub use thread::{Phase, ThreadError, VcpuThread};
 
@@ -44,7 +43,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// When KVM refuses, or the memory is too small.
-    pub fn enter(&self, memory: &GuestMemoryMmap, kernel: &Kernel) -> Result<(), arch::BootError> {
+    pub fn enter(&self, memory: &Ram, kernel: &Kernel) -> Result<(), arch::BootError> {
         arch::boot::enter(&self.fd, memory, kernel)
     }
 

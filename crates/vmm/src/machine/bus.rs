@@ -1,15 +1,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skiff_kvm::arch::layout;
-use skiff_kvm::{Bus, GuestExit, Outcome};
+use skiff_kvm::{Bus, GuestExit, Outcome, Ram};
 use skiff_virtio::{Transport, mmio::Window};
-use vm_memory::GuestMemoryMmap;
 
 use super::serial::SerialPort;
 
 /// A device's window and its lock: vCPUs use its registers, the devices'
 /// thread its queues.
-pub(super) type Shared = Arc<Mutex<Window<GuestMemoryMmap>>>;
+pub(super) type Shared = Arc<Mutex<Window<Ram>>>;
 
 /// What is in the guest's address space beside its memory.
 #[derive(Debug)]
@@ -27,7 +26,7 @@ impl MachineBus {
     }
 
     /// The window at an address, and the offset into it.
-    fn window(&self, address: u64) -> Option<(MutexGuard<'_, Window<GuestMemoryMmap>>, u64)> {
+    fn window(&self, address: u64) -> Option<(MutexGuard<'_, Window<Ram>>, u64)> {
         let offset = address.checked_sub(layout::DEVICES)?;
         let index = usize::try_from(offset / layout::DEVICE_BYTES).ok()?;
         let window = self.windows.get(index)?;

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 
 use skiff_kvm::arch::acpi::Slot;
 use skiff_kvm::arch::layout;
-use skiff_kvm::{GuestRam, Vm};
+use skiff_kvm::{GuestRam, Ram, Vm};
 use skiff_virtio::block::{Block, Disk};
 use skiff_virtio::entropy::Entropy;
 use skiff_virtio::vsock::Vsock;
 use skiff_virtio::{Device, Line, mmio};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::MachineError;
@@ -19,7 +19,7 @@ use super::bus::Shared;
 use crate::Config;
 use crate::config::Drive;
 
-type Boxed = Box<dyn Device<GuestMemoryMmap>>;
+type Boxed = Box<dyn Device<Ram>>;
 
 /// A device at its place.
 #[derive(Debug)]

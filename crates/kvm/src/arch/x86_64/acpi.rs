@@ -17,10 +17,11 @@ use acpi_tables::madt::{
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::boot::BootError;
 use super::layout;
+use crate::Ram;
 
 const OEM: [u8; 6] = *b"SKIFF ";
 const TABLE: [u8; 8] = *b"SKIFFVM ";
@@ -56,10 +57,7 @@ pub struct Devices {
 }
 
 /// Writes the tables, and returns where their root is.
-pub(super) fn write(
-    memory: &GuestMemoryMmap,
-    devices: &Devices,
-) -> Result<GuestAddress, BootError> {
+pub(super) fn write(memory: &Ram, devices: &Devices) -> Result<GuestAddress, BootError> {
     // The root comes first, where firmware has it, and is written last.
     let mut place = Place {
         memory,
@@ -77,7 +75,7 @@ pub(super) fn write(
 }
 
 struct Place<'a> {
-    memory: &'a GuestMemoryMmap,
+    memory: &'a Ram,
     next: u64,
 }
 

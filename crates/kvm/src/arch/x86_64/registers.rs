@@ -2,11 +2,11 @@
 
 use kvm_bindings::{kvm_fpu, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::boot::{BootError, Entry, Kernel};
 use super::layout;
-use crate::KvmError;
+use crate::{KvmError, Ram};
 
 const CR0_PROTECTED: u64 = 1;
 const CR0_EXTENSION: u64 = 1 << 4;
@@ -32,11 +32,7 @@ const LIMIT: u32 = 0xf_ffff;
 
 /// Sets the first vCPU to the kernel's first instruction. The others wait for
 /// it to start them.
-pub(super) fn enter(
-    vcpu: &VcpuFd,
-    memory: &GuestMemoryMmap,
-    kernel: &Kernel,
-) -> Result<(), BootError> {
+pub(super) fn enter(vcpu: &VcpuFd, memory: &Ram, kernel: &Kernel) -> Result<(), BootError> {
     let mut registers = kvm_regs {
         rflags: FLAGS,
         rip: kernel.address,
@@ -78,11 +74,7 @@ pub(super) fn enter(
     Ok(())
 }
 
-fn segments(
-    special: &mut kvm_sregs,
-    memory: &GuestMemoryMmap,
-    entry: Entry,
-) -> Result<(), BootError> {
+fn segments(special: &mut kvm_sregs, memory: &Ram, entry: Entry) -> Result<(), BootError> {
     let (code, task) = match entry {
         Entry::Pvh => (CODE_32, TASK_32),
         Entry::Long => (CODE_64, TASK_64),
@@ -145,7 +137,7 @@ fn segment(flags: u16, limit: u32, place: u16) -> kvm_segment {
 }
 
 /// The first 4 GiB at their own addresses, in pages of 2 MiB.
-fn page_tables(memory: &GuestMemoryMmap) -> Result<(), BootError> {
+fn page_tables(memory: &Ram) -> Result<(), BootError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
     const TABLE: u64 = 0x1000;
@@ -174,6 +166,7 @@ fn page_tables(memory: &GuestMemoryMmap) -> Result<(), BootError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Backing, GuestRam};
 
     #[test]
     fn descriptors_are_those_of_the_linux_boot_protocol() {
@@ -199,8 +192,9 @@ mod tests {
 
     #[test]
     fn page_tables_map_every_address_to_itself() {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        page_tables(&memory).unwrap();
+        let ram = GuestRam::allocate(&layout::memory(2), Backing::Private).unwrap();
+        let memory = ram.memory();
+        page_tables(memory).unwrap();
         let read = |address: u64| -> u64 { memory.read_obj(GuestAddress(address)).unwrap() };
         for address in [0, 0x12_3456, 0xc000_1000_u64, 0xffff_ffff] {
             let pointer = read(layout::PAGE_TABLES) & !0xfff;

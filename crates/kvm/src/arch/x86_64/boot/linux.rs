@@ -1,10 +1,11 @@
 //! Boot information of Linux's 64-bit entry (`Documentation/x86/boot.rst`).
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::memory_map::Entry;
 use super::{BootError, Initrd, layout};
+use crate::Ram;
 
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER: u32 = 0x5372_6448;
@@ -14,7 +15,7 @@ const LOADER_OTHER: u8 = 0xff;
 const ALIGNMENT: u32 = 0x100_0000;
 
 pub(super) fn write(
-    memory: &GuestMemoryMmap,
+    memory: &Ram,
     map: &[Entry],
     initrd: Option<Initrd>,
     acpi: GuestAddress,

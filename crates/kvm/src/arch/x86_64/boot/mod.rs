@@ -12,11 +12,11 @@ mod pvh;
 use std::fs::File;
 
 use kvm_ioctls::VcpuFd;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, ReadVolatile};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, ReadVolatile};
 
 use super::acpi::{self, Devices};
 use super::{layout, registers};
-use crate::{GuestRam, KvmError};
+use crate::{GuestRam, KvmError, Ram};
 
 pub use elf::{ElfError, Entry, Kernel, Payload, load_kernel};
 
@@ -91,11 +91,7 @@ pub fn boot(
 }
 
 /// Sets the first vCPU to the kernel's first instruction.
-pub(crate) fn enter(
-    vcpu: &VcpuFd,
-    memory: &GuestMemoryMmap,
-    kernel: &Kernel,
-) -> Result<(), BootError> {
+pub(crate) fn enter(vcpu: &VcpuFd, memory: &Ram, kernel: &Kernel) -> Result<(), BootError> {
     registers::enter(vcpu, memory, kernel)
 }
 
@@ -106,7 +102,7 @@ struct Initrd {
     bytes: u64,
 }
 
-fn write_command_line(memory: &GuestMemoryMmap, text: &str) -> Result<(), BootError> {
+fn write_command_line(memory: &Ram, text: &str) -> Result<(), BootError> {
     if text.len() >= layout::COMMAND_LINE_MAX {
         return Err(BootError::CommandLineLong { length: text.len() });
     }

@@ -3,17 +3,18 @@
 use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::memory_map::Entry;
 use super::{BootError, Initrd, layout};
+use crate::Ram;
 
 const MAGIC: u32 = 0x336e_c578;
 /// The first version with a memory map.
 const VERSION: u32 = 1;
 
 pub(super) fn write(
-    memory: &GuestMemoryMmap,
+    memory: &Ram,
     map: &[Entry],
     initrd: Option<Initrd>,
     acpi: GuestAddress,
