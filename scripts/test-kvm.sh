@@ -12,10 +12,10 @@ cd "$(dirname "$0")/.."
 say_as=test-kvm
 # QEMU's emulation of nested processors now and then loses an interrupt: it
 # changes a processor's word of pending ones without a lock. A periodic tick
-# on every processor has it looked at again within 4 ms; without one the
-# machine's kernel waits for ever. One that locks up all the same says where,
-# and dies.
+# has it looked at again, mostly; a machine that has stopped all the same has
+# no pulse.
 kernel_arguments="nohz=off highres=off softlockup_panic=1 watchdog_thresh=20"
+pulse=1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 . scripts/machine/machine.sh
@@ -34,9 +34,9 @@ once() {
   run_machine "$kernel" "$work/disk" -cpu EPYC,+svm,+npt
 }
 
-# Only a lock-up of the machine's own kernel, which no program can make, is
-# tried again.
+# Only a machine whose own kernel has stopped, which no program can make it,
+# is tried again.
 once && exit
-grep -q 'watchdog: BUG: soft lockup' "$work/console" || exit 1
-say "the machine's own kernel has locked up; once more"
+[ -e "$work/stopped" ] || grep -q 'watchdog: BUG: soft lockup' "$work/console" || exit 1
+say "the machine's own kernel has stopped; once more"
 once

@@ -1,6 +1,6 @@
 # Sourced by the tests that run in a machine: builds, starts it, and judges.
 # $say_as is who speaks, $work a folder of its own, $kernel_arguments what else
-# the machine's kernel is told.
+# the machine's kernel is told, $pulse whether the machine has a pulse.
 
 say() { echo "$say_as: $*"; }
 
@@ -37,12 +37,32 @@ run_machine() { # KERNEL DISK QEMU-OPTION...
   judge "$ended" "$started"
 }
 
+# Ends a machine whose pulse, a line a second in its report, has stopped.
+watch_pulse() {
+  local last="" still=0 size
+  while sleep 5; do
+    size=$(stat -c %s "$work/report" 2>/dev/null || echo 0)
+    [ "$size" = "$last" ] && still=$((still + 5)) || still=0
+    last=$size
+    if [ "$still" -ge $((120 * slowness)) ]; then
+      touch "$work/stopped"
+      kill "$(cat "$work/pid")"
+      return
+    fi
+  done
+}
+
 # Runs the machine until it is off. Leaves what it reported in $work/results,
 # what was on its console in $work/console, and QEMU's exit code in $ended.
 start_machine() { # KERNEL DISK QEMU-OPTION...
-  local kernel=$1 disk=$2
+  local kernel=$1 disk=$2 watcher=""
   shift 2
   ended=0
+  rm -f "$work/stopped" "$work/report" "$work/pid"
+  if [ -n "${pulse:-}" ]; then
+    watch_pulse &
+    watcher=$!
+  fi
   say "starting the machine; deadline ${machine_deadline} s"
   local options=(
     -M q35 -accel "tcg,thread=multi" -smp 2 -m 2048
@@ -52,11 +72,13 @@ start_machine() { # KERNEL DISK QEMU-OPTION...
     -drive "file=$disk,format=raw,if=virtio,cache=unsafe"
     -chardev stdio,id=console,signal=off -serial chardev:console
     -chardev "file,id=report,path=$work/report" -serial chardev:report
+    -pidfile "$work/pid"
     "$@"
   )
   timeout --foreground --kill-after=10 "$machine_deadline" qemu-system-x86_64 "${options[@]}" </dev/null \
     2> >(grep -v "TCG doesn't support requested feature" >&2) \
     | sed -u 's/\r//g' | tee "$work/console" || ended=${PIPESTATUS[0]}
+  [ -z "$watcher" ] || kill "$watcher" 2>/dev/null || :
   tr -d '\r' <"$work/report" >"$work/results" || : >"$work/results"
 }
 
