@@ -393,7 +393,11 @@ impl Fleet {
     }
 
     fn refuse(&self, revision: &RevisionId, shortage: Shortage) {
-        if lock(&self.inner.decisions).scheduler.shortage(revision).is_none() {
+        if lock(&self.inner.decisions)
+            .scheduler
+            .shortage(revision)
+            .is_none()
+        {
             // An instance is coming since this was decided.
             return;
         }
