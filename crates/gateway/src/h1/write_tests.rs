@@ -1,23 +1,26 @@
 use super::*;
 use crate::h1::parse;
 
+fn framing(facts: &Facts<'_>) -> Framing {
+    match (facts.chunked, facts.length) {
+        (true, _) => Framing::Chunked,
+        (false, Some(length)) => Framing::Length(length),
+        (false, None) => Framing::None,
+    }
+}
+
 /// The head that an instance sees for the given one.
 fn onward(wire: &str, trust: bool) -> String {
     let origin = Origin::new("192.0.2.7".parse().unwrap(), trust);
     let mut out = Vec::new();
     parse::request(wire.as_bytes(), |head| {
         let facts = fields::facts(fields::of(head.headers)).unwrap();
-        let framing = match (facts.chunked, facts.length) {
-            (true, _) => Framing::Chunked,
-            (false, Some(length)) => Framing::Length(length),
-            (false, None) => Framing::None,
-        };
         let onward = Onward {
             method: head.method,
             target: head.target,
             authority: b"hello.example:8080",
             facts: &facts,
-            framing,
+            framing: framing(&facts),
             upgrade: facts.switch(),
         };
         request(&mut out, &onward, fields::of(head.headers), &origin);
@@ -223,17 +226,12 @@ proptest::proptest! {
             let Ok(facts) = fields::facts(fields::of(head.headers)) else {
                 return false;
             };
-            let framing = match (facts.chunked, facts.length) {
-                (true, _) => Framing::Chunked,
-                (false, Some(length)) => Framing::Length(length),
-                (false, None) => Framing::None,
-            };
             let onward = Onward {
                 method: head.method,
                 target: head.target,
                 authority: b"hello.example",
                 facts: &facts,
-                framing,
+                framing: framing(&facts),
                 upgrade: facts.switch(),
             };
             request(&mut out, &onward, fields::of(head.headers), &origin);
