@@ -1,20 +1,25 @@
 //! Signals that end the monitor in order.
 
-use vmm_sys_util::signal::{block_signal, create_sigset};
+use vmm_sys_util::signal::create_sigset;
 
 /// What asks a process to end.
 const SIGNALS: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
-/// Has these signals wait. It must be called before there are threads, which
-/// inherit it.
+/// Has these signals wait, all from the same moment on. It must be called
+/// before there are threads, which inherit it.
 ///
 /// # Errors
 /// When the system refuses.
 pub fn hold() -> std::io::Result<()> {
-    for signal in SIGNALS {
-        block_signal(signal).map_err(|error| std::io::Error::other(error.to_string()))?;
+    let set = create_sigset(&SIGNALS)
+        .map_err(|errno| std::io::Error::from_raw_os_error(errno.errno()))?;
+    // SAFETY: the set lives during the call, and nothing is asked for.
+    let error =
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    match error {
+        0 => Ok(()),
+        error => Err(std::io::Error::from_raw_os_error(error)),
     }
-    Ok(())
 }
 
 /// Waits for one of them.
