@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use skiff_base::Monotonic;
 use skiff_types::ProjectId;
 
@@ -268,11 +268,6 @@ fn server_timing(phases: &ColdPhases) -> String {
     ];
     let one = |(name, us): (&str, u64)| format!("{name};dur={}.{:03}", us / 1000, us % 1000);
     named.map(one).join(", ")
-}
-
-/// The same for a client of HTTP/2.
-pub(crate) fn timing_value(timing: &str) -> Option<HeaderValue> {
-    HeaderValue::from_str(timing).ok()
 }
 
 #[cfg(test)]

@@ -332,7 +332,7 @@ fn tell(
         headers.insert(http::header::CONTENT_LENGTH, length.into());
     }
     if let Some(timing) = forward::tell_cold_start(visit)
-        && let Some(value) = forward::timing_value(&timing)
+        && let Ok(value) = http::HeaderValue::from_str(&timing)
     {
         headers.insert("server-timing", value);
     }

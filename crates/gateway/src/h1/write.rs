@@ -213,7 +213,7 @@ pub(crate) fn response(
     reply: Reply<'_>,
 ) {
     out.extend_from_slice(b"HTTP/1.1 ");
-    put_status(out, head.status);
+    put_number(out, head.status.into());
     out.push(b' ');
     out.extend_from_slice(head.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
@@ -241,7 +241,7 @@ pub(crate) fn headers(head: &ResponseHead<'_>, facts: &Facts<'_>) -> HeaderMap {
 /// Writes the gateway's own answer for a client of HTTP/1.
 pub(crate) fn own(out: &mut Vec<u8>, own: &Own, with_body: bool, reply: Reply<'_>) {
     out.extend_from_slice(b"HTTP/1.1 ");
-    put_status(out, own.status.as_u16());
+    put_number(out, own.status.as_u16().into());
     out.push(b' ');
     let reason = own.status.canonical_reason().unwrap_or_default();
     out.extend_from_slice(reason.as_bytes());
@@ -342,10 +342,6 @@ fn new_ids() -> [u8; TRACEPARENT_BYTES] {
         }
     }
     text
-}
-
-fn put_status(out: &mut Vec<u8>, status: u16) {
-    put_number(out, status.into());
 }
 
 /// Appends a number in decimal.
