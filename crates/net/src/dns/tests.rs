@@ -1,4 +1,4 @@
-use std::net::UdpSocket as StdUdpSocket;
+use std::net::{TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
@@ -23,12 +23,27 @@ fn query(id: u16, name: &str) -> Vec<u8> {
     message.to_vec().unwrap()
 }
 
+/// One port for UDP and TCP. A free one of the first may be another test's of
+/// the second: then the next is tried.
+fn bind_both() -> (StdUdpSocket, StdTcpListener) {
+    for _ in 0..100 {
+        let udp = StdUdpSocket::bind(any()).unwrap();
+        if let Ok(tcp) = StdTcpListener::bind(udp.local_addr().unwrap()) {
+            udp.set_nonblocking(true).unwrap();
+            tcp.set_nonblocking(true).unwrap();
+            return (udp, tcp);
+        }
+    }
+    panic!("no port is free for both");
+}
+
 /// A resolver: every name has so many addresses; before each answer it sends
 /// one with a wrong id, as a forger would.
 async fn resolver(records: usize) -> (SocketAddr, Tasks) {
-    let udp = UdpSocket::bind(any()).await.unwrap();
+    let (udp, tcp) = bind_both();
     let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).await.unwrap();
+    let udp = UdpSocket::from_std(udp).unwrap();
+    let tcp = TcpListener::from_std(tcp).unwrap();
     let tasks = Tasks::new();
     tasks.spawn("udp", async move {
         let mut buffer = vec![0; DATAGRAM_MAX];
@@ -79,11 +94,8 @@ struct Served {
 }
 
 async fn serve_client(egress: bool, upstreams: Vec<SocketAddr>) -> Served {
-    let udp = StdUdpSocket::bind(any()).unwrap();
+    let (udp, tcp) = bind_both();
     let server = udp.local_addr().unwrap();
-    let tcp = std::net::TcpListener::bind(server).unwrap();
-    udp.set_nonblocking(true).unwrap();
-    tcp.set_nonblocking(true).unwrap();
     let clock = ManualClock::default();
     let lookup: Lookup = Arc::new(|project, name| {
         (*project == ProjectId::default_project() && name == "hello").then_some(SERVICE_ADDRESS)
@@ -150,7 +162,10 @@ async fn other_names_come_from_the_resolver_and_forgeries_do_not() {
 
 #[tokio::test]
 async fn a_resolver_that_fails_is_followed_by_the_next() {
-    let closed = UdpSocket::bind(any()).await.unwrap().local_addr().unwrap();
+    // It hears its peer alone: whatever others send is refused.
+    let deaf = UdpSocket::bind(any()).await.unwrap();
+    deaf.connect((Ipv4Addr::LOCALHOST, 9)).await.unwrap();
+    let closed = deaf.local_addr().unwrap();
     let (resolver, _tasks) = resolver(1).await;
     let served = serve_client(true, vec![closed, resolver]).await;
     assert_eq!(addresses(&served.ask("example.com.").await), [ADDRESS]);
