@@ -6,7 +6,9 @@ use std::path::Path;
 
 use serde_json::Value;
 use skiff_e2e::{at_once, good};
-use skiff_testkit::{Finished, Held, Server, ServerOptions, SharedServer, deadline, run, wait_for};
+use skiff_testkit::{
+    Finished, Held, Server, ServerOptions, SharedServer, deadline, run, unused_port, wait_for,
+};
 
 static SHARED: SharedServer = SharedServer::new();
 
@@ -302,11 +304,7 @@ fn tokens_open_the_api_over_tls_for_their_project_only() {
         .unwrap();
     let _out = run("chmod", ["711".as_ref(), folder.path().as_os_str()]).ok();
     let [certificate, key] = certificate(folder.path());
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = unused_port();
     let server = Server::start(
         ServerOptions::with(&["testapp"])
             .set(format!("api.listen=127.0.0.1:{port}"))

@@ -148,18 +148,17 @@ async fn connections_reach_the_application_once_it_listens() {
     let (launcher, socket) = FakeLauncher::obedient();
     let backend = backend(socket).await;
     let sandbox = backend.create(spec(id(1))).await.unwrap().sandbox;
-    let reserved = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = reserved.local_addr().unwrap().port();
-    drop(reserved);
+    // Holds its port without listening yet.
+    let bound = tokio::net::TcpSocket::new_v4().unwrap();
+    bound.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let port = bound.local_addr().unwrap().port();
     for _ in 0..100 {
         let error = sandbox.connect(port).await.unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
     }
     let sockets = |request: &Request| matches!(request, Request::Sockets { .. });
     assert_eq!(launcher.count(sockets), 1, "a refused socket is used again");
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-        .await
-        .unwrap();
+    let listener = bound.listen(16).unwrap();
     let mut near = sandbox.connect(port).await.unwrap();
     let (mut far, _) = listener.accept().await.unwrap();
     near.write_all(b"hello").await.unwrap();

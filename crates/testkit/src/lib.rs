@@ -7,12 +7,14 @@
 
 mod guardian;
 mod leaks;
+mod ports;
 mod registry;
 mod server;
 mod speed;
 mod tools;
 
 pub use leaks::Leaks;
+pub use ports::unused_port;
 pub use registry::Registry;
 pub use server::{Held, Reply, Server, ServerOptions, SharedServer};
 pub use speed::{deadline, wait_for};

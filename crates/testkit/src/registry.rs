@@ -1,10 +1,10 @@
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::Child;
 
 use skiff_base::process;
 use tempfile::TempDir;
 
+use crate::ports::unused_port;
 use crate::speed::wait_for;
 use crate::tools::run;
 
@@ -24,11 +24,7 @@ impl Registry {
     #[must_use]
     pub fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|l| l.local_addr())
-            .expect("a free port")
-            .port();
-        let address = format!("127.0.0.1:{port}");
+        let address = format!("127.0.0.1:{}", unused_port());
         let config = folder.path().join("config.yml");
         let storage = folder.path().join("storage");
         let text = format!(

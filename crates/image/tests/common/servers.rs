@@ -23,9 +23,7 @@ pub struct Registry {
 
 impl Registry {
     pub async fn start(dir: &Path, more: &str) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        let port = skiff_testkit::unused_port();
         let storage = dir.join(format!("registry-{port}"));
         let config = dir.join(format!("registry-{port}.yml"));
         let text = format!(

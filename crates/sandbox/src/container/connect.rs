@@ -71,15 +71,23 @@ mod tests {
         .unwrap()
     }
 
+    /// A socket that holds its port without listening yet.
+    fn bound() -> (OwnedFd, u16) {
+        let socket = socket();
+        let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        rustix::net::bind(&socket, &any).unwrap();
+        let address = rustix::net::getsockname(&socket).unwrap();
+        let port = SocketAddrV4::try_from(address).unwrap().port();
+        (socket, port)
+    }
+
     #[tokio::test]
     async fn a_refused_socket_connects_once_somebody_listens() {
-        let reserved = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = reserved.local_addr().unwrap().port();
-        drop(reserved);
+        let (bound, port) = bound();
         let Tried::Refused(socket) = try_now(socket(), port).unwrap() else {
             panic!("nobody listens");
         };
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+        rustix::net::listen(&bound, 1).unwrap();
         let stream = match try_now(socket, port).unwrap() {
             Tried::Connected(socket) => into_stream(socket).unwrap(),
             Tried::Pending(socket) => finish(socket).await.unwrap(),
@@ -87,6 +95,5 @@ mod tests {
         };
         assert_eq!(stream.peer_addr().unwrap().port(), port);
         assert!(stream.nodelay().unwrap());
-        drop(listener);
     }
 }
