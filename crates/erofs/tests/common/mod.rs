@@ -124,7 +124,9 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        run("umount", &[self.directory.path()]);
+        // A process that another test is just starting may still hold what
+        // was open here: the kernel unmounts when it has let go.
+        run("umount", &[Path::new("--lazy"), self.directory.path()]);
     }
 }
 
