@@ -71,13 +71,18 @@ impl Figure {
 
     /// A median of its own.
     pub fn absolute(spec: Spec, samples: Vec<f64>) -> Self {
+        Self::absolute_beside(spec, samples, Vec::new())
+    }
+
+    /// A median of its own that is judged alone; the peer's is shown.
+    pub fn absolute_beside(spec: Spec, samples: Vec<f64>, peer_samples: Vec<f64>) -> Self {
         let interval = stats::median_interval(&samples);
         Self {
             interval: Some(interval),
             reason: shown_only(spec),
             spec,
             samples,
-            peer_samples: Vec::new(),
+            peer_samples,
         }
     }
 

@@ -20,7 +20,10 @@ fn start() -> (Launcher, Client) {
 #[test]
 fn nothing_of_the_host_is_seen() {
     let (_launcher, mut client) = start();
-    let out = client.shell(&[busybox()], "ls / /dev; ps >/tmp/ps; wc -l </tmp/ps; cat /proc/1/cgroup");
+    let out = client.shell(
+        &[busybox()],
+        "ls / /dev; ps >/tmp/ps; wc -l </tmp/ps; cat /proc/1/cgroup",
+    );
     let (listing, rest) = out.split_once("/dev:\n").unwrap();
     let root: Vec<_> = listing.split_whitespace().skip(1).collect();
     assert_eq!(root, ["bin", "dev", "etc", "proc", "sys", "tmp"]);

@@ -98,7 +98,7 @@ struct Round {
 
 /// Takes the group.
 pub fn take(context: &Context, report: &mut Report) -> anyhow::Result<()> {
-    let upstream = peers::upstream(context, LOAD_CORE)?;
+    let upstream = peers::upstream(context, Some(LOAD_CORE))?;
     let server = skiff(context)?;
     let skiff = side_of(&server)?;
     let proxies = [

@@ -1,15 +1,16 @@
 //! How fast instances come and go: services of the class `null`, concurrency
 //! 1, keep-alive 0, so that every request creates an instance and destroys it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::json;
-use skiff_testkit::Server;
 
 use crate::api::{Api, deployment};
 use crate::context::Context;
 use crate::load::{Load, Outcome, Pace, get, run};
+use crate::peers;
 use crate::report::{Bound, Figure, Report, Spec};
 use crate::response::Response;
 use crate::time::wait_until;
@@ -36,7 +37,7 @@ const P99: Spec = Spec {
     name: "placement_p99_ms",
     unit: "ms",
     bound: Bound::AtMost(5.0),
-    peer: None,
+    peer: Some("one thread that only answers"),
 };
 pub const SPECS: &[Spec] = &[RATE, P99];
 
@@ -61,10 +62,11 @@ pub fn take(context: &Context, report: &mut Report) -> anyhow::Result<()> {
         .map(|name| get(&server.host_of(name), "/"))
         .collect();
 
+    let address = format!("127.0.0.1:{}", server.port()).parse()?;
     let mut best = 0.0;
     for part in LADDER {
         let before = cold_starts(&api)?;
-        let outcome = offer(context, &server, &requests, FLOOR * part)?;
+        let outcome = offer(context, address, &requests, FLOOR * part, placed)?;
         let rate = placements_per_s(&outcome, cold_starts(&api)? - before);
         println!(
             "    {:.0}/s offered: {:.0}/s correct, {rate:.0}/s placed, p50 {:.2} ms, p99 {:.2} ms {:?}",
@@ -81,27 +83,32 @@ pub fn take(context: &Context, report: &mut Report) -> anyhow::Result<()> {
             break;
         }
     }
-    let (mut rates, mut p99) = (Vec::new(), Vec::new());
+    // What this machine's own pauses cost at that rate.
+    let bare = peers::upstream(context, None)?;
+    let (mut rates, mut p99, mut bare_p99) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..context.rounds(10) {
         // What cannot hold the floor is measured where it can.
         let before = cold_starts(&api)?;
-        let outcome = offer(context, &server, &requests, best.max(1.0))?;
+        let outcome = offer(context, address, &requests, best.max(1.0), placed)?;
         rates.push(placements_per_s(&outcome, cold_starts(&api)? - before));
-        p99.push(offer(context, &server, &requests, FLOOR)?.quantile_ms(990));
+        p99.push(offer(context, address, &requests, FLOOR, placed)?.quantile_ms(990));
+        let outcome = offer(context, bare.address, &requests, FLOOR, answered)?;
+        bare_p99.push(outcome.quantile_ms(990));
     }
     report.add(Figure::absolute(RATE, rates));
-    report.add(Figure::absolute(P99, p99));
+    report.add(Figure::absolute_beside(P99, p99, bare_p99));
     Ok(())
 }
 
 fn offer(
     context: &Context,
-    server: &Server,
+    address: SocketAddr,
     requests: &[Vec<u8>],
     rate: f64,
+    correct: fn(&Response<'_>) -> bool,
 ) -> anyhow::Result<Outcome> {
     let load = Load {
-        address: format!("127.0.0.1:{}", server.port()).parse()?,
+        address,
         requests: requests.to_vec(),
         connections: CONNECTIONS,
         pace: Pace::Open(rate),
@@ -110,11 +117,15 @@ fn offer(
         unsent: Duration::from_secs(2),
         seed: 1,
     };
-    run(&load, ok)
+    run(&load, correct)
 }
 
-fn ok(response: &Response<'_>) -> bool {
+fn placed(response: &Response<'_>) -> bool {
     response.status == 200 && response.body == b"ok\n"
+}
+
+fn answered(response: &Response<'_>) -> bool {
+    response.status == 200
 }
 
 /// Correct answers count, but no more than instances that were made for them.

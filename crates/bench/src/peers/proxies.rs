@@ -23,11 +23,11 @@ impl Proxy {
     }
 }
 
-/// This binary as the upstream, on a core.
+/// This binary as the upstream, on a core if one is named.
 ///
 /// # Errors
 /// When it does not come up.
-pub fn upstream(context: &Context, core: usize) -> anyhow::Result<Proxy> {
+pub fn upstream(context: &Context, core: Option<usize>) -> anyhow::Result<Proxy> {
     let own = std::env::current_exe()?.display().to_string();
     let port = free_port()?;
     started(context, core, port, &own, &["upstream", &port.to_string()])
@@ -57,7 +57,7 @@ pub fn nginx(context: &Context, core: usize, upstream: SocketAddr) -> anyhow::Re
     let file = context.home().join("nginx.conf");
     std::fs::write(&file, text)?;
     let file = file.display().to_string();
-    started(context, core, port, "nginx", &["-c", &file])
+    started(context, Some(core), port, "nginx", &["-c", &file])
 }
 
 /// haproxy with one thread.
@@ -74,18 +74,18 @@ pub fn haproxy(context: &Context, core: usize, upstream: SocketAddr) -> anyhow::
     let file = context.home().join("haproxy.cfg");
     std::fs::write(&file, text)?;
     let file = file.display().to_string();
-    started(context, core, port, "haproxy", &["-db", "-f", &file])
+    started(context, Some(core), port, "haproxy", &["-db", "-f", &file])
 }
 
 fn started(
     context: &Context,
-    core: usize,
+    core: Option<usize>,
     port: u16,
     program: &str,
     args: &[&str],
 ) -> anyhow::Result<Proxy> {
     let service = {
-        let _there = OnCore::pin(core)?;
+        let _there = core.map(OnCore::pin).transpose()?;
         context.spawn(program, args)?
     };
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
