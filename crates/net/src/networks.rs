@@ -32,6 +32,9 @@ pub struct NetOptions {
     pub allowed: Vec<Ipv4Net>,
     /// The nft program.
     pub nft: PathBuf,
+    /// Instances use the calling thread's own namespace instead of one each.
+    /// For a virtual machine, whose network is its instance's alone.
+    pub shared: bool,
 }
 
 impl Default for NetOptions {
@@ -41,6 +44,7 @@ impl Default for NetOptions {
             lock_folder: PathBuf::from("/run/skiff-net"),
             allowed: Vec::new(),
             nft: PathBuf::from("nft"),
+            shared: false,
         }
     }
 }
@@ -76,6 +80,8 @@ pub struct Networks {
     ready: VecDeque<Network>,
     ready_egress: VecDeque<Network>,
     egress: Option<Egress>,
+    /// The shared namespace has what is set up inside.
+    shared_prepared: bool,
 }
 
 impl Networks {
@@ -96,6 +102,7 @@ impl Networks {
             ready: VecDeque::new(),
             ready_egress: VecDeque::new(),
             egress: None,
+            shared_prepared: false,
         })
     }
 
@@ -157,6 +164,9 @@ impl Networks {
     /// # Errors
     /// When the kernel refuses; nothing is left of the attempt.
     pub fn refill_one(&mut self) -> Result<bool, NetError> {
+        if self.options.shared {
+            return self.prepare_shared();
+        }
         let short = |ready: &VecDeque<_>, wanted: u32| {
             ready.len() < usize::try_from(wanted).unwrap_or(usize::MAX)
         };
@@ -182,6 +192,9 @@ impl Networks {
     /// # Errors
     /// When none is ready and the kernel refuses to make one.
     pub fn take(&mut self, egress: bool) -> Result<Network, NetError> {
+        if self.options.shared {
+            return self.share();
+        }
         if !egress {
             let ready = self.ready.pop_front();
             return ready.map_or_else(|| self.prepare(), Ok);
@@ -218,6 +231,9 @@ impl Networks {
     /// When the kernel refuses to list or remove something.
     pub fn sweep(&mut self) -> Result<SweepReport, NetError> {
         let mut report = SweepReport::default();
+        if self.options.shared {
+            return Ok(report);
+        }
         let socket = Socket::route().step("open a netlink socket for", self.server)?;
         let live = |link: &str| self.egress.as_ref().is_some_and(|egress| egress.owns(link));
         report.links = egress::remove_links(&socket, self.server, |link| !live(link))
@@ -262,6 +278,26 @@ impl Networks {
             NetworkState { egress: None },
             namespace,
         ))
+    }
+
+    /// Another holder of the namespace that all share.
+    fn share(&mut self) -> Result<Network, NetError> {
+        self.prepare_shared()?;
+        let namespace = self.home.try_clone();
+        let namespace = namespace.step("keep the network namespace of", self.server)?;
+        Ok(Network::from_parts(
+            NetworkState { egress: None },
+            namespace,
+        ))
+    }
+
+    fn prepare_shared(&mut self) -> Result<bool, NetError> {
+        if self.shared_prepared {
+            return Ok(false);
+        }
+        inside::prepare_shared().step("prepare the network namespace of", self.server)?;
+        self.shared_prepared = true;
+        Ok(true)
     }
 
     fn prepare_egress(&mut self) -> Result<Network, NetError> {
@@ -330,6 +366,38 @@ mod tests {
         });
         theirs.set_nonblocking(false).unwrap();
         theirs.accept().unwrap();
+    }
+
+    #[test]
+    fn instances_of_a_machine_share_its_namespace() {
+        let home = current().unwrap();
+        let (_visit, machine) = Visit::new_namespace(home.as_fd()).unwrap();
+        let options = NetOptions {
+            shared: true,
+            ..NetOptions::default()
+        };
+        let mut networks = Networks::open(ServerId::from_parts(1, 2), options).unwrap();
+        networks.configure(PoolConfig {
+            networks: 2,
+            egress_networks: 2,
+        });
+        assert!(networks.refill_one().unwrap());
+        assert!(!networks.refill_one().unwrap());
+        let (one, other) = (networks.take(false).unwrap(), networks.take(true).unwrap());
+        let inode = |fd: &dyn Fn() -> OwnedFd| rustix::fs::fstat(fd()).unwrap().st_ino;
+        let expected = inode(&|| machine.try_clone().unwrap());
+        for network in [&one, &other] {
+            assert_eq!(network.address(), None);
+            let found = inode(&|| network.as_fd().try_clone_to_owned().unwrap());
+            assert_eq!(found, expected);
+        }
+        let ours = TcpListener::from(one.gateway_listener().unwrap());
+        TcpStream::connect((SERVICE_ADDRESS, 80)).unwrap();
+        ours.accept().unwrap();
+        networks.release(one).unwrap();
+        networks.close().unwrap();
+        // What is left is the machine's.
+        TcpStream::connect((SERVICE_ADDRESS, 80)).unwrap();
     }
 
     #[test]
