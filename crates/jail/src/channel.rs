@@ -1,4 +1,5 @@
-//! Frames with descriptors over a `SOCK_SEQPACKET` socket.
+//! Frames with descriptors over a `SOCK_SEQPACKET` socket: what a launcher
+//! and its clients without a runtime share.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -29,7 +30,10 @@ pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Makes the send buffer take the longest frame.
-pub(crate) fn fit_frames(socket: impl AsFd) -> Result<()> {
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn fit_frames(socket: impl AsFd) -> Result<()> {
     let wanted = 2 * FRAME_BYTES_MAX;
     if rustix::net::sockopt::set_socket_send_buffer_size_force(&socket, wanted).is_ok() {
         return Ok(());
@@ -38,7 +42,10 @@ pub(crate) fn fit_frames(socket: impl AsFd) -> Result<()> {
 }
 
 /// Sends one frame.
-pub(crate) fn send(
+///
+/// # Errors
+/// Those of sendmsg(2).
+pub fn send(
     socket: impl AsFd,
     frame: &[u8],
     fds: &[BorrowedFd<'_>],
@@ -69,7 +76,10 @@ pub(crate) fn send(
 ///
 /// A frame that is longer than the buffer is an error, so is one whose
 /// descriptors did not all arrive.
-pub(crate) fn receive(
+///
+/// # Errors
+/// Those of recvmsg(2).
+pub fn receive(
     socket: impl AsFd,
     buffer: &mut [u8],
     flags: RecvFlags,

@@ -16,7 +16,7 @@
 //! `skiff_wire::launcher`.
 
 mod cgroup;
-mod channel;
+pub mod channel;
 mod child;
 mod failure;
 mod handle;

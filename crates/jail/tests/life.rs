@@ -494,3 +494,21 @@ fn what_an_application_leaves_behind_dies_with_it() {
     client.exit_of(running.sandbox);
     assert_eq!(processes_with(&word), Vec::<u32>::new());
 }
+
+#[test]
+fn an_input_is_written_until_it_is_closed() {
+    let (_launcher, mut client) = start();
+    let mut wanted = shell(&[busybox()], "cat; cat /dev/stdin; echo end");
+    wanted.stdio = Stdio::PipedInput;
+    wanted.process.uid = 1000;
+    let mut running = client.create(wanted).unwrap();
+    assert_eq!(running.outputs.len(), 3);
+    let mut input = File::from(running.outputs.pop().unwrap());
+    input.write_all(b"one\n").unwrap();
+    assert_eq!(running.line(), "one");
+    input.write_all(b"two\n").unwrap();
+    drop(input);
+    let sandbox = running.sandbox;
+    assert_eq!(client.exit_of(sandbox).code, Some(0));
+    assert_eq!(running.read().0, "two\nend\n");
+}

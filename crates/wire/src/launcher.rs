@@ -213,6 +213,9 @@ pub enum Stdio {
         /// Rows.
         rows: u16,
     },
+    /// As `Piped`, but stdin is a pipe too, whose write end the reply carries
+    /// third.
+    PipedInput,
 }
 
 /// What the launcher answers to a request that succeeded.
@@ -227,8 +230,9 @@ pub enum Reply {
         /// The version of its program.
         version: String,
     },
-    /// To `Create` [stdout and stderr with `Stdio::Piped`, the terminal with
-    /// `Stdio::Terminal`]: how long each step took, microseconds.
+    /// To `Create` [stdout and stderr with `Stdio::Piped`, then stdin with
+    /// `Stdio::PipedInput`, the terminal with `Stdio::Terminal`]: how long each
+    /// step took, microseconds.
     Created {
         /// The steps in order: `network`, `clone`, `cgroup`, `root`, `exec`.
         steps_us: Vec<(String, u32)>,

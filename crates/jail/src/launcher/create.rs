@@ -34,6 +34,7 @@ const MEMORY_BYTES_MIN: u64 = 4 * 1024 * 1024;
 const DISK_BYTES_MIN: u64 = 4 * 1024 * 1024;
 const PIDS_MIN: u32 = 2;
 const CWD_BYTES_MAX: usize = 4000;
+const STDIO: &str = "stdio";
 
 /// Everything about a sandbox before its process is told.
 struct Prepared {
@@ -55,6 +56,8 @@ struct Furniture {
 struct Streams {
     app: Vec<OwnedFd>,
     outputs: Outputs,
+    /// The client's end of stdin, if that is a pipe.
+    input: Option<OwnedFd>,
 }
 
 impl Launcher {
@@ -163,6 +166,7 @@ impl Launcher {
             app: None,
             status: None,
             outputs: prepared.furniture.streams.outputs,
+            input: prepared.furniture.streams.input.map(Handle::from),
             frozen: false,
             freeze_waiter: None,
             destroy_waiters: Vec::new(),
@@ -208,7 +212,7 @@ fn plan(spec: &SandboxSpec, network: &Network, disk: Option<&Disk>) -> Plan {
         readonly_root: spec.readonly_root,
         terminal: match spec.stdio {
             Stdio::Terminal { columns, rows } => Some((columns, rows)),
-            Stdio::Piped | Stdio::Given => None,
+            Stdio::Piped | Stdio::PipedInput | Stdio::Given => None,
         },
         resolv_conf: network.resolv_conf(),
         hosts: format!("127.0.0.1\tlocalhost\n{address}\t{}\n", spec.hostname),
@@ -216,31 +220,52 @@ fn plan(spec: &SandboxSpec, network: &Network, disk: Option<&Disk>) -> Plan {
 }
 
 fn open_streams(spec: &SandboxSpec, given: Vec<OwnedFd>, owner: u32) -> Step<Streams> {
-    const STEP: &str = "stdio";
     match spec.stdio {
         Stdio::Given => Ok(Streams {
             app: given,
-            outputs: Outputs::default(),
+            ..Streams::default()
         }),
         Stdio::Terminal { .. } => Ok(Streams::default()),
         Stdio::Piped => {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
             let empty = rustix::fs::open("/dev/null", flags, Mode::empty());
-            let mut app = vec![empty.at(STEP, "/dev/null")?];
-            let mut outputs = Outputs::default();
-            for _ in 0..2 {
-                let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
-                let (reader, writer) = pipe.at(STEP, "pipe")?;
-                // An application may open /dev/stdout, and needs leave to.
-                let uid = rustix::fs::Uid::from_raw(owner + spec.process.uid);
-                rustix::fs::fchown(&writer, Some(uid), None).at(STEP, "chown")?;
-                app.push(writer.try_clone().at(STEP, "dup")?);
-                outputs.readers.push(Handle::from(reader));
-                outputs.writers.push(Handle::from(writer));
-            }
-            Ok(Streams { app, outputs })
+            let empty = empty.at(STDIO, "/dev/null")?;
+            open_outputs(empty, owner + spec.process.uid)
+        }
+        Stdio::PipedInput => {
+            let user = owner + spec.process.uid;
+            let (reader, writer) = open_pipe()?;
+            give(&reader, user)?;
+            let mut streams = open_outputs(reader, user)?;
+            streams.input = Some(writer);
+            Ok(streams)
         }
     }
+}
+
+/// Pipes for stdout and stderr, whose user may open them again by name.
+fn open_outputs(stdin: OwnedFd, user: u32) -> Step<Streams> {
+    let mut streams = Streams {
+        app: vec![stdin],
+        ..Streams::default()
+    };
+    for _ in 0..2 {
+        let (reader, writer) = open_pipe()?;
+        give(&writer, user)?;
+        streams.app.push(writer.try_clone().at(STDIO, "dup")?);
+        streams.outputs.readers.push(Handle::from(reader));
+        streams.outputs.writers.push(Handle::from(writer));
+    }
+    Ok(streams)
+}
+
+fn open_pipe() -> Step<(OwnedFd, OwnedFd)> {
+    rustix::pipe::pipe_with(PipeFlags::CLOEXEC).at(STDIO, "pipe")
+}
+
+/// An application may open `/dev/stdout`, and needs leave to.
+fn give(end: &OwnedFd, user: u32) -> Step<()> {
+    rustix::fs::fchown(end, Some(rustix::fs::Uid::from_raw(user)), None).at(STDIO, "chown")
 }
 
 /// Everything that the kernel would refuse late, or not at all.

@@ -96,6 +96,7 @@ impl Launcher {
         sandbox.app = fds.next().map(Handle::from);
         sandbox.outputs.readers.extend(fds.map(Handle::from));
         let copies = sandbox.outputs.copies();
+        let input = sandbox.input.take().map(OwnedFd::from);
         let state = std::mem::replace(&mut sandbox.state, State::Running);
         self.starting.remove(&id);
         let State::Starting {
@@ -108,7 +109,8 @@ impl Launcher {
         };
         steps_us.extend(steps.map(|(name, us)| (name.to_owned(), us)));
         // Without its output a client can do as little as without its reply.
-        let copies = copies.unwrap_or_default();
+        let mut copies = copies.unwrap_or_default();
+        copies.extend(input);
         self.reply(reply, Ok(Reply::Created { steps_us }), copies);
     }
 

@@ -32,6 +32,8 @@ pub(super) struct Sandbox {
     /// wait(2)'s status, once the init has reported it.
     pub(super) status: Option<i32>,
     pub(super) outputs: Outputs,
+    /// stdin's write end, until the client that asked for it has it.
+    pub(super) input: Option<Handle>,
     pub(super) frozen: bool,
     pub(super) freeze_waiter: Option<(ReplyTo, u64)>,
     pub(super) destroy_waiters: Vec<ReplyTo>,

@@ -194,7 +194,7 @@ impl Prepared {
         let mut exit = client.exits().watch(sandbox);
         let descriptors = match spec.stdio {
             Stdio::Given => own_streams()?,
-            Stdio::Piped | Stdio::Terminal { .. } => Vec::new(),
+            Stdio::Piped | Stdio::PipedInput | Stdio::Terminal { .. } => Vec::new(),
         };
         let (reply, fds) = client
             .call(Request::Create(Box::new(spec)), descriptors)
