@@ -1,0 +1,236 @@
+//! What the server asks of the agent in a virtual machine, and what the agent
+//! answers.
+//!
+//! The host connects to [`CONTROL_PORT`] and says [`Request::Hello`]; the
+//! latest connection is the one that counts, and one that has ended is followed
+//! by another. Requests are [`Envelope`]s; the agent sends [`Answer`]s, a reply
+//! to each in any order, and events in between. Both are frames behind their
+//! lengths ([`crate::framed`]).
+//!
+//! For each stream the host connects to [`STREAM_PORT`], sends one
+//! [`Opening`] of at most [`OPENING_BYTES_MAX`], and reads one [`Opened`].
+//! What follows is the stream's bytes; each side ends its half. The guest
+//! connects to the host's ports for [`GATEWAY_PORT`] and [`DNS_PORT`], whose
+//! bytes are those of the application's own connections.
+//!
+//! Neither side trusts the other: every length is checked, the host chooses
+//! every id, and each wait has a deadline.
+
+use serde::{Deserialize, Serialize};
+use skiff_types::{Digest, InstanceId};
+
+use crate::launcher::{Exit, Listed, Refusal, SandboxSpec, Stats};
+
+/// The protocol that this code speaks. The lower one of both sides' counts.
+pub const PROTOCOL: u16 = 1;
+/// Where the agent takes requests.
+pub const CONTROL_PORT: u32 = 1024;
+/// Where the agent takes streams.
+pub const STREAM_PORT: u32 = 1025;
+/// Where the host takes the application's connections to the gateway.
+pub const GATEWAY_PORT: u32 = 1026;
+/// Where the host takes the application's DNS queries, each behind its length
+/// as over TCP (RFC 1035, 4.2.2).
+pub const DNS_PORT: u32 = 1027;
+
+/// Bytes of an [`Opening`] or [`Opened`] as a frame.
+pub const OPENING_BYTES_MAX: usize = 1024;
+/// Bytes of one [`Request::Reseed`].
+pub const SEED_BYTES_MAX: usize = 512;
+/// Requests of one connection that wait for their replies.
+pub const REQUESTS_MAX: usize = 256;
+
+/// Services of the host are reachable from the guest.
+pub const FEATURE_SERVICES: u64 = 1 << 0;
+
+/// One request with the number its reply will carry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Chosen by the host, unique among the requests of a connection that
+    /// wait.
+    pub id: u64,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// What the agent sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// To the envelope of this id.
+    Reply {
+        /// The envelope's.
+        id: u64,
+        /// How it went.
+        result: Result<Reply, Refusal>,
+    },
+    /// A sandbox's first process has ended and everything in it is dead. What
+    /// it wrote has gone out by the streams that were open for it, unless they
+    /// stood still for long. Sent once, and again after each
+    /// [`Request::Hello`] until the sandbox is destroyed.
+    Exited {
+        /// Which.
+        sandbox: InstanceId,
+        /// How it ended.
+        exit: Exit,
+    },
+}
+
+/// What the host asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// The first request of a connection.
+    Hello {
+        /// The host's [`PROTOCOL`].
+        protocol: u16,
+        /// What the host can do beyond it; none yet.
+        features: u64,
+    },
+    /// Makes a layer mountable, the EROFS file that lies on a part of a disk.
+    /// Idempotent.
+    AddLayer {
+        /// Names it in [`SandboxSpec::layers`].
+        layer: Digest,
+        /// Where it lies.
+        window: Window,
+    },
+    /// Unmounts a layer that no sandbox uses, and lets go of its part of the
+    /// disk.
+    RemoveLayer {
+        /// Which.
+        layer: Digest,
+    },
+    /// Makes and starts a sandbox. `Stdio::Given` is refused: what would be
+    /// given cannot be sent. `egress` has no meaning here: the machine's own
+    /// network is the sandbox's.
+    Create(Box<SandboxSpec>),
+    /// Sends a signal to the first process.
+    Signal {
+        /// Which sandbox.
+        sandbox: InstanceId,
+        /// Its number, signal(7).
+        signal: i32,
+    },
+    /// Sets the size of a sandbox's terminal.
+    Resize {
+        /// Which sandbox.
+        sandbox: InstanceId,
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
+    },
+    /// Stops every process of a sandbox from running.
+    Freeze {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// Lets them run again.
+    Thaw {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// Kills what still runs and removes the sandbox. One that is not there
+    /// is no error.
+    Destroy {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// What a sandbox uses.
+    Stats {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// Sandboxes in the order of their ids, a page at a time: the first page
+    /// follows no sandbox, and an empty one is the end.
+    List {
+        /// The last sandbox of the page before.
+        after: Option<InstanceId>,
+    },
+    /// Sets the machine's clock.
+    SetClock {
+        /// Nanoseconds since 1970.
+        unix_ns: u64,
+    },
+    /// Mixes bytes into the kernel's randomness, credits them, and draws a new
+    /// key at once.
+    Reseed {
+        /// Random; 1 to [`SEED_BYTES_MAX`].
+        seed: Vec<u8>,
+    },
+    /// Destroys every sandbox and switches the machine off. The reply comes
+    /// before the end does.
+    Shutdown,
+}
+
+/// A part of a disk, in sectors of 512 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// 0 is the first of the machine's virtio disks, `/dev/vda`.
+    pub disk: u8,
+    /// Where it begins.
+    pub first_sector: u64,
+    /// How long it is.
+    pub sectors: u64,
+}
+
+/// What the agent answers to a request that succeeded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Nothing more to say.
+    Done,
+    /// To `Hello`.
+    Hello {
+        /// The agent's [`PROTOCOL`].
+        protocol: u16,
+        /// What it can do beyond that: `FEATURE_*`.
+        features: u64,
+        /// The version of its program.
+        version: String,
+        /// The release of the kernel.
+        kernel: String,
+    },
+    /// To `Create`: how long each step took, microseconds.
+    Created {
+        /// As the launcher's.
+        steps_us: Vec<(String, u32)>,
+    },
+    /// To `Stats`.
+    Stats(Stats),
+    /// To `List`: as many as fit a frame.
+    List(Vec<Listed>),
+}
+
+/// The first words of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Opening {
+    /// To a sandbox's standard input (`Stdio::PipedInput`). The stream's end is
+    /// the input's.
+    Stdin {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// From a sandbox's standard output. Of several, the latest counts; what
+    /// an earlier one has taken is gone, the rest comes.
+    Stdout {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// From a sandbox's standard error, likewise.
+    Stderr {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// To and from a sandbox's terminal, likewise.
+    Terminal {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// To and from a TCP port of the guest's loopback address.
+    Forward {
+        /// Which.
+        port: u16,
+    },
+}
+
+/// The agent's answer to an [`Opening`].
+pub type Opened = Result<(), Refusal>;
