@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::block::{Block, Disk};
+use crate::block::{Block, Disk, SectorRange, Windows};
 use crate::entropy::Entropy;
 use crate::testing::{Bench, Desc, MEMORY, put_descriptors};
 use crate::{Device, Progress, Transport};
@@ -24,6 +24,8 @@ const UNTOUCHED: u64 = 0x3_f000;
 enum Which {
     ReadOnly,
     ReadWrite,
+    Layers,
+    Scratch,
     Entropy,
 }
 
@@ -36,9 +38,23 @@ fn device(which: Which) -> (Box<dyn Device<GuestMemoryMmap>>, File) {
         let file = file.try_clone().unwrap();
         Box::new(Block::new(Disk::new(file, read_only, "disk").unwrap()))
     };
+    // The same file in two windows with a gap between them.
+    let windows = |read_only| {
+        let windows = Windows::new(100, read_only);
+        for (first_sector, sectors) in [(0, 6), (8, 16)] {
+            let range = SectorRange {
+                first_sector,
+                sectors,
+            };
+            windows.map(range, file.try_clone().unwrap()).unwrap();
+        }
+        Box::new(Block::new(Disk::of_windows(windows, "disk")))
+    };
     let device: Box<dyn Device<GuestMemoryMmap>> = match which {
         Which::ReadOnly => disk(true),
         Which::ReadWrite => disk(false),
+        Which::Layers => windows(true),
+        Which::Scratch => windows(false),
         Which::Entropy => Box::new(Entropy),
     };
     (device, file)
@@ -48,6 +64,8 @@ fn which() -> impl Strategy<Value = Which> {
     prop_oneof![
         Just(Which::ReadOnly),
         Just(Which::ReadWrite),
+        Just(Which::Layers),
+        Just(Which::Scratch),
         Just(Which::Entropy),
     ]
 }
@@ -212,7 +230,7 @@ proptest! {
         bench.driver.memory.read_slice(&mut untouched, GuestAddress(UNTOUCHED)).unwrap();
         prop_assert_eq!(untouched, [0x77; 64]);
         prop_assert_eq!(file.metadata().unwrap().len(), DISK_BYTES);
-        if !matches!(which, Which::ReadWrite) {
+        if !matches!(which, Which::ReadWrite | Which::Scratch) {
             let mut content = vec![0; usize::try_from(DISK_BYTES).unwrap()];
             file.read_exact_at(&mut content, 0).unwrap();
             prop_assert!(content.iter().all(|byte| *byte == 0x5a));

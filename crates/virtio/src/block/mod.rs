@@ -1,11 +1,16 @@
-//! A disk (virtio 1.3, section 5.2): a file, read-only or read-write with
-//! flush.
+//! A disk (virtio 1.3, section 5.2), read-only or read-write with flush: a
+//! file, or windows that are mapped to files.
 
 mod device;
+mod disk;
 mod queue;
 mod state;
 #[cfg(test)]
 mod tests;
+mod windows;
 
-pub use device::{Block, Disk, DiskError};
+pub use device::Block;
+pub use disk::{Disk, DiskError};
+pub use queue::SECTOR;
 pub use state::BlockState;
+pub use windows::{MAX_SECTORS, MAX_WINDOWS, SectorRange, WindowError, Windows};

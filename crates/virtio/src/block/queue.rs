@@ -8,11 +8,12 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 
-use super::device::Disk;
+use super::disk::Disk;
+use super::windows::{Access, SectorRange};
 use crate::{Buffers, Chain, DeviceError, Progress, Queue, transfer};
 
 /// The unit of a disk's addresses.
-pub(super) const SECTOR: u64 = 512;
+pub const SECTOR: u64 = 512;
 const HEADER_BYTES: usize = 16;
 
 /// How a request ended.
@@ -93,17 +94,19 @@ fn execute<B: BitmapSlice>(
     let kind = u32::from_le_bytes([k0, k1, k2, k3]);
     let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
     let done = match kind {
-        VIRTIO_BLK_T_IN => match place(disk, sector, writable.len()) {
-            Some(offset) => transfer::read_from(writable, disk.file(), offset).is_ok(),
-            None => false,
-        },
-        VIRTIO_BLK_T_OUT => match place(disk, sector, readable.len()) {
-            Some(offset) if !disk.is_read_only() => {
-                transfer::write_to(readable, disk.file(), offset).is_ok()
-            }
-            _ => false,
-        },
-        VIRTIO_BLK_T_FLUSH if !disk.is_read_only() => rustix::fs::fdatasync(disk.file()).is_ok(),
+        VIRTIO_BLK_T_IN => run(sector, writable.len()).is_some_and(|run| {
+            disk.with(run, Access::Read, |file, offset| {
+                transfer::read_from(writable, file, offset)
+            })
+            .is_ok()
+        }),
+        VIRTIO_BLK_T_OUT => run(sector, readable.len()).is_some_and(|run| {
+            disk.with(run, Access::Write, |file, offset| {
+                transfer::write_to(readable, file, offset)
+            })
+            .is_ok()
+        }),
+        VIRTIO_BLK_T_FLUSH if !disk.is_read_only() => disk.flush().is_ok(),
         VIRTIO_BLK_T_GET_ID => {
             writable.write(disk.id());
             true
@@ -113,13 +116,11 @@ fn execute<B: BitmapSlice>(
     if done { Status::Done } else { Status::Failed }
 }
 
-/// Where in the file a request's data is, if all of it is in the disk.
-fn place(disk: &Disk, sector: u64, bytes: usize) -> Option<u64> {
+/// The sectors of a request's data, if it is a whole number of them.
+fn run(first_sector: u64, bytes: usize) -> Option<SectorRange> {
     let bytes = u64::try_from(bytes).ok()?;
-    let end = sector.checked_add(bytes / SECTOR)?;
-    if bytes % SECTOR != 0 || end > disk.sectors() {
-        return None;
-    }
-    // The end is in the file, whose length is a number of 63 bits.
-    Some(sector * SECTOR)
+    (bytes % SECTOR == 0).then_some(SectorRange {
+        first_sector,
+        sectors: bytes / SECTOR,
+    })
 }

@@ -1,11 +1,12 @@
 use serde::{Deserialize, Serialize};
 
+use super::windows::SectorRange;
 use crate::StateError;
 use crate::state::check_version;
 
-/// A disk between two requests: all of it is in its file, and this says
-/// which file would do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A disk between two requests: all of it is in its files, and this says
+/// which files would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
     /// The version of this struct.
     pub version: u32,
@@ -13,11 +14,14 @@ pub struct BlockState {
     pub sectors: u64,
     /// Whether it cannot be written.
     pub read_only: bool,
+    /// Which of its sectors are mapped, if it is a disk of windows. The files
+    /// are mapped again before a state is taken.
+    pub windows: Option<Vec<SectorRange>>,
 }
 
 impl BlockState {
     /// What this build writes and reads.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 
     /// Whether the disk that is there is the one that was.
     pub(super) fn check(&self, own: &Self) -> Result<(), StateError> {
@@ -38,6 +42,10 @@ impl BlockState {
         } else {
             "read-write"
         };
-        format!("{} sectors, {access}", self.sectors)
+        let windows = match &self.windows {
+            Some(windows) => format!(", {} windows", windows.len()),
+            None => String::new(),
+        };
+        format!("{} sectors, {access}{windows}", self.sectors)
     }
 }

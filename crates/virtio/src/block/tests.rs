@@ -1,10 +1,13 @@
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Seek, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Block, Disk, DiskError};
+use super::{Block, Disk, DiskError, SectorRange, Windows};
 use crate::testing::{Bench, Desc, MEMORY};
 
 const HEADER: u64 = 0x8000;
@@ -243,4 +246,148 @@ fn a_disk_is_a_whole_number_of_sectors() {
     file.set_len(513).unwrap();
     let error = Disk::new(file, true, "x").unwrap_err();
     assert!(matches!(error, DiskError::Sectors { bytes: 513 }));
+}
+
+/// A disk of 1,000 sectors, of which 10 to 17 and 100 to 107 are mapped.
+fn windows(read_only: bool) -> (Bench, Windows, [File; 2]) {
+    let windows = Windows::new(1000, read_only);
+    let files = [10, 100].map(|first_sector| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&content()).unwrap();
+        let range = SectorRange {
+            first_sector,
+            sectors: 8,
+        };
+        windows.map(range, file.try_clone().unwrap()).unwrap();
+        file
+    });
+    let disk = Disk::of_windows(windows.clone(), "layers");
+    let mut bench = Bench::new(Box::new(Block::new(disk)), 16);
+    bench.start();
+    (bench, windows, files)
+}
+
+#[test]
+fn windows_are_read_and_written_where_they_are() {
+    let (mut bench, _, files) = windows(false);
+    assert_eq!(bench.read(0x100), 1000, "the capacity is the disk's");
+    for first in [10, 100] {
+        let (status, used) = request(&mut bench, READ, first + 3, Desc::write(DATA, 1024));
+        assert_eq!((status, used), (DONE, vec![(0, 1025)]));
+        assert_eq!(bytes(&bench, DATA, 1024), content()[3 * 512..5 * 512]);
+    }
+    let memory = &bench.driver.memory;
+    memory
+        .write_slice(&[0xab; 512], GuestAddress(DATA))
+        .unwrap();
+    let (status, _) = request(&mut bench, WRITE, 107, Desc::read(DATA, 512));
+    assert_eq!(status, DONE);
+    assert_eq!(request(&mut bench, FLUSH, 0, Desc::read(DATA, 0)).0, DONE);
+    let mut written = [0; 512];
+    files[1].read_exact_at(&mut written, 7 * 512).unwrap();
+    assert_eq!(written, [0xab; 512]);
+    files[0].read_exact_at(&mut written, 7 * 512).unwrap();
+    assert_eq!(written, content()[7 * 512..8 * 512]);
+}
+
+#[test]
+fn what_is_in_no_window_or_in_two_fails_and_changes_nothing() {
+    for read_only in [false, true] {
+        let (mut bench, windows, files) = windows(read_only);
+        for (sector, length) in [
+            (0, 512),
+            (9, 512),
+            (9, 1024),
+            (17, 1024),
+            (18, 512),
+            (0, 0),
+            (10, 9 * 512),
+            (10, 511),
+            (107, 1024),
+            (999, 512),
+            (1000, 512),
+            (u64::MAX, 512),
+            (u64::MAX / 512 + 10, 512),
+        ] {
+            bench
+                .driver
+                .memory
+                .write_slice(&[0xab; 512], GuestAddress(DATA))
+                .unwrap();
+            let (status, used) = request(&mut bench, READ, sector, Desc::write(DATA, length));
+            assert_eq!((status, used), (FAILED, vec![(0, 1)]), "{sector}, {length}");
+            assert_eq!(bytes(&bench, DATA, 512), [0xab; 512]);
+            let (status, _) = request(&mut bench, WRITE, sector, Desc::read(DATA, length));
+            assert_eq!(status, FAILED, "{sector}, {length}");
+        }
+        if read_only {
+            let (status, _) = request(&mut bench, WRITE, 10, Desc::read(DATA, 512));
+            assert_eq!(status, FAILED);
+        }
+        for mut file in files {
+            let mut now = Vec::new();
+            file.rewind().unwrap();
+            file.read_to_end(&mut now).unwrap();
+            assert!(now == content());
+        }
+        windows.unmap(10, Duration::ZERO).unwrap();
+        let (status, _) = request(&mut bench, READ, 10, Desc::write(DATA, 512));
+        assert_eq!(status, FAILED);
+        let (status, _) = request(&mut bench, READ, 100, Desc::write(DATA, 512));
+        assert_eq!(status, DONE);
+    }
+}
+
+#[test]
+fn a_request_sees_one_file_or_none_while_windows_come_and_go() {
+    let (mut bench, windows, _) = windows(true);
+    let done = Arc::new(AtomicBool::new(false));
+    let theirs = Arc::clone(&done);
+    let mapper = std::thread::spawn(move || {
+        let files = [1_u8, 2].map(|number| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&vec![number; 512 * SECTORS]).unwrap();
+            file
+        });
+        let range = SectorRange {
+            first_sector: 500,
+            sectors: 16,
+        };
+        let mut rounds = 0;
+        while !theirs.load(Ordering::SeqCst) || rounds == 0 {
+            for file in &files {
+                windows.map(range, file.try_clone().unwrap()).unwrap();
+                windows.unmap(500, Duration::from_secs(600)).unwrap();
+            }
+            rounds += 1;
+        }
+    });
+    for _ in 0..2000 {
+        bench
+            .driver
+            .memory
+            .write_slice(&[9; 4096], GuestAddress(DATA))
+            .unwrap();
+        let (status, _) = request(&mut bench, READ, 504, Desc::write(DATA, 4096));
+        let read = bytes(&bench, DATA, 4096);
+        match status {
+            DONE => assert!(read == vec![1; 4096] || read == vec![2; 4096]),
+            _ => assert!(status == FAILED && read == vec![9; 4096]),
+        }
+    }
+    done.store(true, Ordering::SeqCst);
+    mapper.join().unwrap();
+}
+
+#[test]
+fn a_state_of_windows_is_taken_where_the_same_are_mapped() {
+    let (bench, _, _) = windows(true);
+    let text = serde_json::to_string(&bench.window.state()).unwrap();
+    let state = serde_json::from_str(&text).unwrap();
+    let (mut other, windows, _) = self::windows(true);
+    other.window.restore(&state).unwrap();
+    assert_eq!(other.window.state(), state);
+    windows.unmap(100, Duration::ZERO).unwrap();
+    let error = other.window.restore(&state).unwrap_err().to_string();
+    assert!(error.contains("2 windows"), "{error}");
 }
