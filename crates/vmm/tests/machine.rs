@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use skiff_flat::Program;
 use skiff_flat::testing::{deadline, has_kvm};
 use skiff_kvm::{Backing, GuestExit};
+use skiff_virtio::block::SectorRange;
 use skiff_vmm::{Config, Machine, Options};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -45,6 +46,21 @@ impl Guest {
             .drives
             .push(serde_json::from_value(drive).unwrap());
         self
+    }
+
+    fn with_windows(mut self, read_only: bool) -> Self {
+        let disk = serde_json::json!({"disk_id": "windows", "is_read_only": read_only});
+        let disk = serde_json::from_value(disk).unwrap();
+        self.config.window_disks.push(disk);
+        self
+    }
+
+    /// A file to map, open for both.
+    fn file(&self, name: &str, content: &[u8]) -> fs::File {
+        let path = self.folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        let mut options = fs::File::options();
+        options.read(true).write(true).open(path).unwrap()
     }
 
     fn build(&self, backing: Backing) -> Machine {
@@ -146,6 +162,55 @@ fn a_read_only_disk_stays_as_it_is() {
     assert_eq!(guest.said(), "this is sector 1|012|3\n");
     let disk = fs::read(&guest.config.drives[0].path_on_host).unwrap();
     assert!(disk == sectors(8), "the disk has changed");
+}
+
+#[test]
+fn a_guest_drives_windows_that_are_mapped_while_it_is_there() {
+    if !has_kvm() {
+        return;
+    }
+    for (read_only, said) in [(true, "|012|3\n"), (false, skiff_flat::BLOCK_SAYS)] {
+        let guest = Guest::new(skiff_flat::BLOCK).with_windows(read_only);
+        let machine = guest.build(Backing::Private);
+        let file = guest.file("layer", &sectors(8));
+        let range = |first_sector, sectors| SectorRange {
+            first_sector,
+            sectors,
+        };
+        machine.map("windows", range(0, 8), file).unwrap();
+        machine.resume().unwrap();
+        assert_eq!(machine.wait(Some(deadline())), Some(GuestExit::Reset));
+        assert_eq!(guest.said(), format!("this is sector 1{said}"));
+        machine.unmap("windows", 0).unwrap();
+
+        let other = guest.file("other", &sectors(8));
+        let error = machine.map("layers", range(0, 8), other).unwrap_err();
+        assert!(error.to_string().contains("no disk \"layers\""), "{error}");
+        assert!(machine.unmap("windows", 0).is_err());
+    }
+}
+
+#[test]
+fn what_is_in_no_window_fails() {
+    if !has_kvm() {
+        return;
+    }
+    let guest = Guest::new(skiff_flat::BLOCK).with_windows(false);
+    let machine = guest.build(Backing::Private);
+    // Sector 1 is in none, and sector 2 in the second.
+    for first_sector in [0, 2] {
+        let range = SectorRange {
+            first_sector,
+            sectors: 1,
+        };
+        let file = guest.file(&format!("layer{first_sector}"), &sectors(1));
+        machine.map("windows", range, file).unwrap();
+    }
+    machine.resume().unwrap();
+    assert_eq!(machine.wait(Some(deadline())), Some(GuestExit::Reset));
+    // The read fails, the write of the empty buffer and the flush are done.
+    let said = format!("{}|100|3\n", "\0".repeat(16));
+    assert_eq!(guest.said(), said);
 }
 
 #[test]

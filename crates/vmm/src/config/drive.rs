@@ -1,6 +1,10 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use skiff_virtio::block::{MAX_SECTORS, SECTOR};
+
+/// The largest disk of windows.
+pub const MAX_CAPACITY_MIB: u64 = (MAX_SECTORS * SECTOR) >> 20;
 
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,4 +21,32 @@ pub struct Drive {
     /// Whether the guest cannot write to it.
     #[serde(default)]
     pub is_read_only: bool,
+}
+
+/// A disk whose sectors are mapped to files while the guest runs, over the
+/// control socket. Its sectors fail until then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowDisk {
+    /// Its name, which the guest sees as its serial number.
+    pub disk_id: String,
+    /// Whether the guest cannot write to it.
+    #[serde(default)]
+    pub is_read_only: bool,
+    /// How large it is to the guest.
+    #[serde(default = "default_capacity")]
+    pub capacity_mib: u64,
+}
+
+/// 16 TiB.
+const fn default_capacity() -> u64 {
+    16 << 20
+}
+
+impl WindowDisk {
+    /// Its capacity.
+    #[must_use]
+    pub const fn sectors(&self) -> u64 {
+        (self.capacity_mib << 20) / SECTOR
+    }
 }

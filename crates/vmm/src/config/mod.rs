@@ -6,7 +6,7 @@ mod sections;
 
 use serde::{Deserialize, Serialize};
 
-pub use drive::Drive;
+pub use drive::{Drive, MAX_CAPACITY_MIB, WindowDisk};
 pub use read::ConfigError;
 pub use sections::{BootSource, Entropy, MachineConfig, RateLimiter, Serial, TokenBucket, Vsock};
 
@@ -19,6 +19,9 @@ pub const MAX_VCPUS: u8 = 32;
 pub struct Config {
     /// What boots.
     pub boot_source: BootSource,
+    /// The disks of windows, in the guest's order and before all others.
+    #[serde(default)]
+    pub window_disks: Vec<WindowDisk>,
     /// The disks, in the guest's order.
     #[serde(default)]
     pub drives: Vec<Drive>,

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use skiff_kvm::arch::layout;
 
-use super::{Config, MAX_VCPUS};
+use super::{Config, MAX_CAPACITY_MIB, MAX_VCPUS};
 
 /// The longest configuration file.
 const MAX_BYTES: u64 = 1 << 20;
@@ -85,16 +85,38 @@ impl Config {
             return wrong("machine-config.mem_size_mib", &machine.mem_size_mib, must);
         }
         let others = [self.vsock.is_some(), self.entropy.is_some()];
-        let devices = self.drives.len() + others.iter().filter(|there| **there).count();
+        let disks = self.window_disks.len() + self.drives.len();
+        let devices = disks + others.iter().filter(|there| **there).count();
         if devices > layout::max_devices() {
             let must = format!("a machine has {} devices at most", layout::max_devices());
             return wrong("the number of devices", &devices, must);
         }
-        self.check_drives()
+        let mut names = HashSet::new();
+        self.check_window_disks(&mut names)?;
+        self.check_drives(names)
     }
 
-    fn check_drives(&self) -> Result<(), ConfigError> {
-        let mut names = HashSet::new();
+    fn check_window_disks<'a>(&'a self, names: &mut HashSet<&'a str>) -> Result<(), ConfigError> {
+        for (index, disk) in self.window_disks.iter().enumerate() {
+            let wrong = |field, value: String, must: String| {
+                Err(ConfigError::Value {
+                    field: format!("window-disks[{index}].{field}"),
+                    value,
+                    must,
+                })
+            };
+            if let Err(must) = take_name(names, &disk.disk_id) {
+                return wrong("disk_id", format!("{:?}", disk.disk_id), must.into());
+            }
+            if !(1..=MAX_CAPACITY_MIB).contains(&disk.capacity_mib) {
+                let must = format!("it must be from 1 to {MAX_CAPACITY_MIB}");
+                return wrong("capacity_mib", disk.capacity_mib.to_string(), must);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_drives<'a>(&'a self, mut names: HashSet<&'a str>) -> Result<(), ConfigError> {
         let mut root = None;
         for (index, drive) in self.drives.iter().enumerate() {
             let name = &drive.drive_id;
@@ -105,12 +127,8 @@ impl Config {
                     must: must.into(),
                 })
             };
-            let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-            if name.is_empty() || !name.chars().all(plain) {
-                return wrong("drive_id", "it must be of letters, digits, _ and -");
-            }
-            if !names.insert(name) {
-                return wrong("drive_id", "another drive has that name");
+            if let Err(must) = take_name(&mut names, name) {
+                return wrong("drive_id", must);
             }
             if drive.is_root_device && root.replace(name).is_some() {
                 return wrong("is_root_device", "another drive is the root already");
@@ -130,11 +148,25 @@ impl Config {
         let mut line = self.boot_source.boot_args.clone();
         if let Some(root) = self.drives.iter().find(|drive| drive.is_root_device) {
             let access = if root.is_read_only { "ro" } else { "rw" };
-            line.push_str(" root=/dev/vda ");
-            line.push_str(access);
+            // There are fewer disks than letters.
+            let letter = (b'a'..=b'z').nth(self.window_disks.len());
+            let letter = char::from(letter.unwrap_or(b'a'));
+            line.push_str(&format!(" root=/dev/vd{letter} {access}"));
         }
         line
     }
+}
+
+/// Gives a disk its name, or says what a name must be.
+fn take_name<'a>(names: &mut HashSet<&'a str>, name: &'a str) -> Result<(), &'static str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if name.is_empty() || !name.chars().all(plain) {
+        return Err("it must be of letters, digits, _ and -");
+    }
+    if !names.insert(name) {
+        return Err("another disk has that name");
+    }
+    Ok(())
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, ConfigError> {
@@ -162,6 +194,7 @@ mod tests {
     use skiff_base::chain;
 
     use super::*;
+    use crate::config::WindowDisk;
 
     fn read(text: &str) -> Result<Config, String> {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -195,6 +228,26 @@ mod tests {
             .collect();
         assert_eq!(order, ["root", "data"]);
         assert!(config.entropy.is_some() && config.serial.is_none());
+    }
+
+    #[test]
+    fn disks_of_windows_come_before_the_root() {
+        let config = read(&with(
+            r#","drives":[{"drive_id":"r","path_on_host":"/r","is_root_device":true}],
+            "window-disks":[
+                {"disk_id":"layers","is_read_only":true},
+                {"disk_id":"scratch","capacity_mib":1024}
+            ]"#,
+        ))
+        .unwrap();
+        assert!(config.command_line().ends_with(" root=/dev/vdc rw"));
+        let sectors: Vec<_> = config
+            .window_disks
+            .iter()
+            .map(WindowDisk::sectors)
+            .collect();
+        assert_eq!(sectors, [1 << 35, 1 << 21]);
+        assert!(config.window_disks[0].is_read_only && !config.window_disks[1].is_read_only);
     }
 
     #[test]
@@ -234,7 +287,7 @@ mod tests {
             ),
             (
                 with(&format!(r#","drives":[{drive},{drive}]"#)),
-                "another drive has that name",
+                "another disk has that name",
             ),
             (
                 with(&format!(
@@ -242,6 +295,16 @@ mod tests {
                     drive.replace(r#""a""#, r#""b""#)
                 )),
                 "another drive is the root",
+            ),
+            (
+                with(&format!(
+                    r#","drives":[{drive}],"window-disks":[{{"disk_id":"a"}}]"#
+                )),
+                "drives[0].drive_id is \"a\": another disk has that name",
+            ),
+            (
+                with(r#","window-disks":[{"disk_id":"a","capacity_mib":0}]"#),
+                "window-disks[0].capacity_mib is 0: it must be from 1 to 1073741824",
             ),
             (
                 with(&format!(r#","drives":[{}]"#, nineteen.join(","))),

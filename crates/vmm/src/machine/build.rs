@@ -44,7 +44,8 @@ impl Machine {
         )?;
         let kernel = arch::load_kernel(&ram, &source)?;
 
-        let attached = devices::attach(&vm, &ram, devices::make(config)?)?;
+        let window_disks = devices::window_disks(config);
+        let attached = devices::attach(&vm, &ram, devices::make(config, &window_disks)?)?;
         let serial = config
             .serial
             .as_ref()
@@ -75,6 +76,7 @@ impl Machine {
             io,
             bus,
             ending,
+            window_disks,
             ram,
             _vm: vm,
         })

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use skiff_kvm::arch::acpi::Slot;
 use skiff_kvm::arch::layout;
 use skiff_kvm::{GuestRam, Ram, Vm};
-use skiff_virtio::block::{Block, Disk};
+use skiff_virtio::block::{Block, Disk, Windows};
 use skiff_virtio::entropy::Entropy;
 use skiff_virtio::vsock::Vsock;
 use skiff_virtio::{Device, Line, mmio};
@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::MachineError;
 use super::bus::Shared;
 use crate::Config;
-use crate::config::Drive;
+use crate::config::{Drive, WindowDisk};
 
 type Boxed = Box<dyn Device<Ram>>;
 
@@ -30,9 +30,28 @@ pub(super) struct Attached {
     pub(super) doorbells: Vec<EventFd>,
 }
 
+/// The windows of disks, by the disks' names.
+pub(super) type WindowDisks = Vec<(String, Windows)>;
+
+/// The disks of windows of a configuration.
+pub(super) fn window_disks(config: &Config) -> WindowDisks {
+    let windows = |disk: &WindowDisk| Windows::new(disk.sectors(), disk.is_read_only);
+    let disks = config.window_disks.iter();
+    disks
+        .map(|disk| (disk.disk_id.clone(), windows(disk)))
+        .collect()
+}
+
 /// The devices of a configuration, in the order in which a guest finds them.
-pub(super) fn make(config: &Config) -> Result<Vec<Boxed>, MachineError> {
+pub(super) fn make(
+    config: &Config,
+    window_disks: &WindowDisks,
+) -> Result<Vec<Boxed>, MachineError> {
     let mut devices = Vec::new();
+    for (id, windows) in window_disks {
+        let disk = Disk::of_windows(windows.clone(), id);
+        devices.push(Box::new(Block::new(disk)) as Boxed);
+    }
     for drive in config.ordered_drives() {
         devices.push(Box::new(Block::new(disk(drive)?)) as Boxed);
     }

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use skiff_kvm::arch::{BootError, ElfError};
 use skiff_kvm::{HostError, KvmError, MemoryError, ThreadError};
-use skiff_virtio::block::DiskError;
+use skiff_virtio::block::{DiskError, WindowError};
 use skiff_virtio::vsock::VsockError;
 
 use crate::kernel::KernelError;
@@ -50,6 +50,21 @@ pub enum MachineError {
         #[source]
         source: DiskError,
     },
+    /// There is no disk of windows with this name.
+    #[error("window-disks has no disk {id:?}")]
+    NoDisk {
+        /// The name.
+        id: String,
+    },
+    /// A window cannot be mapped or taken away.
+    #[error("disk {id}")]
+    Window {
+        /// The disk.
+        id: String,
+        /// Why not.
+        #[source]
+        source: WindowError,
+    },
     /// There are no sockets between guest and host.
     #[error("vsock cannot be made")]
     Vsock(#[from] VsockError),
@@ -68,6 +83,13 @@ pub enum MachineError {
 }
 
 impl MachineError {
+    pub(super) fn window(id: &str) -> impl Fn(WindowError) -> Self {
+        move |source| Self::Window {
+            id: id.into(),
+            source,
+        }
+    }
+
     pub(super) fn io(what: &'static str) -> impl Fn(std::io::Error) -> Self {
         move |source| Self::Io { what, source }
     }

@@ -12,19 +12,24 @@ mod error;
 mod io;
 mod serial;
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_kvm::{GuestExit, GuestRam, VcpuThread, Vm};
+use skiff_virtio::block::{SectorRange, Windows};
 
 pub use build::Options;
 use bus::MachineBus;
+use devices::WindowDisks;
 use ending::Ending;
 pub use error::MachineError;
 use io::IoThread;
 
 /// How long threads may take to pause: a device's request may wait for a disk.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a window's last request may take.
+const UNMAP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A virtual machine with its threads. Dropping it ends it.
 #[derive(Debug)]
@@ -34,6 +39,7 @@ pub struct Machine {
     io: IoThread,
     bus: Arc<MachineBus>,
     ending: Arc<Ending>,
+    window_disks: WindowDisks,
     ram: GuestRam,
     _vm: Vm,
 }
@@ -66,6 +72,32 @@ impl Machine {
         }
         // The devices last: until then vCPUs may have rung doorbells.
         self.io.pause(PAUSE_DEADLINE)
+    }
+
+    /// Maps a file to sectors of a disk of windows.
+    ///
+    /// # Errors
+    /// When there is no such disk, no room for it, or the file does not do.
+    pub fn map(&self, disk: &str, range: SectorRange, file: File) -> Result<(), MachineError> {
+        let mapped = self.windows(disk)?.map(range, file);
+        mapped.map_err(MachineError::window(disk))
+    }
+
+    /// Takes the window away that begins with this sector. When it returns,
+    /// the guest does not use the file any more.
+    ///
+    /// # Errors
+    /// When there is none, or a request to it takes long.
+    pub fn unmap(&self, disk: &str, first_sector: u64) -> Result<(), MachineError> {
+        let unmapped = self.windows(disk)?.unmap(first_sector, UNMAP_DEADLINE);
+        unmapped.map_err(MachineError::window(disk))
+    }
+
+    fn windows(&self, disk: &str) -> Result<&Windows, MachineError> {
+        let mut disks = self.window_disks.iter();
+        let found = disks.find(|(id, _)| id == disk);
+        let (_, windows) = found.ok_or_else(|| MachineError::NoDisk { id: disk.into() })?;
+        Ok(windows)
     }
 
     /// Ends the guest, whatever it does.
