@@ -1,10 +1,10 @@
-//! The framed protocols between the server and its launcher, and between the
-//! server and the agent in a virtual machine.
+//! The framed protocols between the server and its launcher, a virtual
+//! machine's monitor, and the agent in that machine.
 //!
 //! Sans-I/O: this crate turns messages into frames and back. A frame is a
 //! version byte, then the message in postcard's encoding
 //! (<https://postcard.jamesmunns.com/wire-format>), at most
-//! [`FRAME_BYTES_MAX`]. To the launcher it is one datagram of a
+//! [`FRAME_BYTES_MAX`]. To the launcher and to a monitor it is one datagram of a
 //! `SOCK_SEQPACKET` socket. Descriptors travel beside it (`SCM_RIGHTS`,
 //! unix(7)), at most [`FRAME_FDS_MAX`]. The longest frame is over Linux's
 //! default send buffer: both sides set `SO_SNDBUF` to twice its length. To the
@@ -17,6 +17,7 @@
 pub mod agent;
 mod frame;
 pub mod launcher;
+pub mod monitor;
 mod stream;
 
 pub use frame::{FRAME_BYTES_MAX, FRAME_FDS_MAX, FrameError, VERSION, decode, encode};
