@@ -28,7 +28,8 @@ check() { # NAME CONDITION...
 }
 
 # Boots KERNEL with ARGUMENTS; SERIAL is the section of the serial port, or
-# nothing. Keeps the exit code, what was said, the console and the report.
+# nothing, and whatever sections follow. Keeps the exit code, what was said, the
+# console and the report.
 boot() { # NAME KERNEL MEMORY SERIAL ARGUMENTS
   cat >$work/config <<JSON
 {
@@ -46,26 +47,33 @@ JSON
   : >$work/console
   : >$work/host
   started=$(cut -d. -f1 /proc/uptime)
-  rm -f $work/vsock*
+  rm -f $work/vsock* $work/control
   # It must not hold the pipe that this script's output goes to.
-  hosts_side >/dev/null 2>&1 &
+  "$hosts_side" >/dev/null 2>&1 &
   side=$!
   timeout -s KILL "$deadline" skiff-vmm --no-api --id "$1" --config-file $work/config \
-    --cache-dir /run/kernels >$work/console 2>$work/said </dev/null
+    --cache-dir /run/kernels --control $work/control >$work/console 2>$work/said </dev/null
   status=$?
   kill $side 2>/dev/null
   tr -d '\000' <$work/scratch >$work/report
   echo "$1: $(($(cut -d. -f1 /proc/uptime) - started)) s, exit code $status, $(cat $work/said)"
 }
+hosts_side=echo_streams
 # The host's side of sockets: gives back what the guest sends, sends to it when
 # it listens, and tells it to go on.
-hosts_side() {
+echo_streams() {
   peer host-echo $work/vsock_52 &
   trap "kill $!; exit" TERM
   until grep -q '^listening' $work/console; do usleep 100000; done
   peer host-send $work/vsock 1000 300000 8 >$work/host 2>&1
   peer host-send $work/vsock 1001 0 1 >>$work/host 2>&1
   wait
+}
+# The host's side of a disk of windows.
+map_window() {
+  until grep -q '^wants a window' $work/console; do usleep 100000; done
+  peer map $work/control layers 2048 /guest/layer >$work/host 2>&1
+  peer host-send $work/vsock 1001 0 1 >>$work/host 2>&1
 }
 ended() { # CODE REASON
   [ "$status" -eq "$1" ] && grep -q "\[$2\]$" $work/said
@@ -103,6 +111,19 @@ unchanged() { cmp -s /guest/layer /guest/layer.copy; }
 check a_read_only_disk_is_unchanged unchanged
 cached() { [ "$(ls /run/kernels/*.vmlinux | wc -l)" -eq 1 ]; }
 check a_kernel_is_unpacked_into_the_cache cached
+
+sectors=$(($(wc -c </guest/layer) / 512))
+windows=', "window-disks": [{"disk_id": "layers", "is_read_only": true}]'
+hosts_side=map_window
+boot window /guest/vmlinuz 256 "$serial$windows" "console=ttyS0 $quiet test.window=$sectors"
+check a_guest_with_a_disk_of_windows_boots ended 0 reset
+check it_is_first_and_large reported "capacity $((16 << 31))"
+check where_nothing_is_mapped_nothing_is_read reported 'before 0'
+check it_reads_a_window_that_was_mapped_later reported "window $(sha256sum </guest/layer | cut -c1-64)"
+check it_reads_nothing_below_it reported 'below 0'
+check it_reads_nothing_above_it reported 'above 0'
+check its_other_disks_are_as_ever reported 'disk_name layer'
+hosts_side=echo_streams
 
 # The unpacked kernel without its note of PVH has the 64-bit entry. The serial
 # port is off, and the default command line is what this says.

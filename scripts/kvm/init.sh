@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # The first process of a guest of the monitor: looks at its machine, writes
 # what it finds to its second disk, flushes it, and ends as it is told. The
-# first disk is an EROFS file system, which has the hash of its own content.
+# first disk is an EROFS file system, which has the hash of its own content. With
+test.window there is a disk of windows before both.
 . /load.sh
 fail() {
   echo "init: $*"
@@ -15,6 +16,12 @@ $b mount -t proc proc /proc
 $b mount -t sysfs sys /sys
 load_modules
 
+layer=vda scratch=vdb
+[ -z "$(word window)" ] || layer=vdb scratch=vdc
+
+# The bytes that can be read of the disk of windows from a sector on.
+window() { $b dd if=/dev/vda bs=512 "skip=$1" "count=$2" 2>/dev/null; }
+
 report() {
   echo "up $(word name)"
   echo "kernel $($b uname -r)"
@@ -22,12 +29,12 @@ report() {
   echo "loader $($b cat /proc/sys/kernel/bootloader_type)"
   echo "cpus $($b grep -c ^processor /proc/cpuinfo)"
   echo "memory_kib $($b awk '$1 == "MemTotal:" { print $2 }' /proc/meminfo)"
-  echo "disk $($b sha256sum </dev/vda | $b cut -c1-64)"
-  echo "disk_name $($b cat /sys/block/vda/serial)"
-  $b mount -t erofs -o ro /dev/vda /disk || fail "the disk does not mount"
+  echo "disk $($b sha256sum </dev/$layer | $b cut -c1-64)"
+  echo "disk_name $($b cat /sys/block/$layer/serial)"
+  $b mount -t erofs -o ro /dev/$layer /disk || fail "the disk does not mount"
   (cd /disk && $b sha256sum -c sums >/dev/null) && echo "files good"
-  echo "read_only $($b cat /sys/block/vda/ro)"
-  if $b dd if=/dev/zero of=/dev/vda bs=512 count=1 2>/dev/null; then
+  echo "read_only $($b cat /sys/block/$layer/ro)"
+  if $b dd if=/dev/zero of=/dev/$layer bs=512 count=1 2>/dev/null; then
     echo "the read-only disk takes writes"
   fi
   echo "random $($b dd if=/dev/hwrng bs=64 count=1 2>/dev/null | $b sha256sum | $b cut -c1-64)"
@@ -38,13 +45,24 @@ report() {
     echo "vsock $(/bin/peer guest-send 52 300000 8)"
     /bin/peer guest-wait 1001
   fi
+  if [ -n "$(word window)" ]; then
+    sectors=$(word window)
+    echo "capacity $($b cat /sys/block/vda/size)"
+    echo "before $(window 2048 8 | $b wc -c)"
+    echo "wants a window" >/dev/console
+    # The host maps it, and then says so.
+    /bin/peer guest-wait 1001
+    echo "window $(window 2048 "$sectors" | $b sha256sum | $b cut -c1-64)"
+    echo "below $(window 2040 8 | $b wc -c)"
+    echo "above $(window $((2048 + sectors)) 8 | $b wc -c)"
+  fi
   echo "clock $($b cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
 }
 report >/report
 echo end >>/report
 $b cat /report
 # With zeros to the end of its pages, straight to the device, and flushed.
-$b dd if=/report of=/dev/vdb bs=4096 conv=sync,fsync 2>/dev/null || fail "the second disk takes no writes"
+$b dd if=/report of=/dev/$scratch bs=4096 conv=sync,fsync 2>/dev/null || fail "the second disk takes no writes"
 case $(word end) in
   off) $b poweroff -f ;;
   *) $b reboot -f ;;

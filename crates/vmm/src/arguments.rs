@@ -21,6 +21,14 @@ pub struct Arguments {
     #[arg(long, default_value = "anonymous-instance", value_parser = id)]
     pub id: String,
 
+    /// Makes a socket on which the running machine is controlled.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+
+    /// Is controlled over this connected socket, which it is started with.
+    #[arg(long, value_name = "NUMBER", conflicts_with = "control")]
+    pub control_fd: Option<i32>,
+
     /// Where unpacked kernels are kept; without, each start unpacks its own.
     #[arg(long, value_name = "FOLDER")]
     pub cache_dir: Option<PathBuf>,

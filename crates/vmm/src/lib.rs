@@ -9,10 +9,12 @@
 //! most its own machine; every wait of the monitor's own has a deadline; what
 //! a guest writes to the serial port is bounded.
 //!
-//! Entry points: [`Config`] is what to run, [`Machine`] what runs. The binary
+//! Entry points: [`Config`] is what to run, [`Machine`] what runs,
+//! [`control::ControlThread`] who tells it what to do meanwhile. The binary
 //! `skiff-vmm` is a thin shell around both.
 
 pub mod config;
+pub mod control;
 pub mod kernel;
 mod machine;
 

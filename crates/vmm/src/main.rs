@@ -6,11 +6,14 @@ mod signals;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use arguments::Arguments;
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use skiff_kvm::GuestExit;
+use skiff_vmm::control::{ControlError, ControlThread, Endpoint};
 use skiff_vmm::kernel::Cache;
 use skiff_vmm::{Config, Machine, Options};
 
@@ -39,7 +42,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
+    let control = endpoint(arguments)?;
     signals::hold().context("signals cannot be held")?;
+    raise_file_limit();
     let config = Config::read(&arguments.config_file)?;
     let options = Options {
         cache: arguments
@@ -49,7 +54,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
             .transpose()?,
         ..Options::default()
     };
-    let machine = Machine::build(&config, &options)?;
+    let machine = Arc::new(Machine::build(&config, &options)?);
     let stop = machine.stopper();
     // It waits until the process ends.
     std::thread::Builder::new()
@@ -61,6 +66,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
         })
         .context("the signals' thread cannot be started")?;
     machine.resume()?;
+    let _control = control
+        .map(|endpoint| ControlThread::spawn(endpoint, Arc::clone(&machine)))
+        .transpose()?;
     let exit = machine.wait(None).context("the guest did not end")?;
     for failure in machine.take_failures() {
         say(&arguments.id, &failure);
@@ -73,6 +81,27 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
         ),
     }
     Ok(exit)
+}
+
+/// Where the machine is controlled from. An inherited socket is taken before
+/// anything else has descriptors.
+fn endpoint(arguments: &Arguments) -> Result<Option<Endpoint>, ControlError> {
+    match (&arguments.control, arguments.control_fd) {
+        (Some(path), _) => Endpoint::listen(path).map(Some),
+        (None, Some(descriptor)) => Endpoint::inherit(descriptor).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Every window is an open file, and every stream to the host as well. With a
+/// lower limit there are fewer of them, and whoever wants one more is told.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).unwrap_or_default();
 }
 
 /// A message to whoever started it. That it cannot be written is no reason to

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process::{Output, Stdio};
 
@@ -12,6 +13,13 @@ use skiff_base::process::command;
 use skiff_base::{Clock, SystemClock};
 use skiff_flat::Program;
 use skiff_flat::testing::{deadline, has_kvm};
+use skiff_wire::monitor::{Reply, Request};
+
+#[path = "support/client.rs"]
+#[allow(dead_code, reason = "other tests use more of it")]
+mod client;
+
+use client::Client;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_skiff-vmm");
 
@@ -109,6 +117,119 @@ fn a_signal_ends_a_guest_in_order() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(0), "{text}");
         assert!(text.contains("[stopped]"), "{text}");
+    }
+}
+
+#[test]
+fn a_machine_is_controlled_over_a_socket_at_a_path() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = guest(
+        skiff_flat::COUNT,
+        r#","window-disks":[{"disk_id":"layers","is_read_only":true}]"#,
+    );
+    let socket = folder.path().join("control");
+    let child = command(BINARY)
+        .arg("--no-api")
+        .arg("--config-file")
+        .arg(folder.path().join("config"))
+        .arg("--control")
+        .arg(&socket)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let started = SystemClock.now();
+    let mut client = Client::connect(&socket);
+    let cpu_us = |client: &mut Client| match client.ask(Request::Stats, &[]) {
+        Ok(Reply::Stats(stats)) => (stats.paused, stats.cpu_us),
+        other => panic!("{other:?}"),
+    };
+    let (paused, first) = cpu_us(&mut client);
+    assert!(!paused);
+    while cpu_us(&mut client).1 < first + 1000 {
+        assert!(SystemClock.now().since(started) < deadline(), "it idles");
+    }
+    assert_eq!(client.ask(Request::Pause, &[]), Ok(Reply::Done));
+    assert!(cpu_us(&mut client).0);
+
+    let file = fs::File::open(BINARY).unwrap();
+    let map = || Request::Map {
+        disk: "layers".into(),
+        first_sector: 1 << 30,
+        sectors: 1,
+    };
+    // Paused or not, and by whoever is there.
+    assert_eq!(client.ask(map(), &[file.as_fd()]), Ok(Reply::Done));
+    drop(client);
+    let mut client = Client::connect(&socket);
+    let refusal = client.ask(map(), &[file.as_fd()]).unwrap_err();
+    assert!(refusal.message.contains("mapped already"), "{refusal}");
+    let unmap = Request::Unmap {
+        disk: "layers".into(),
+        first_sector: 1 << 30,
+    };
+    assert_eq!(client.ask(unmap, &[]), Ok(Reply::Done));
+    assert_eq!(client.ask(Request::Resume, &[]), Ok(Reply::Done));
+    assert!(!cpu_us(&mut client).0);
+    drop(client);
+
+    Client::connect(&socket).ask(Request::Stop, &[]).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("[stopped]"), "{text}");
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_machine_is_controlled_over_a_socket_that_it_inherits() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = guest(skiff_flat::COUNT, "");
+    let (ours, theirs) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).unwrap();
+    let child = command(BINARY)
+        .arg("--no-api")
+        .arg("--config-file")
+        .arg(folder.path().join("config"))
+        .arg("--control-fd")
+        .arg(theirs.as_raw_fd().to_string())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(theirs);
+    let mut client = Client::new(ours);
+    assert_eq!(client.ask(Request::Pause, &[]), Ok(Reply::Done));
+    assert_eq!(client.ask(Request::Stop, &[]), Ok(Reply::Done));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn what_cannot_be_a_control_socket_is_told() {
+    let folder = guest(skiff_flat::HELLO, "");
+    let taken = folder.path().join("config");
+    let taken = taken.to_str().unwrap();
+    for (arguments, code, said) in [
+        (&["--control", taken][..], 1, "cannot be listened on"),
+        (&["--control-fd", "2"], 1, "descriptor 2 is no connected"),
+        (
+            &["--control-fd", "2", "--control", "x"],
+            2,
+            "cannot be used with",
+        ),
+    ] {
+        let (output, text) = run(folder.path(), &[&["--no-api"], arguments].concat());
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(said), "{text}");
     }
 }
 

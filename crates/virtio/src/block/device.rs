@@ -1,8 +1,11 @@
+use std::sync::Arc;
+
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
 };
 use vm_memory::GuestMemory;
 
+use super::counters::Counters;
 use super::disk::Disk;
 use super::queue;
 use super::state::BlockState;
@@ -16,13 +19,23 @@ const MAX_SEGMENTS: u32 = 126;
 #[derive(Debug)]
 pub struct Block {
     disk: Disk,
+    counters: Arc<Counters>,
 }
 
 impl Block {
     /// A device for this disk.
     #[must_use]
-    pub const fn new(disk: Disk) -> Self {
-        Self { disk }
+    pub fn new(disk: Disk) -> Self {
+        Self {
+            disk,
+            counters: Arc::default(),
+        }
+    }
+
+    /// What it does, while it does it.
+    #[must_use]
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
     }
 
     fn saved(&self) -> BlockState {
@@ -72,7 +85,7 @@ impl<M: GuestMemory> Device<M> for Block {
         index: usize,
     ) -> Result<Progress, DeviceError> {
         match queues.get_mut(index) {
-            Some(queue) => queue::process(&self.disk, memory, queue, index),
+            Some(queue) => queue::process(&self.disk, &self.counters, memory, queue, index),
             None => Ok(Progress::Done),
         }
     }

@@ -1,6 +1,7 @@
 //! A disk (virtio 1.3, section 5.2), read-only or read-write with flush: a
 //! file, or windows that are mapped to files.
 
+mod counters;
 mod device;
 mod disk;
 mod queue;
@@ -9,6 +10,7 @@ mod state;
 mod tests;
 mod windows;
 
+pub use counters::{Counters, Counts};
 pub use device::Block;
 pub use disk::{Disk, DiskError};
 pub use queue::SECTOR;

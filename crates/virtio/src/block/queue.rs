@@ -8,6 +8,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 
+use super::counters::Counters;
 use super::disk::Disk;
 use super::windows::{Access, SectorRange};
 use crate::{Buffers, Chain, DeviceError, Progress, Queue, transfer};
@@ -39,6 +40,7 @@ impl Status {
 /// Serves a ring's worth of requests at most.
 pub(super) fn process<M: GuestMemory>(
     disk: &Disk,
+    counters: &Counters,
     memory: &M,
     queue: &mut Queue,
     index: usize,
@@ -47,7 +49,7 @@ pub(super) fn process<M: GuestMemory>(
     let mut left = queue.ring().state().size;
     loop {
         while let Some(chain) = queue.pop(memory).map_err(&broken)? {
-            let (head, written) = serve(disk, chain, index)?;
+            let (head, written) = serve(disk, counters, chain, index)?;
             queue.push(memory, head, written).map_err(&broken)?;
             left -= 1;
             if left == 0 {
@@ -63,6 +65,7 @@ pub(super) fn process<M: GuestMemory>(
 /// Serves one request; tells its head and how much was written into it.
 fn serve<M: GuestMemory>(
     disk: &Disk,
+    counters: &Counters,
     mut chain: Chain<'_, M>,
     queue: usize,
 ) -> Result<(u16, usize), DeviceError> {
@@ -74,9 +77,11 @@ fn serve<M: GuestMemory>(
     let Some(status) = chain.writable.take_last() else {
         return Err(missing("its status"));
     };
-    let room = chain.writable.len();
+    let (given, room) = (chain.readable.len(), chain.writable.len());
     let result = execute(disk, &header, &mut chain.readable, &mut chain.writable);
+    let taken = given - chain.readable.len();
     let written = room - chain.writable.len();
+    counters.add(result == Status::Done, written, taken);
     // The byte is in memory: the chain was checked.
     status
         .write_obj(result.byte(), 0)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Block, Disk, DiskError, SectorRange, Windows};
+use super::{Block, Counts, Disk, DiskError, SectorRange, Windows};
 use crate::testing::{Bench, Desc, MEMORY};
 
 const HEADER: u64 = 0x8000;
@@ -97,6 +97,41 @@ fn sectors_are_written_and_flushed() {
     let used = bench.request(&[Desc::read(HEADER, 16).then(1), Desc::write(STATUS, 1)]);
     assert_eq!(used, vec![(0, 1)]);
     assert_eq!(bytes(&bench, STATUS, 1), [DONE]);
+}
+
+#[test]
+fn what_a_disk_does_is_counted() {
+    let block = Block::new(Disk::of_windows(Windows::new(8, false), "disk"));
+    let counters = block.counters();
+    let mut bench = Bench::new(Box::new(block), 16);
+    bench.start();
+    request(&mut bench, READ, 0, Desc::write(DATA, 512));
+    request(&mut bench, 99, 0, Desc::write(DATA, 512));
+    request(&mut bench, GET_ID, 0, Desc::write(DATA, 20));
+    let counts = Counts {
+        requests: 3,
+        failed: 2,
+        read_bytes: 20,
+        written_bytes: 0,
+    };
+    assert_eq!(counters.counts(), counts);
+
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&content()).unwrap();
+    let block = Block::new(Disk::new(file, false, "disk").unwrap());
+    let counters = block.counters();
+    let mut bench = Bench::new(Box::new(block), 16);
+    bench.start();
+    request(&mut bench, READ, 0, Desc::write(DATA, 1024));
+    request(&mut bench, WRITE, 0, Desc::read(DATA, 512));
+    request(&mut bench, FLUSH, 0, Desc::read(DATA, 0));
+    let counts = Counts {
+        requests: 3,
+        failed: 0,
+        read_bytes: 1024,
+        written_bytes: 512,
+    };
+    assert_eq!(counters.counts(), counts);
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub enum WindowError {
     #[error("the file must be open for {0}")]
     Access(&'static str),
     /// The file is not as long as the window.
-    #[error("the file has {bytes} bytes, and {sectors} sectors of {SECTOR} are to be mapped")]
+    #[error("the file has {bytes} bytes, fewer than the window's {sectors} sectors of {SECTOR}")]
     Short {
         /// The file's length.
         bytes: u64,

@@ -8,6 +8,9 @@ use super::{Config, MAX_CAPACITY_MIB, MAX_VCPUS};
 /// The longest configuration file.
 const MAX_BYTES: u64 = 1 << 20;
 
+/// The longest name of a disk.
+const MAX_NAME: usize = 64;
+
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -160,8 +163,8 @@ impl Config {
 /// Gives a disk its name, or says what a name must be.
 fn take_name<'a>(names: &mut HashSet<&'a str>, name: &'a str) -> Result<(), &'static str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    if name.is_empty() || !name.chars().all(plain) {
-        return Err("it must be of letters, digits, _ and -");
+    if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(plain) {
+        return Err("it must be of 1 to 64 letters, digits, _ and -");
     }
     if !names.insert(name) {
         return Err("another disk has that name");

@@ -1,5 +1,6 @@
 use std::fs::{File, OpenOptions};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use skiff_kvm::arch::{self, acpi, layout};
 use skiff_kvm::{Backing, GuestRam, Host, VcpuThread, Vm};
@@ -44,8 +45,8 @@ impl Machine {
         )?;
         let kernel = arch::load_kernel(&ram, &source)?;
 
-        let window_disks = devices::window_disks(config);
-        let attached = devices::attach(&vm, &ram, devices::make(config, &window_disks)?)?;
+        let made = devices::make(config)?;
+        let attached = devices::attach(&vm, &ram, made.devices)?;
         let serial = config
             .serial
             .as_ref()
@@ -76,7 +77,8 @@ impl Machine {
             io,
             bus,
             ending,
-            window_disks,
+            disks: made.disks,
+            paused: AtomicBool::new(true),
             ram,
             _vm: vm,
         })

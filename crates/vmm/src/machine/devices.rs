@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use skiff_kvm::arch::acpi::Slot;
 use skiff_kvm::arch::layout;
 use skiff_kvm::{GuestRam, Ram, Vm};
-use skiff_virtio::block::{Block, Disk, Windows};
+use skiff_virtio::block::{Block, Counters, Disk, Windows};
 use skiff_virtio::entropy::Entropy;
 use skiff_virtio::vsock::Vsock;
 use skiff_virtio::{Device, Line, mmio};
@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::MachineError;
 use super::bus::Shared;
 use crate::Config;
-use crate::config::{Drive, WindowDisk};
+use crate::config::Drive;
 
 type Boxed = Box<dyn Device<Ram>>;
 
@@ -30,38 +30,54 @@ pub(super) struct Attached {
     pub(super) doorbells: Vec<EventFd>,
 }
 
-/// The windows of disks, by the disks' names.
-pub(super) type WindowDisks = Vec<(String, Windows)>;
-
-/// The disks of windows of a configuration.
-pub(super) fn window_disks(config: &Config) -> WindowDisks {
-    let windows = |disk: &WindowDisk| Windows::new(disk.sectors(), disk.is_read_only);
-    let disks = config.window_disks.iter();
-    disks
-        .map(|disk| (disk.disk_id.clone(), windows(disk)))
-        .collect()
+/// A disk, for those who look at it from outside of its device.
+#[derive(Debug)]
+pub(super) struct DiskHandle {
+    pub(super) id: String,
+    pub(super) counters: Arc<Counters>,
+    /// Where files are mapped, if it is a disk of windows.
+    pub(super) windows: Option<Windows>,
 }
 
-/// The devices of a configuration, in the order in which a guest finds them.
-pub(super) fn make(
-    config: &Config,
-    window_disks: &WindowDisks,
-) -> Result<Vec<Boxed>, MachineError> {
-    let mut devices = Vec::new();
-    for (id, windows) in window_disks {
-        let disk = Disk::of_windows(windows.clone(), id);
-        devices.push(Box::new(Block::new(disk)) as Boxed);
+/// What a configuration makes.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    /// In the order in which a guest finds them.
+    pub(super) devices: Vec<Boxed>,
+    pub(super) disks: Vec<DiskHandle>,
+}
+
+impl Made {
+    fn add_disk(&mut self, id: &str, disk: Disk, windows: Option<Windows>) {
+        let block = Block::new(disk);
+        self.disks.push(DiskHandle {
+            id: id.into(),
+            counters: block.counters(),
+            windows,
+        });
+        self.devices.push(Box::new(block));
+    }
+}
+
+/// Makes the devices of a configuration.
+pub(super) fn make(config: &Config) -> Result<Made, MachineError> {
+    let mut made = Made::default();
+    for disk in &config.window_disks {
+        let windows = Windows::new(disk.sectors(), disk.is_read_only);
+        let media = Disk::of_windows(windows.clone(), &disk.disk_id);
+        made.add_disk(&disk.disk_id, media, Some(windows));
     }
     for drive in config.ordered_drives() {
-        devices.push(Box::new(Block::new(disk(drive)?)) as Boxed);
+        made.add_disk(&drive.drive_id, disk(drive)?, None);
     }
     if let Some(vsock) = &config.vsock {
-        devices.push(Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?));
+        let vsock = Vsock::new(vsock.guest_cid, &vsock.uds_path)?;
+        made.devices.push(Box::new(vsock));
     }
     if config.entropy.is_some() {
-        devices.push(Box::new(Entropy));
+        made.devices.push(Box::new(Entropy));
     }
-    Ok(devices)
+    Ok(made)
 }
 
 fn disk(drive: &Drive) -> Result<Disk, MachineError> {

@@ -14,14 +14,16 @@ mod serial;
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use skiff_kvm::{GuestExit, GuestRam, VcpuThread, Vm};
 use skiff_virtio::block::{SectorRange, Windows};
+use skiff_wire::monitor::{DiskStats, Stats};
 
 pub use build::Options;
 use bus::MachineBus;
-use devices::WindowDisks;
+use devices::DiskHandle;
 use ending::Ending;
 pub use error::MachineError;
 use io::IoThread;
@@ -39,7 +41,9 @@ pub struct Machine {
     io: IoThread,
     bus: Arc<MachineBus>,
     ending: Arc<Ending>,
-    window_disks: WindowDisks,
+    disks: Vec<DiskHandle>,
+    /// What it was told last.
+    paused: AtomicBool,
     ram: GuestRam,
     _vm: Vm,
 }
@@ -50,6 +54,7 @@ impl Machine {
     /// # Errors
     /// When it has ended.
     pub fn resume(&self) -> Result<(), MachineError> {
+        self.paused.store(false, Ordering::SeqCst);
         self.io.resume()?;
         for vcpu in &self.vcpus {
             vcpu.resume()?;
@@ -61,8 +66,18 @@ impl Machine {
     /// requests.
     ///
     /// # Errors
-    /// When it has ended, or a thread does not stop in time.
+    /// When it has ended, or a thread does not stop in time; then it runs.
     pub fn pause(&self) -> Result<(), MachineError> {
+        let paused = self.try_pause();
+        match paused {
+            Ok(()) => self.paused.store(true, Ordering::SeqCst),
+            // That it cannot run either is the same error.
+            Err(_) => self.resume().unwrap_or_default(),
+        }
+        paused
+    }
+
+    fn try_pause(&self) -> Result<(), MachineError> {
         // All are told before any is waited for.
         for vcpu in &self.vcpus {
             vcpu.request_pause();
@@ -94,10 +109,31 @@ impl Machine {
     }
 
     fn windows(&self, disk: &str) -> Result<&Windows, MachineError> {
-        let mut disks = self.window_disks.iter();
-        let found = disks.find(|(id, _)| id == disk);
-        let (_, windows) = found.ok_or_else(|| MachineError::NoDisk { id: disk.into() })?;
-        Ok(windows)
+        let mut disks = self.disks.iter();
+        let found = disks.find(|other| other.id == disk);
+        let windows = found.and_then(|disk| disk.windows.as_ref());
+        windows.ok_or_else(|| MachineError::NoDisk { id: disk.into() })
+    }
+
+    /// What it has used so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let disk = |disk: &DiskHandle| {
+            let counts = disk.counters.counts();
+            DiskStats {
+                disk: disk.id.clone(),
+                requests: counts.requests,
+                failed: counts.failed,
+                read_bytes: counts.read_bytes,
+                written_bytes: counts.written_bytes,
+            }
+        };
+        Stats {
+            paused: self.paused.load(Ordering::SeqCst),
+            cpu_us: cpu_us(),
+            serial_dropped_bytes: self.serial_dropped(),
+            disks: self.disks.iter().map(disk).collect(),
+        }
     }
 
     /// Ends the guest, whatever it does.
@@ -134,6 +170,14 @@ impl Machine {
     pub fn take_failures(&self) -> Vec<String> {
         self.bus.take_failures()
     }
+}
+
+/// Processor time of this process.
+fn cpu_us() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    seconds * 1_000_000 + nanos / 1_000
 }
 
 impl Drop for Machine {

@@ -1,4 +1,5 @@
-//! Either end of sockets between guest and host, for the nested bench:
+//! Either end of sockets between guest and host, and a client of the monitor's
+//! control socket, for the nested bench:
 //!
 //! ```text
 //! peer guest-echo PORT                  in the guest: gives back what it gets
@@ -6,6 +7,8 @@
 //! peer guest-wait PORT                  in the guest: waits for one connection's end
 //! peer host-echo PATH                   on the host, for a port that the guest connects to
 //! peer host-send PATH PORT BYTES STREAMS  on the host: sends to the guest, expects it back
+//! peer map PATH DISK SECTOR FILE        on the host: maps a whole file, over a control socket
+//! peer unmap PATH DISK SECTOR           on the host: takes it away
 //! ```
 
 #![allow(
@@ -16,13 +19,17 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use rustix::net::{Shutdown, shutdown};
 use skiff_base::{Clock, SystemClock};
 use skiff_flat::testing::deadline;
+use skiff_wire::monitor::{Reply, Request};
+
+#[allow(dead_code, reason = "tests use more of it")]
+mod client;
 
 const HOST: u32 = 2;
 const ANY: u32 = u32::MAX;
@@ -57,8 +64,33 @@ fn main() {
         ["host-send", path, port, bytes, streams] => {
             all(bytes, streams, || host_connect(Path::new(path), port));
         }
+        ["map", path, disk, sector, file] => {
+            let file = File::open(file).unwrap();
+            let request = Request::Map {
+                disk: disk.into(),
+                first_sector: sector.parse().unwrap(),
+                sectors: file.metadata().unwrap().len() / 512,
+            };
+            control(path, request, &[file.as_fd()]);
+        }
+        ["unmap", path, disk, sector] => {
+            let request = Request::Unmap {
+                disk: disk.into(),
+                first_sector: sector.parse().unwrap(),
+            };
+            control(path, request, &[]);
+        }
         _ => panic!("{words:?} is not what this does"),
     }
+}
+
+fn control(path: &str, request: Request, fds: &[BorrowedFd<'_>]) {
+    let mut client = client::Client::connect(Path::new(path));
+    client.ask(request, fds).unwrap();
+    let Ok(Reply::Stats(stats)) = client.ask(Request::Stats, &[]) else {
+        panic!("there are no statistics");
+    };
+    println!("{stats:?}");
 }
 
 /// Gives back what comes, to its end.
