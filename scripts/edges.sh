@@ -20,7 +20,7 @@ forbid() { # CRATE REASON NAME...
 
 forbid skiff-jail "the privileged half links no runtime, no HTTP, no TLS, no store" \
   tokio hyper rustls rusqlite reqwest axum
-for crate in kvm virtio vmm; do
+for crate in kvm virtio vmm guest; do
   forbid "skiff-$crate" "the monitor links no runtime, no HTTP, no TLS, no store" \
     tokio hyper rustls rusqlite reqwest axum skiff-store
 done
@@ -32,7 +32,7 @@ for crate in sched; do
   forbid "skiff-$crate" "the pure domain sees no file and no socket" rusqlite hyper axum
 done
 service="skiff-gateway skiff-control skiff-worker skiff-fleet"
-for crate in types base wire config telemetry jail net erofs image store sched meter sandbox flat kvm virtio vmm; do
+for crate in types base wire config telemetry jail net erofs image store sched meter sandbox flat guest kvm virtio vmm; do
   # shellcheck disable=SC2086
   forbid "skiff-$crate" "arrows point down only" $service
 done

@@ -15,8 +15,8 @@
 
 pub mod config;
 pub mod control;
-pub mod kernel;
 mod machine;
 
 pub use config::Config;
 pub use machine::{Machine, MachineError, Options};
+pub use skiff_guest::kernel;
