@@ -182,6 +182,21 @@ pub(crate) fn wait_any() -> Result<(i32, i32)> {
     }
 }
 
+/// Makes `number` name what `fd` does, whatever it named before.
+pub(crate) fn duplicate(fd: BorrowedFd<'_>, number: i32, close_on_exec: bool) -> Result<()> {
+    let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: the callers replace numbers that nothing uses any more.
+    check(unsafe { libc::dup3(fd.as_raw_fd(), number, flags) }.into())?;
+    Ok(())
+}
+
+/// [`duplicate`], closed at the next execution or with what is returned.
+pub(crate) fn duplicate_owned(fd: BorrowedFd<'_>, number: i32) -> Result<OwnedFd> {
+    duplicate(fd, number, true)?;
+    // SAFETY: the number is what was just made, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// Closes every descriptor from `first` on.
 pub(crate) fn close_from(first: u32) -> Result<()> {
     // SAFETY: the callers are about to use nothing but the descriptors below.

@@ -1,3 +1,4 @@
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kvm_ioctls::{Cap, Kvm};
@@ -66,6 +67,21 @@ impl Host {
             .map_err(|_| open(std::io::Error::from_raw_os_error(libc::ENOENT)))?;
         let kvm = Kvm::new_with_path(name)
             .map_err(|errno| open(std::io::Error::from_raw_os_error(errno.errno())))?;
+        Self::check(kvm, path)
+    }
+
+    /// Takes KVM's device that somebody else has opened, for reading and
+    /// writing.
+    ///
+    /// # Errors
+    /// When it is none, or lacks something.
+    pub fn from_fd(device: OwnedFd) -> Result<Self, HostError> {
+        // SAFETY: the descriptor is open and handed over.
+        let kvm = unsafe { Kvm::from_raw_fd(device.into_raw_fd()) };
+        Self::check(kvm, Path::new(Self::DEVICE))
+    }
+
+    fn check(kvm: Kvm, path: &Path) -> Result<Self, HostError> {
         let version = kvm.get_api_version();
         if version != API_VERSION {
             return Err(HostError::Version {

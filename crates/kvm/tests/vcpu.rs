@@ -100,7 +100,8 @@ impl Guest {
         vm.map(ram.clone()).unwrap();
         set_up(&vcpu, &ram);
         let (send, ended) = channel();
-        let thread = VcpuThread::spawn(vcpu, bus, move |exit| send.send(exit).unwrap()).unwrap();
+        let thread =
+            VcpuThread::spawn(vcpu, bus, || Ok(()), move |exit| send.send(exit).unwrap()).unwrap();
         Self {
             thread,
             ended,

@@ -9,7 +9,8 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "skiff-vmm", version)]
 pub struct Arguments {
-    /// The machine's configuration.
+    /// The machine's configuration; `fd:3` in the place of any file is a
+    /// descriptor that the process is started with.
     #[arg(long, value_name = "FILE")]
     pub config_file: PathBuf,
 
@@ -28,6 +29,24 @@ pub struct Arguments {
     /// Is controlled over this connected socket, which it is started with.
     #[arg(long, value_name = "NUMBER", conflicts_with = "control")]
     pub control_fd: Option<i32>,
+
+    /// KVM's device, open.
+    #[arg(long, value_name = "NUMBER")]
+    pub kvm_fd: Option<i32>,
+
+    /// A folder, as a mount that is nowhere yet, which becomes the root. The
+    /// process is the root of a user namespace and has a mount namespace of
+    /// that one's.
+    #[arg(long, value_name = "NUMBER")]
+    pub folder_fd: Option<i32>,
+
+    /// A cgroup's `cgroup.procs`, to be entered; with a folder.
+    #[arg(long, value_name = "NUMBER", requires = "folder_fd")]
+    pub cgroup_fd: Vec<i32>,
+
+    /// Makes system calls without a filter.
+    #[arg(long)]
+    pub no_seccomp: bool,
 
     /// Where unpacked kernels are kept; without, each start unpacks its own.
     #[arg(long, value_name = "FOLDER")]

@@ -14,7 +14,9 @@
 //! `skiff-vmm` is a thin shell around both.
 
 pub mod config;
+pub mod confine;
 pub mod control;
+pub mod inherited;
 mod machine;
 
 pub use config::Config;

@@ -12,10 +12,11 @@ use anyhow::Context;
 use arguments::Arguments;
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use skiff_kvm::GuestExit;
+use skiff_kvm::{GuestExit, Host};
+use skiff_vmm::confine::{Confinement, Filters, Part};
 use skiff_vmm::control::{ControlError, ControlThread, Endpoint};
 use skiff_vmm::kernel::Cache;
-use skiff_vmm::{Config, Machine, Options};
+use skiff_vmm::{Config, Machine, Options, inherited};
 
 /// No machine could be made.
 const UNUSABLE: u8 = 1;
@@ -42,9 +43,17 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
+    let confinement = confinement(arguments)?;
+    if let Some(confinement) = &confinement {
+        confinement.enter_folder()?;
+    }
     let control = endpoint(arguments)?;
     signals::hold().context("signals cannot be held")?;
     raise_file_limit();
+    let filters = match arguments.no_seccomp {
+        true => None,
+        false => Some(Filters::compile()?),
+    };
     let config = Config::read(&arguments.config_file)?;
     let options = Options {
         cache: arguments
@@ -52,23 +61,37 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
             .as_deref()
             .map(Cache::open)
             .transpose()?,
+        confinement,
+        filters: filters.clone(),
         ..Options::default()
     };
-    let machine = Arc::new(Machine::build(&config, &options)?);
+    let host = match arguments.kvm_fd {
+        Some(number) => Host::from_fd(inherited::take(number).context("--kvm-fd")?)?,
+        None => Host::open()?,
+    };
+    let machine = Arc::new(Machine::build_on(&host, &config, &options)?);
+    // What the guest must never reach: KVM's device and the cgroups' doors.
+    drop((host, options));
     let stop = machine.stopper();
+    let behind = |part| behind(filters.clone(), part);
+    let waits = behind(Part::Main);
     // It waits until the process ends.
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
-            if signals::wait().is_ok() {
+            // Not to be told to end in order is better than not to be held.
+            if waits() && signals::wait().is_ok() {
                 stop();
             }
         })
         .context("the signals' thread cannot be started")?;
-    machine.resume()?;
     let _control = control
-        .map(|endpoint| ControlThread::spawn(endpoint, Arc::clone(&machine)))
+        .map(|endpoint| ControlThread::spawn(endpoint, Arc::clone(&machine), behind(Part::Control)))
         .transpose()?;
+    if let Some(filters) = &filters {
+        filters.apply(Part::Main)?;
+    }
+    machine.resume()?;
     let exit = machine.wait(None).context("the guest did not end")?;
     for failure in machine.take_failures() {
         say(&arguments.id, &failure);
@@ -83,11 +106,30 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
     Ok(exit)
 }
 
-/// Where the machine is controlled from. An inherited socket is taken before
-/// anything else has descriptors.
+/// What a thread does first; false if it may not go on.
+fn behind(filters: Option<Filters>, part: Part) -> impl FnOnce() -> bool + Send + 'static {
+    move || filters.is_none_or(|filters| filters.apply(part).is_ok())
+}
+
+fn confinement(arguments: &Arguments) -> anyhow::Result<Option<Confinement>> {
+    let Some(folder) = arguments.folder_fd else {
+        return Ok(None);
+    };
+    let folder = inherited::take(folder).context("--folder-fd")?;
+    let groups = arguments
+        .cgroup_fd
+        .iter()
+        .map(|number| inherited::take(*number))
+        .collect::<Result<_, _>>()
+        .context("--cgroup-fd")?;
+    Ok(Some(Confinement::new(folder, groups)))
+}
+
+/// Where the machine is controlled from.
 fn endpoint(arguments: &Arguments) -> Result<Option<Endpoint>, ControlError> {
     match (&arguments.control, arguments.control_fd) {
-        (Some(path), _) => Endpoint::listen(path).map(Some),
+        // Whoever reaches a confined monitor's folder may control it.
+        (Some(path), _) => Endpoint::listen(path, arguments.folder_fd.is_some()).map(Some),
         (None, Some(descriptor)) => Endpoint::inherit(descriptor).map(Some),
         (None, None) => Ok(None),
     }

@@ -4,6 +4,8 @@
 //! envelope, in any order, and events in between. The launcher checks every
 //! field again: it trusts the server with sandboxes, not with the host.
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 use skiff_types::{Digest, InstanceId, ServerId};
 
@@ -61,6 +63,11 @@ pub enum Request {
     /// stderr]. The reply comes once the application's `execve` has
     /// succeeded, or with the step that failed, everything undone.
     Create(Box<SandboxSpec>),
+    /// Starts the monitor of a virtual machine, which confines itself before
+    /// its guest runs [its configuration, then the files that it names: `fd:4`
+    /// is the first]. The reply comes once its `execve` has succeeded, with
+    /// its stdout and stderr; its sockets are in [`monitor_folder`].
+    CreateMonitor(Box<MonitorSpec>),
     /// Sends a signal to the first process.
     Signal {
         /// Which sandbox.
@@ -163,6 +170,28 @@ pub struct SandboxSpec {
     pub label: Vec<u8>,
 }
 
+/// A monitor and what holds it. The program is the launcher's own choice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MonitorSpec {
+    /// The instance's id names every kernel object.
+    pub sandbox: InstanceId,
+    /// Bytes of memory: the guest's and the monitor's own.
+    pub memory_bytes: u64,
+    /// Thousandths of a CPU.
+    pub cpu_millis: u32,
+    /// Threads: one for each vCPU and a few of the monitor's own.
+    pub pids: u32,
+    /// Kept for the server and given back by [`Request::List`]; at most 16 KiB.
+    pub label: Vec<u8>,
+}
+
+/// The folder that becomes a monitor's root, with the sockets that its
+/// configuration names: where server and monitor meet.
+#[must_use]
+pub fn monitor_folder(run_dir: &Path, sandbox: InstanceId) -> PathBuf {
+    run_dir.join("launcher/vms").join(sandbox.to_string())
+}
+
 /// What runs in a sandbox (OCI runtime-spec, config.md § Process).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessSpec {
@@ -230,7 +259,7 @@ pub enum Reply {
         /// The version of its program.
         version: String,
     },
-    /// To `Create` [stdout and stderr with `Stdio::Piped`, then stdin with
+    /// To `Create` and `CreateMonitor` [stdout and stderr with `Stdio::Piped`, then stdin with
     /// `Stdio::PipedInput`, the terminal with `Stdio::Terminal`]: how long each
     /// step took, microseconds.
     Created {

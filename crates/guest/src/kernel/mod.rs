@@ -75,7 +75,19 @@ pub fn open(path: &Path, cache: Option<&Cache>) -> Result<File, KernelError> {
         path: path.to_owned(),
         source,
     };
-    let mut file = File::open(path).map_err(read)?;
+    from_file(File::open(path).map_err(read)?, path, cache)
+}
+
+/// [`open`] for a file that is open, at its beginning. The path is for
+/// messages.
+///
+/// # Errors
+/// When it is no kernel.
+pub fn from_file(mut file: File, path: &Path, cache: Option<&Cache>) -> Result<File, KernelError> {
+    let read = |source| KernelError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let mut magic = [0; 4];
     file.read_exact(&mut magic).map_err(read)?;
     if &magic == b"\x7fELF" {

@@ -111,6 +111,16 @@ impl Cgroups {
             .collect()
     }
 
+    /// The `cgroup.procs` files of every hierarchy, for a process that was
+    /// born elsewhere.
+    pub(crate) fn all_doors(&self, number: u64) -> Vec<PathBuf> {
+        let group = self.group(number);
+        self.layout
+            .all()
+            .map(|hierarchy| hierarchy.root.join(&group).join("cgroup.procs"))
+            .collect()
+    }
+
     /// What a sandbox shows below `/sys/fs/cgroup`: the name there (nothing
     /// for the folder itself) and the group.
     pub(crate) fn views(&self, number: u64) -> Vec<(String, PathBuf)> {

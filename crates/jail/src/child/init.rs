@@ -20,7 +20,7 @@ const ABANDONED: i32 = 1;
 const FAILED: i32 = 2;
 /// Above every score that a process has by its size unless it takes two
 /// thirds of the memory: the application goes first, never the init.
-const APP_OOM_SCORE: &str = "300";
+pub(super) const APP_OOM_SCORE: &str = "300";
 
 /// The first process of a sandbox, from its birth to its end.
 ///
@@ -36,7 +36,7 @@ pub(crate) fn run(birth: &Birth, control: OwnedFd, filters: &Filters) -> ! {
     sys::exit_now(code)
 }
 
-fn report(control: &OwnedFd, report: &Report, fds: &[BorrowedFd<'_>]) {
+pub(super) fn report(control: &OwnedFd, report: &Report, fds: &[BorrowedFd<'_>]) {
     if let Ok(frame) = skiff_wire::encode(report) {
         // A launcher that is gone needs no report.
         channel::send(control, &frame, fds, SendFlags::empty()).ok();
@@ -93,7 +93,7 @@ fn park(birth: &Birth, control: &OwnedFd) -> Step<()> {
     root::prepare(birth)
 }
 
-fn die_with_launcher(control: &OwnedFd) -> Step<()> {
+pub(super) fn die_with_launcher(control: &OwnedFd) -> Step<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .at("park", "tie to the launcher")?;
     // It may have died before that call.

@@ -18,9 +18,11 @@ mod app;
 mod devices;
 mod disk;
 mod init;
+mod monitor;
 mod plan;
 mod root;
 
 pub(crate) use disk::{made_file_system, make_file_system};
 pub(crate) use init::run;
+pub(crate) use monitor::{MonitorBirth, run_monitor};
 pub(crate) use plan::{Birth, DiskPlan, Plan, Report};

@@ -7,13 +7,13 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 use skiff_base::{Clock, Monotonic};
 use skiff_net::Network;
-use skiff_types::Digest;
+use skiff_types::{Digest, InstanceId};
 use skiff_wire::launcher::{ProcessSpec, SandboxSpec, Stdio, Writable};
 
 use super::Launcher;
 use super::client::ReplyTo;
 use super::disks::Disk;
-use super::sandbox::{Outputs, Sandbox, State};
+use super::sandbox::{Outputs, Sandbox, State, Work};
 use crate::cgroup::Limits;
 use crate::child::{DiskPlan, Plan};
 use crate::failure::{Context, Step, refuse};
@@ -21,7 +21,7 @@ use crate::handle::Handle;
 use crate::ids::{RANGE_IDS, Ranges};
 
 /// For everything from the request to the application's `execve`.
-const START_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const START_DEADLINE: Duration = Duration::from_secs(30);
 /// Sandboxes at a time.
 const SANDBOXES_MAX: usize = 4096;
 /// Overlayfs takes more, the option string and a plan's descriptors do not.
@@ -53,9 +53,9 @@ struct Furniture {
 
 /// The application's streams, and what the launcher and the client hold.
 #[derive(Default)]
-struct Streams {
-    app: Vec<OwnedFd>,
-    outputs: Outputs,
+pub(super) struct Streams {
+    pub(super) app: Vec<OwnedFd>,
+    pub(super) outputs: Outputs,
     /// The client's end of stdin, if that is a pipe.
     input: Option<OwnedFd>,
 }
@@ -63,17 +63,7 @@ struct Streams {
 impl Launcher {
     pub(super) fn create(&mut self, to: ReplyTo, spec: SandboxSpec, fds: Vec<OwnedFd>) -> Step<()> {
         check(&spec, fds.len())?;
-        if self.kept.shutting_down {
-            return Err(refuse("request", "the launcher is ending"));
-        }
-        if self.kept.sandboxes.contains_key(&spec.sandbox) {
-            let message = format!("sandbox {} is there already", spec.sandbox);
-            return Err(refuse("request", message));
-        }
-        if self.kept.sandboxes.len() >= SANDBOXES_MAX {
-            let message = format!("there are {SANDBOXES_MAX} sandboxes");
-            return Err(refuse("request", message));
-        }
+        self.admit_sandbox(spec.sandbox, &spec.label)?;
         let begun = self.clock.now();
         let network = self.networks.take(spec.egress);
         let network = network.map_err(|error| refuse("network", skiff_base::chain(&error)))?;
@@ -88,6 +78,22 @@ impl Launcher {
         };
         self.start(to, spec, prepared);
         Ok(())
+    }
+
+    /// Whether there is a place for another sandbox of that id.
+    pub(super) fn admit_sandbox(&self, id: InstanceId, label: &[u8]) -> Step<()> {
+        let problem = if self.kept.shutting_down {
+            "the launcher is ending".to_owned()
+        } else if self.kept.sandboxes.contains_key(&id) {
+            format!("sandbox {id} is there already")
+        } else if self.kept.sandboxes.len() >= SANDBOXES_MAX {
+            format!("there are {SANDBOXES_MAX} sandboxes")
+        } else if label.len() > LABEL_BYTES_MAX {
+            format!("the label is over {LABEL_BYTES_MAX} bytes")
+        } else {
+            return Ok(());
+        };
+        Err(refuse("request", problem))
     }
 
     fn prepare(
@@ -153,25 +159,17 @@ impl Launcher {
         let plan = plan(&spec, &prepared.network, disk);
         let sent = self.send(&prepared, &plan);
         self.kept.layers.use_all(&spec.layers);
+        let state = State::Starting {
+            reply: to,
+            deadline,
+            steps_us: prepared.steps_us,
+        };
         let sandbox = Sandbox {
-            seat: Some(seat),
-            state: State::Starting {
-                reply: to,
-                deadline,
-                steps_us: prepared.steps_us,
-            },
-            label: spec.label,
             layers: spec.layers,
             network: Some(prepared.network),
-            app: None,
-            status: None,
             outputs: prepared.furniture.streams.outputs,
             input: prepared.furniture.streams.input.map(Handle::from),
-            frozen: false,
-            freeze_waiter: None,
-            destroy_waiters: Vec::new(),
-            destroy_deadline: 0,
-            last: skiff_wire::launcher::Stats::default(),
+            ..Sandbox::starting(Work::Init, seat, state, spec.label)
         };
         self.kept.sandboxes.insert(id, sandbox);
         self.starting.insert(id);
@@ -191,7 +189,7 @@ impl Launcher {
     }
 }
 
-fn step(name: &str, from: Monotonic, to: Monotonic) -> (String, u32) {
+pub(super) fn step(name: &str, from: Monotonic, to: Monotonic) -> (String, u32) {
     let us = u32::try_from(to.since(from).as_micros()).unwrap_or(u32::MAX);
     (name.to_owned(), us)
 }
@@ -227,10 +225,8 @@ fn open_streams(spec: &SandboxSpec, given: Vec<OwnedFd>, owner: u32) -> Step<Str
         }),
         Stdio::Terminal { .. } => Ok(Streams::default()),
         Stdio::Piped => {
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            let empty = rustix::fs::open("/dev/null", flags, Mode::empty());
-            let empty = empty.at(STDIO, "/dev/null")?;
-            open_outputs(empty, owner + spec.process.uid)
+            let user = owner + spec.process.uid;
+            open_outputs(open_empty()?, user)
         }
         Stdio::PipedInput => {
             let user = owner + spec.process.uid;
@@ -243,8 +239,14 @@ fn open_streams(spec: &SandboxSpec, given: Vec<OwnedFd>, owner: u32) -> Step<Str
     }
 }
 
+/// Nothing to read.
+pub(super) fn open_empty() -> Step<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/null", flags, Mode::empty()).at(STDIO, "/dev/null")
+}
+
 /// Pipes for stdout and stderr, whose user may open them again by name.
-fn open_outputs(stdin: OwnedFd, user: u32) -> Step<Streams> {
+pub(super) fn open_outputs(stdin: OwnedFd, user: u32) -> Step<Streams> {
     let mut streams = Streams {
         app: vec![stdin],
         ..Streams::default()
@@ -285,8 +287,6 @@ fn check(spec: &SandboxSpec, fds: usize) -> Step<()> {
         "no part of a cpu is not enough".to_owned()
     } else if !is_hostname(&spec.hostname) {
         "the host name is not 1 to 64 of a-z, 0-9, - and .".to_owned()
-    } else if spec.label.len() > LABEL_BYTES_MAX {
-        format!("the label is over {LABEL_BYTES_MAX} bytes")
     } else {
         return check_process(&spec.process);
     };

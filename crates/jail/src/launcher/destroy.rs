@@ -9,7 +9,7 @@ use skiff_wire::launcher::{Refusal, Reply};
 
 use super::Launcher;
 use super::client::ReplyTo;
-use super::sandbox::State;
+use super::sandbox::{State, Work};
 use crate::failure::refuse;
 
 /// For everything of a sandbox to be gone. It goes on after that; only the
@@ -101,6 +101,9 @@ impl Launcher {
             return;
         };
         self.kept.layers.leave_all(&sandbox.layers);
+        if sandbox.work == Work::Monitor {
+            self.remove_monitor_folder(id);
+        }
         if let Some(network) = sandbox.network {
             self.release_network(network);
         }

@@ -2,14 +2,14 @@
 
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
-use rustix::process::{WaitId, WaitIdOptions};
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 use skiff_types::InstanceId;
 use skiff_wire::launcher::{Exit, Reply};
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::Launcher;
-use super::sandbox::State;
+use super::sandbox::{State, Work};
 use crate::channel;
 use crate::child::Report;
 use crate::failure::refuse;
@@ -41,6 +41,9 @@ impl Launcher {
                 }
                 Ok(None) | Err(_) => {
                     self.stop_hearing(number);
+                    if let Some(id) = holder {
+                        self.monitor_runs(id);
+                    }
                     return;
                 }
             }
@@ -72,7 +75,7 @@ impl Launcher {
                 self.refill_after = skiff_base::Clock::now(&self.clock).plus(super::NETWORK_LOOK);
             }
             (Report::Started { root_us, exec_us }, Some(id)) => {
-                self.started(id, [("root", root_us), ("exec", exec_us)], fds);
+                self.started(id, &[("root", root_us), ("exec", exec_us)], fds);
             }
             (Report::Exited(status), Some(id)) => {
                 if let Some(sandbox) = self.kept.sandboxes.get_mut(&id) {
@@ -85,7 +88,8 @@ impl Launcher {
         }
     }
 
-    fn started(&mut self, id: InstanceId, steps: [(&str, u32); 2], fds: Vec<OwnedFd>) {
+    /// The sandbox's program runs [its pidfd, a terminal's controlling side].
+    pub(super) fn started(&mut self, id: InstanceId, steps: &[(&str, u32)], fds: Vec<OwnedFd>) {
         let Some(sandbox) = self.kept.sandboxes.get_mut(&id) else {
             return;
         };
@@ -107,7 +111,7 @@ impl Launcher {
         else {
             return;
         };
-        steps_us.extend(steps.map(|(name, us)| (name.to_owned(), us)));
+        steps_us.extend(steps.iter().map(|(name, us)| ((*name).to_owned(), *us)));
         // Without its output a client can do as little as without its reply.
         let mut copies = copies.unwrap_or_default();
         copies.extend(input);
@@ -120,11 +124,15 @@ impl Launcher {
             return;
         };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        match rustix::process::waitid(WaitId::PidFd(seat.pidfd.as_fd()), options) {
+        let status = match rustix::process::waitid(WaitId::PidFd(seat.pidfd.as_fd()), options) {
             Ok(None) => return,
-            Ok(Some(_)) | Err(Errno::CHILD) => {}
-            Err(errno) => tracing::error!(%errno, number, "an init cannot be waited for"),
-        }
+            Ok(Some(status)) => Some(status),
+            Err(Errno::CHILD) => None,
+            Err(errno) => {
+                tracing::error!(%errno, number, "a first process cannot be waited for");
+                None
+            }
+        };
         self.unwatch(&seat.pidfd);
         self.hear(number);
         self.stop_hearing(number);
@@ -133,9 +141,21 @@ impl Launcher {
         };
         seat.dead = true;
         if let Some(id) = seat.holder {
+            self.note_status(id, status.as_ref());
             self.ended(id, number);
         }
         self.tidy(number);
+    }
+
+    /// A monitor reports nothing: its end is its own.
+    fn note_status(&mut self, id: InstanceId, status: Option<&WaitIdStatus>) {
+        let sandbox = self.kept.sandboxes.get_mut(&id);
+        if let Some(sandbox) = sandbox.filter(|sandbox| sandbox.work == Work::Monitor) {
+            sandbox.status = status.and_then(|status| {
+                let code = status.exit_status().map(|code| (code & 0xff) << 8);
+                code.or(status.terminating_signal())
+            });
+        }
     }
 
     fn ended(&mut self, id: InstanceId, number: u64) {

@@ -15,6 +15,7 @@ mod destroy;
 mod disks;
 mod events;
 mod kept;
+mod monitor;
 mod observe;
 mod requests;
 mod sandbox;
@@ -55,6 +56,8 @@ pub struct LauncherOptions {
     /// Where writable layers on disk are; without it there are none. The file
     /// system must know files without names (O_TMPFILE).
     pub disk_dir: Option<PathBuf>,
+    /// The program that runs virtual machines; without it there are none.
+    pub monitor: Option<PathBuf>,
     /// Of instances' networks.
     pub network: NetOptions,
     /// The process with whose end it ends in order, for a launcher that
@@ -75,6 +78,7 @@ impl LauncherOptions {
             allowed_uid,
             lock_dir: PathBuf::from("/run/lock/skiff"),
             disk_dir: None,
+            monitor: None,
             network: NetOptions::default(),
             ends_with: None,
             resume: None,

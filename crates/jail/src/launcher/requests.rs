@@ -79,6 +79,7 @@ impl Launcher {
                 done()
             }
             Request::Create(spec) => self.create(to, *spec, fds).map(|()| None),
+            Request::CreateMonitor(spec) => self.create_monitor(to, *spec, fds).map(|()| None),
             Request::Signal { sandbox, signal } => self.signal(sandbox, signal),
             Request::Freeze { sandbox } => self.freeze(to, sandbox).map(|()| None),
             Request::Thaw { sandbox } => self.thaw(sandbox),

@@ -20,6 +20,7 @@ use crate::handle::Handle;
 /// A sandbox from its request to its removal.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Sandbox {
+    pub(super) work: Work,
     /// Until everything in it is dead and its cgroups are removed.
     pub(super) seat: Option<u64>,
     pub(super) state: State,
@@ -29,7 +30,7 @@ pub(super) struct Sandbox {
     pub(super) network: Option<Network>,
     /// The application, once it runs.
     pub(super) app: Option<Handle>,
-    /// wait(2)'s status, once the init has reported it.
+    /// wait(2)'s status, once it is known.
     pub(super) status: Option<i32>,
     pub(super) outputs: Outputs,
     /// stdin's write end, until the client that asked for it has it.
@@ -41,6 +42,15 @@ pub(super) struct Sandbox {
     pub(super) destroy_deadline: u64,
     /// The last reading of its cgroups.
     pub(super) last: Stats,
+}
+
+/// What a sandbox's first process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Work {
+    /// The init of a container, which reports its application.
+    Init,
+    /// The monitor of a virtual machine.
+    Monitor,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -80,6 +90,27 @@ impl Outputs {
 }
 
 impl Sandbox {
+    /// One whose process is on its way, with nothing but that.
+    pub(super) fn starting(work: Work, seat: u64, state: State, label: Vec<u8>) -> Self {
+        Self {
+            work,
+            seat: Some(seat),
+            state,
+            label,
+            layers: Vec::new(),
+            network: None,
+            app: None,
+            status: None,
+            outputs: Outputs::default(),
+            input: None,
+            frozen: false,
+            freeze_waiter: None,
+            destroy_waiters: Vec::new(),
+            destroy_deadline: 0,
+            last: Stats::default(),
+        }
+    }
+
     pub(super) fn exit(&self) -> Option<Exit> {
         match &self.state {
             State::Ended(exit) => Some(*exit),

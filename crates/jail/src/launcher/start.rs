@@ -66,6 +66,7 @@ fn begin(options: LauncherOptions) -> Result<Launcher, LauncherError> {
     isolate()?;
     make_folder(&options.own_folder())?;
     make_folder(&options.stage())?;
+    super::monitor::sweep(&options)?;
     let cgroups = Cgroups::open(options.server)?;
     let mut networks = Networks::open(options.server, options.network.clone())?;
     let swept = cgroups.sweep()?;

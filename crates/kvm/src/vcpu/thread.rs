@@ -115,14 +115,16 @@ pub struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Starts a thread, paused. `ended` is called once, by the thread, with
-    /// the reason when the guest ends.
+    /// Starts a thread, paused, that does `first` before anything else and
+    /// ends if that fails. `ended` is called once, by the thread, with the
+    /// reason when the guest ends.
     ///
     /// # Errors
     /// When the system has no thread to give.
     pub fn spawn(
         mut vcpu: Vcpu,
         bus: Arc<dyn Bus>,
+        first: impl FnOnce() -> Result<(), String> + Send + 'static,
         ended: impl FnOnce(GuestExit) + Send + 'static,
     ) -> Result<Self, ThreadError> {
         let id = vcpu.id();
@@ -145,7 +147,10 @@ impl VcpuThread {
                     shared: &theirs,
                     ended: Some(ended),
                 };
-                let exit = live(&theirs, bus.as_ref());
+                let exit = match first() {
+                    Ok(()) => live(&theirs, bus.as_ref()),
+                    Err(what) => GuestExit::Monitor(what),
+                };
                 end.with(exit);
             })
             .map_err(spawn)?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use skiff_kvm::arch::layout;
 
 use super::{Config, MAX_CAPACITY_MIB, MAX_VCPUS};
+use crate::inherited;
 
 /// The longest configuration file.
 const MAX_BYTES: u64 = 1 << 20;
@@ -179,7 +180,10 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, ConfigError> {
         path: path.to_owned(),
         source,
     };
-    let file = std::fs::File::open(path).map_err(read)?;
+    let file = match inherited::named(path).map_err(read)? {
+        Some(file) => file,
+        None => std::fs::File::open(path).map_err(read)?,
+    };
     let mut bytes = Vec::new();
     file.take(MAX_BYTES + 1)
         .read_to_end(&mut bytes)

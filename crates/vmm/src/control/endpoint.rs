@@ -1,14 +1,13 @@
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
-use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::inherited;
 
 /// How many clients wait to be accepted.
 const BACKLOG: i32 = 4;
-/// Standard input, output and error are something else.
-const FIRST_DESCRIPTOR: RawFd = 3;
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
@@ -53,11 +52,11 @@ pub struct Listener {
 }
 
 impl Endpoint {
-    /// Listens at a path, for this user only.
+    /// Listens at a path, for this user only, or for whoever reaches it.
     ///
     /// # Errors
     /// When the path cannot be bound.
-    pub fn listen(path: &Path) -> Result<Self, ControlError> {
+    pub fn listen(path: &Path, for_all: bool) -> Result<Self, ControlError> {
         let listen = || -> rustix::io::Result<OwnedFd> {
             let socket = rustix::net::socket_with(
                 AddressFamily::UNIX,
@@ -66,7 +65,8 @@ impl Endpoint {
                 None,
             )?;
             // Before it has a path: then the path has the mode from the start.
-            rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+            let mode = if for_all { 0o666 } else { 0o600 };
+            rustix::fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
             rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
             rustix::net::listen(&socket, BACKLOG)?;
             Ok(socket)
@@ -81,31 +81,20 @@ impl Endpoint {
         }))
     }
 
-    /// Takes a connected socket over that the process was started with. It
-    /// must be called before anything else opens files, and once.
+    /// Takes a connected socket over that the process was started with.
     ///
     /// # Errors
     /// When it is none.
     pub fn inherit(descriptor: RawFd) -> Result<Self, ControlError> {
         let wrong = |source| ControlError::Inherited { descriptor, source };
-        if descriptor < FIRST_DESCRIPTOR {
-            return Err(wrong(None));
-        }
-        // SAFETY: it is a number that is at worst not open, which the first
-        // call finds out; nothing here closes descriptors meanwhile.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
+        let socket = inherited::take(descriptor).map_err(|error| wrong(Some(error)))?;
         let check = || -> rustix::io::Result<bool> {
-            rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
-            let kind = rustix::net::sockopt::socket_type(borrowed)?;
-            rustix::net::getpeername(borrowed)?;
+            let kind = rustix::net::sockopt::socket_type(&socket)?;
+            rustix::net::getpeername(&socket)?;
             Ok(kind == SocketType::SEQPACKET)
         };
         match check() {
-            // SAFETY: it is open, and whoever started the process says that
-            // it is for this; nobody else here knows of it.
-            Ok(true) => Ok(Self::Connection(unsafe {
-                OwnedFd::from_raw_fd(descriptor)
-            })),
+            Ok(true) => Ok(Self::Connection(socket)),
             Ok(false) => Err(wrong(None)),
             Err(errno) => Err(wrong(Some(errno.into()))),
         }

@@ -22,11 +22,16 @@ pub struct ControlThread {
 }
 
 impl ControlThread {
-    /// Starts it.
+    /// Starts it, and does `first` in it before anything else; if that fails,
+    /// nobody is answered.
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn spawn(endpoint: Endpoint, machine: Arc<impl Controlled>) -> Result<Self, ControlError> {
+    pub fn spawn(
+        endpoint: Endpoint,
+        machine: Arc<impl Controlled>,
+        first: impl FnOnce() -> bool + Send + 'static,
+    ) -> Result<Self, ControlError> {
         let flags = libc::EFD_CLOEXEC | libc::EFD_NONBLOCK;
         let end = Arc::new(EventFd::new(flags).map_err(ControlError::Start)?);
         let (listener, client) = match endpoint {
@@ -42,7 +47,11 @@ impl ControlThread {
         };
         let thread = std::thread::Builder::new()
             .name("control".into())
-            .spawn(move || server.live())
+            .spawn(move || {
+                if first() {
+                    server.live();
+                }
+            })
             .map_err(ControlError::Start)?;
         Ok(Self {
             end,

@@ -1,6 +1,6 @@
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -93,8 +93,8 @@ fn listening() -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control");
     let machine = Arc::<Fake>::default();
-    let endpoint = Endpoint::listen(&path).unwrap();
-    let thread = ControlThread::spawn(endpoint, Arc::clone(&machine)).unwrap();
+    let endpoint = Endpoint::listen(&path, false).unwrap();
+    let thread = ControlThread::spawn(endpoint, Arc::clone(&machine), || true).unwrap();
     Bench {
         machine,
         _thread: thread,
@@ -264,7 +264,7 @@ fn the_next_client_is_heard_when_the_first_has_gone() {
 fn who_takes_no_answers_is_not_heard_for_ever() {
     let machine = Arc::<Fake>::default();
     let (ours, theirs) = pair();
-    let thread = ControlThread::spawn(Endpoint::Connection(theirs), Arc::clone(&machine));
+    let thread = ControlThread::spawn(Endpoint::Connection(theirs), Arc::clone(&machine), || true);
     let thread = thread.unwrap();
     Client::new(ours.try_clone().unwrap());
     // Until neither the requests nor their answers have room.
@@ -307,12 +307,18 @@ fn a_socket_is_for_its_user_and_goes_with_its_thread() {
     } = listening();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let error = Endpoint::listen(&path).unwrap_err();
+    let error = Endpoint::listen(&path, false).unwrap_err();
     assert!(matches!(error, ControlError::Listen { .. }));
     let client = Client::connect(&path);
     drop(thread);
     assert!(!path.exists());
     drop((client, folder));
+}
+
+/// As a process that is started gets it.
+fn handed(descriptor: OwnedFd) -> RawFd {
+    rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::empty()).unwrap();
+    descriptor.into_raw_fd()
 }
 
 #[test]
@@ -325,16 +331,16 @@ fn what_is_no_connection_is_not_inherited() {
         0,
         2,
         i32::MAX,
-        stream.as_raw_fd(),
-        file.as_raw_fd(),
-        lonely.as_raw_fd(),
+        handed(stream.into()),
+        handed(file.into()),
+        handed(lonely),
     ] {
         let error = Endpoint::inherit(descriptor).unwrap_err();
         assert!(matches!(error, ControlError::Inherited { .. }));
     }
     let (ours, theirs) = pair();
-    let descriptor = theirs.into_raw_fd();
+    let descriptor = handed(theirs);
     let endpoint = Endpoint::inherit(descriptor).unwrap();
-    let _thread = ControlThread::spawn(endpoint, Arc::<Fake>::default()).unwrap();
+    let _thread = ControlThread::spawn(endpoint, Arc::<Fake>::default(), || true).unwrap();
     Client::new(ours);
 }

@@ -12,6 +12,7 @@ use super::io::IoThread;
 use super::serial::SerialPort;
 use super::{Machine, MachineError};
 use crate::config::{Config, Serial};
+use crate::confine::{Confinement, Filters, Part};
 use crate::kernel::{self, Cache};
 
 /// What a configuration does not say.
@@ -21,6 +22,11 @@ pub struct Options {
     pub cache: Option<Cache>,
     /// What the guest's memory is made of.
     pub backing: Backing,
+    /// What it is confined to before it can run. Then there is one thread so
+    /// far.
+    pub confinement: Option<Confinement>,
+    /// What each thread may ask of the kernel; without, anything.
+    pub filters: Option<Filters>,
 }
 
 impl Machine {
@@ -30,17 +36,29 @@ impl Machine {
     /// When something that the configuration names is not usable, or the host
     /// lacks something.
     pub fn build(config: &Config, options: &Options) -> Result<Self, MachineError> {
-        let host = Host::open()?;
+        Self::build_on(&Host::open()?, config, options)
+    }
+
+    /// [`Machine::build`], on KVM's device that is open already.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn build_on(host: &Host, config: &Config, options: &Options) -> Result<Self, MachineError> {
         // First of all: it takes long where the process is in a cgroup.
-        let mut vm = Vm::create(&host)?;
+        let mut vm = Vm::create(host)?;
         let count = config.machine_config.vcpu_count;
-        let vcpus = vm.create_vcpus(&host, count)?;
+        let vcpus = vm.create_vcpus(host, count)?;
+        if let Some(confinement) = &options.confinement {
+            confinement.join()?;
+        }
 
         let regions = layout::memory(config.machine_config.mem_size_mib);
         let ram = GuestRam::allocate(&regions, options.backing)?;
         vm.map(ram.clone())?;
-        let source = kernel::open(
-            &config.boot_source.kernel_image_path,
+        let path = &config.boot_source.kernel_image_path;
+        let source = kernel::from_file(
+            devices::open("boot-source.kernel_image_path", path)?,
+            path,
             options.cache.as_ref(),
         )?;
         let kernel = arch::load_kernel(&ram, &source)?;
@@ -63,13 +81,17 @@ impl Machine {
             .collect();
         let bus = Arc::new(MachineBus::new(windows, serial));
         let ending = Arc::new(Ending::default());
-        let io = IoThread::spawn(attached, Arc::clone(&ending))?;
+        if let Some(confinement) = &options.confinement {
+            confinement.seal()?;
+        }
+        let behind = |part| behind(options.filters.clone(), part);
+        let io = IoThread::spawn(attached, Arc::clone(&ending), behind(Part::Devices))?;
         let vcpus = vcpus
             .into_iter()
             .map(|vcpu| {
                 let ending = Arc::clone(&ending);
                 let bus = Arc::<MachineBus>::clone(&bus);
-                VcpuThread::spawn(vcpu, bus, move |exit| ending.set(exit))
+                VcpuThread::spawn(vcpu, bus, behind(Part::Vcpu), move |exit| ending.set(exit))
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -82,6 +104,19 @@ impl Machine {
             ram,
             _vm: vm,
         })
+    }
+}
+
+/// What a thread does before anything else.
+fn behind(
+    filters: Option<Filters>,
+    part: Part,
+) -> impl FnOnce() -> Result<(), String> + Send + 'static {
+    move || match filters {
+        Some(filters) => filters
+            .apply(part)
+            .map_err(|error| skiff_base::chain(&error).to_string()),
+        None => Ok(()),
     }
 }
 
@@ -110,15 +145,11 @@ fn boot(
 
 fn open_serial(vm: &Vm, serial: &Serial) -> Result<SerialPort, MachineError> {
     let output = match &serial.serial_out_path {
-        Some(path) => OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(|source| MachineError::Open {
-                field: "serial.serial_out_path".into(),
-                path: path.clone(),
-                source,
-            })?,
+        Some(path) => {
+            let mut options = OpenOptions::new();
+            options.append(true).create(true);
+            devices::open_with("serial.serial_out_path", path, &options)?
+        }
         None => rustix::io::dup(rustix::stdio::stdout())
             .map(File::from)
             .map_err(|errno| MachineError::io("write to standard output")(errno.into()))?,

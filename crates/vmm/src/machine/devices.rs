@@ -16,8 +16,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::MachineError;
 use super::bus::Shared;
-use crate::Config;
 use crate::config::Drive;
+use crate::{Config, inherited};
 
 type Boxed = Box<dyn Device<Ram>>;
 
@@ -82,15 +82,9 @@ pub(super) fn make(config: &Config) -> Result<Made, MachineError> {
 
 fn disk(drive: &Drive) -> Result<Disk, MachineError> {
     let path = &drive.path_on_host;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(!drive.is_read_only)
-        .open(path)
-        .map_err(|source| MachineError::Open {
-            field: format!("drive {}", drive.drive_id),
-            path: path.clone(),
-            source,
-        })?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(!drive.is_read_only);
+    let file = open_with(&format!("drive {}", drive.drive_id), path, &options)?;
     Disk::new(file, drive.is_read_only, &drive.drive_id).map_err(|source| MachineError::Disk {
         id: drive.drive_id.clone(),
         path: path.clone(),
@@ -100,7 +94,21 @@ fn disk(drive: &Drive) -> Result<Disk, MachineError> {
 
 /// Opens a file that the configuration names, to read it.
 pub(super) fn open(field: &str, path: &Path) -> Result<File, MachineError> {
-    File::open(path).map_err(|source| MachineError::Open {
+    open_with(field, path, OpenOptions::new().read(true))
+}
+
+/// Opens a file that the configuration names, unless it names one that is
+/// open already.
+pub(super) fn open_with(
+    field: &str,
+    path: &Path,
+    options: &OpenOptions,
+) -> Result<File, MachineError> {
+    let opened = inherited::named(path).and_then(|named| match named {
+        Some(file) => Ok(file),
+        None => options.open(path),
+    });
+    opened.map_err(|source| MachineError::Open {
         field: field.into(),
         path: path.to_owned(),
         source,

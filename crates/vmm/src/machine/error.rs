@@ -5,6 +5,7 @@ use skiff_kvm::{HostError, KvmError, MemoryError, ThreadError};
 use skiff_virtio::block::{DiskError, WindowError};
 use skiff_virtio::vsock::VsockError;
 
+use crate::confine::ConfineError;
 use crate::kernel::KernelError;
 
 /// Why there is no machine, or it does not do what it is told.
@@ -13,6 +14,9 @@ pub enum MachineError {
     /// This host has no KVM for us.
     #[error("no virtual machine can run here")]
     Host(#[from] HostError),
+    /// It cannot be held as it has to be.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// KVM refuses.
     #[error("the machine cannot be made")]
     Kvm(#[from] KvmError),

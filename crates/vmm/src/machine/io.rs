@@ -56,9 +56,14 @@ pub(super) struct IoThread {
 }
 
 impl IoThread {
-    /// Starts it, paused. A panic in it is the guest's end: nobody would
-    /// serve its devices.
-    pub(super) fn spawn(devices: Vec<Attached>, ending: Arc<Ending>) -> Result<Self, MachineError> {
+    /// Starts it, paused, and does `first` in it before anything else. That
+    /// this fails, or a panic, is the guest's end: nobody would serve its
+    /// devices.
+    pub(super) fn spawn(
+        devices: Vec<Attached>,
+        ending: Arc<Ending>,
+        first: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> Result<Self, MachineError> {
         let wake = EventFd::new(EVENT_FLAGS).map_err(MachineError::io("get an event"))?;
         let control = Arc::new(Control {
             state: Mutex::new((Command::Pause, Phase::Paused)),
@@ -68,7 +73,10 @@ impl IoThread {
         let worker = Worker::new(devices, Arc::clone(&control))?;
         let thread = std::thread::Builder::new()
             .name("devices".into())
-            .spawn(move || worker.live(ending))
+            .spawn(move || match first() {
+                Ok(()) => worker.live(ending),
+                Err(what) => ending.set(GuestExit::Monitor(what)),
+            })
             .map_err(MachineError::io("be started"))?;
         Ok(Self {
             control,
@@ -275,7 +283,7 @@ mod tests {
     #[test]
     fn a_thread_pauses_works_and_ends() {
         let ending = Arc::new(Ending::default());
-        let thread = IoThread::spawn(Vec::new(), Arc::clone(&ending)).unwrap();
+        let thread = IoThread::spawn(Vec::new(), Arc::clone(&ending), || Ok(())).unwrap();
         let phase = |thread: &IoThread| lock(&thread.control.state).1;
         for _ in 0..100 {
             thread.resume().unwrap();

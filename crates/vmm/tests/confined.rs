@@ -1,0 +1,461 @@
+//! Monitors as a launcher starts them, and what one that was taken over could
+//! reach: one row for each claim of the threat model.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use skiff_base::process::command;
+use skiff_base::{Clock, SystemClock};
+use skiff_flat::Program;
+use skiff_flat::testing::{deadline, has_kvm};
+use skiff_types::{InstanceId, ServerId};
+use skiff_wire::FRAME_BYTES_MAX;
+use skiff_wire::launcher::{
+    Answer, Envelope, Exit, MonitorSpec, Refusal, Reply, Request, monitor_folder,
+};
+use skiff_wire::monitor;
+
+#[path = "support/client.rs"]
+#[allow(dead_code, reason = "other tests use more of it")]
+mod client;
+
+const MONITOR: &str = env!("CARGO_BIN_EXE_skiff-vmm");
+const MEMORY_BYTES: u64 = 64 << 20;
+
+/// A program of the tests, beside which this one is built.
+fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let beside = own.with_file_name(name);
+    if beside.exists() {
+        return beside;
+    }
+    own.parent().unwrap().with_file_name("examples").join(name)
+}
+
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = SystemClock.now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        let waited = SystemClock.now().since(start);
+        assert!(waited < deadline(), "in vain waited for: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// A launcher with the one client that it has here.
+struct Launcher {
+    server: ServerId,
+    folder: tempfile::TempDir,
+    process: Child,
+    socket: OwnedFd,
+    last_id: u64,
+    exits: Vec<(InstanceId, Exit)>,
+}
+
+/// A monitor that was started.
+struct Monitor {
+    id: InstanceId,
+    stdout: File,
+    stderr: File,
+}
+
+impl Launcher {
+    fn start(monitor: &Path) -> Self {
+        let server = ServerId::from_parts(SystemClock.unix_ms(), skiff_base::random::u32());
+        let folder = tempfile::tempdir().unwrap();
+        let process = command(program("skiff-vmm-launcher"))
+            .arg(server.to_string())
+            .arg(folder.path())
+            .arg(std::env::temp_dir().join("skiff-vmm-test-locks"))
+            .arg(monitor)
+            .spawn()
+            .unwrap();
+        let path = folder.path().join("launcher.sock");
+        let socket = wait_for("the launcher's socket", || client::connected(&path).ok());
+        let mut launcher = Self {
+            server,
+            folder,
+            process,
+            socket,
+            last_id: 0,
+            exits: Vec::new(),
+        };
+        let hello = launcher.ask(Request::Hello { server }, &[]);
+        assert!(matches!(hello, Ok((Reply::Hello { .. }, _))), "{hello:?}");
+        launcher
+    }
+
+    /// Asks, and waits for the reply.
+    fn ask(&mut self, request: Request, files: &[&File]) -> Result<(Reply, Vec<OwnedFd>), Refusal> {
+        self.last_id += 1;
+        let id = self.last_id;
+        let frame = skiff_wire::encode(&Envelope { id, request }).unwrap();
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        client::send(&self.socket, &frame, &fds);
+        loop {
+            match self.hear() {
+                (Answer::Reply { id: to, result }, fds) => {
+                    assert_eq!(to, id);
+                    return result.map(|reply| (reply, fds));
+                }
+                (Answer::Exited { sandbox, exit }, _) => self.exits.push((sandbox, exit)),
+            }
+        }
+    }
+
+    fn hear(&self) -> (Answer, Vec<OwnedFd>) {
+        let mut buffer = vec![0; FRAME_BYTES_MAX];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let slices = &mut [std::io::IoSliceMut::new(&mut buffer)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = rustix::net::recvmsg(&self.socket, slices, &mut ancillary, flags).unwrap();
+        let fds = ancillary.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
+            _ => Vec::new(),
+        });
+        let fds = fds.collect();
+        (skiff_wire::decode(&buffer[..received.bytes]).unwrap(), fds)
+    }
+
+    fn create(&mut self, config: &str, kernel: &File) -> Result<Monitor, Refusal> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(config.as_bytes()).unwrap();
+        file.rewind().unwrap();
+        let id = InstanceId::from_parts(SystemClock.unix_ms(), skiff_base::random::u32());
+        let spec = MonitorSpec {
+            sandbox: id,
+            memory_bytes: MEMORY_BYTES,
+            cpu_millis: 1000,
+            pids: 16,
+            label: b"label".to_vec(),
+        };
+        let request = Request::CreateMonitor(Box::new(spec));
+        let (reply, fds) = self.ask(request, &[&file, kernel])?;
+        assert!(matches!(reply, Reply::Created { .. }), "{reply:?}");
+        let [stdout, stderr] = <[OwnedFd; 2]>::try_from(fds).unwrap();
+        Ok(Monitor {
+            id,
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        })
+    }
+
+    fn run_guest(&mut self, program: Program, more: &str) -> Monitor {
+        let mut kernel = tempfile::tempfile().unwrap();
+        kernel.write_all(&skiff_flat::elf(program)).unwrap();
+        kernel.rewind().unwrap();
+        let config = format!(
+            r#"{{"boot-source":{{"kernel_image_path":"fd:4","boot_args":""}},
+                "machine-config":{{"vcpu_count":1,"mem_size_mib":4}}{more}}}"#
+        );
+        self.create(&config, &kernel).unwrap()
+    }
+
+    /// Waits for a monitor's end.
+    fn exit(&mut self, id: InstanceId) -> Exit {
+        loop {
+            if let Some((_, exit)) = self.exits.iter().find(|(sandbox, _)| *sandbox == id) {
+                return *exit;
+            }
+            match self.hear() {
+                (Answer::Exited { sandbox, exit }, _) => self.exits.push((sandbox, exit)),
+                (answer, _) => panic!("{answer:?}"),
+            }
+        }
+    }
+
+    fn destroy(&mut self, monitor: &Monitor) {
+        let sandbox = monitor.id;
+        let (reply, _) = self.ask(Request::Destroy { sandbox }, &[]).unwrap();
+        assert_eq!(reply, Reply::Done);
+        assert!(!self.folder_of(monitor).exists());
+    }
+
+    fn folder_of(&self, monitor: &Monitor) -> PathBuf {
+        monitor_folder(self.folder.path(), monitor.id)
+    }
+
+    fn control(&self, monitor: &Monitor) -> client::Client {
+        client::Client::connect(&self.folder_of(monitor).join("control"))
+    }
+
+    /// Ends it in order, and looks that nothing is left.
+    fn shut_down(mut self) {
+        let (reply, _) = self.ask(Request::Shutdown, &[]).unwrap();
+        assert_eq!(reply, Reply::Done);
+        assert!(self.process.wait().unwrap().success());
+        let name = format!("skiff-{}", self.server);
+        assert_eq!(groups_named(&name), Vec::<PathBuf>::new());
+        assert!(!self.folder.path().join("launcher").exists());
+    }
+}
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        // It may have ended in order.
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+impl Monitor {
+    fn output(&mut self) -> (String, String) {
+        let (mut out, mut err) = (String::new(), String::new());
+        self.stdout.read_to_string(&mut out).unwrap();
+        self.stderr.read_to_string(&mut err).unwrap();
+        (out, err)
+    }
+}
+
+/// Cgroups of that name, wherever hierarchies are mounted.
+fn groups_named(name: &str) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let roots = mounts.lines().filter_map(|line| {
+        let (place, kind) = line.split_once(" - ")?;
+        let place = place.split(' ').nth(4)?;
+        kind.starts_with("cgroup").then(|| PathBuf::from(place))
+    });
+    roots
+        .map(|root| root.join(name))
+        .filter(|path| path.exists())
+        .collect()
+}
+
+#[test]
+fn a_confined_monitor_runs_its_guest_and_leaves_nothing() {
+    if !has_kvm() {
+        return;
+    }
+    let mut launcher = Launcher::start(Path::new(MONITOR));
+    let mut monitor = launcher.run_guest(skiff_flat::HELLO, r#", "serial": {}"#);
+    let (out, err) = monitor.output();
+    assert_eq!(out, skiff_flat::HELLO_SAYS, "{err}");
+    assert!(err.trim_end().ends_with("[reset]"), "{err}");
+    let exit = launcher.exit(monitor.id);
+    assert_eq!((exit.code, exit.signal), (Some(0), None));
+    assert!(exit.cpu_us > 0 && !exit.out_of_memory, "{exit:?}");
+    launcher.destroy(&monitor);
+    launcher.shut_down();
+}
+
+#[test]
+fn its_end_is_told_whatever_it_is() {
+    if !has_kvm() {
+        return;
+    }
+    let mut launcher = Launcher::start(Path::new(MONITOR));
+    let mut died = launcher.run_guest(skiff_flat::TRIPLE_FAULT, "");
+    assert_eq!(launcher.exit(died.id).code, Some(3), "{:?}", died.output());
+    let mut wrong = launcher.run_guest(skiff_flat::HELLO, r#", "nonsense": 1"#);
+    assert_eq!(launcher.exit(wrong.id).code, Some(1));
+    assert!(wrong.output().1.contains("nonsense"));
+    let killed = launcher.run_guest(skiff_flat::HALT, "");
+    launcher.control(&killed);
+    let sandbox = killed.id;
+    let signal = Request::Signal { sandbox, signal: 9 };
+    launcher.ask(signal, &[]).unwrap();
+    assert_eq!(launcher.exit(killed.id).signal, Some(9));
+    for monitor in [died, wrong, killed] {
+        launcher.destroy(&monitor);
+    }
+    launcher.shut_down();
+}
+
+/// The process that the launcher's only child of its kind is.
+fn monitors_pid(launcher: &Launcher) -> u32 {
+    let pid = launcher.process.id();
+    wait_for("the monitor's process", || {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        children.split_whitespace().find_map(|child| {
+            let name = fs::read_to_string(format!("/proc/{child}/cmdline")).ok()?;
+            name.contains("--no-api").then(|| child.parse().unwrap())
+        })
+    })
+}
+
+fn field(status: &str, name: &str) -> String {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap().trim_start_matches(':').trim().to_owned()
+}
+
+#[test]
+fn a_monitor_holds_nothing_that_it_does_not_need() {
+    if !has_kvm() {
+        return;
+    }
+    let mut launcher = Launcher::start(Path::new(MONITOR));
+    let vsock = r#", "vsock": {"guest_cid": 3, "uds_path": "vsock"}"#;
+    let monitor = launcher.run_guest(skiff_flat::HALT, vsock);
+    let mut control = launcher.control(&monitor);
+    let pid = monitors_pid(&launcher);
+    let of = |path: &str| PathBuf::from(format!("/proc/{pid}/{path}"));
+
+    let threads = || {
+        let tasks = fs::read_dir(of("task")).unwrap();
+        let status = |task: std::io::Result<fs::DirEntry>| {
+            fs::read_to_string(task.unwrap().path().join("status")).unwrap()
+        };
+        tasks.map(status).collect::<Vec<_>>()
+    };
+    // A thread that has not run yet has no filter yet.
+    wait_for("every thread's filter", || {
+        let filtered = |status: &String| field(status, "Seccomp") == "2";
+        threads().iter().all(filtered).then_some(())
+    });
+    for status in threads() {
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(field(&status, set), "0000000000000000", "{set}");
+        }
+        assert_eq!(field(&status, "NoNewPrivs"), "1");
+        let users = field(&status, "Uid");
+        let own = |id: &str| (0x6000_0000..0x8000_0000).contains(&id.parse::<u32>().unwrap());
+        assert!(users.split_whitespace().all(own), "{users}");
+    }
+    for kind in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+        let theirs = fs::read_link(of(&format!("ns/{kind}"))).unwrap();
+        let ours = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+        assert_ne!(theirs, ours, "{kind}");
+    }
+    let mounts = fs::read_to_string(of("mountinfo")).unwrap();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    for word in ["nosuid", "nodev", "noexec"] {
+        assert!(mounts.contains(word), "{mounts}");
+    }
+    let names: BTreeSet<_> = fs::read_dir(of("root"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(names, ["control", "vsock"].map(String::from).into());
+    for descriptor in fs::read_dir(of("fd")).unwrap() {
+        let target = fs::read_link(descriptor.unwrap().path()).unwrap();
+        let target = target.to_str().unwrap().to_owned();
+        let expected = ["socket:", "pipe:", "anon_inode:", "/dev/null"];
+        let known = expected.iter().any(|kind| target.starts_with(kind));
+        assert!(known, "{target} is open");
+    }
+    let interfaces = fs::read_to_string(of("net/dev")).unwrap();
+    assert_eq!(interfaces.lines().count(), 3, "{interfaces}");
+    let groups = fs::read_to_string(of("cgroup")).unwrap();
+    let name = format!("/skiff-{}/s", launcher.server);
+    let inside = |line: &str| line.contains(&name) || line.contains("name=");
+    let named = groups.lines().filter(|line| inside(line)).count();
+    assert!(named > 0 && named >= groups.lines().count() / 2, "{groups}");
+    let limits = fs::read_to_string(of("limits")).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core"))
+        .unwrap();
+    assert!(
+        core.split_whitespace().filter(|word| *word == "0").count() == 2,
+        "{core}"
+    );
+
+    control.ask(monitor::Request::Stop, &[]).unwrap();
+    assert_eq!(launcher.exit(monitor.id).code, Some(0));
+    launcher.destroy(&monitor);
+    launcher.shut_down();
+}
+
+/// What a monitor that was taken over asks for, and the answer: an error
+/// number, or nothing where the call is its end.
+const REACH: &[(&str, Option<i32>)] = &[
+    // With its filter.
+    ("write", Some(0)),
+    ("open", None),
+    ("execute", None),
+    ("clone", None),
+    ("internet", None),
+    ("vsock", None),
+    ("signal-parent", None),
+    ("trace", None),
+    ("mount", None),
+    ("namespace", None),
+    ("become-root", None),
+    ("execute-memory", None),
+    ("ioctl", None),
+    ("bpf", None),
+    ("io-uring", None),
+    ("keys", None),
+    // And if it had none.
+    ("open unfiltered", Some(libc::ENOENT)),
+    ("open-above unfiltered", Some(libc::ENOENT)),
+    ("open-own unfiltered", Some(0)),
+    ("execute unfiltered", Some(libc::ENOENT)),
+    ("reach-internet unfiltered", Some(libc::ENETUNREACH)),
+    ("signal-parent unfiltered", Some(libc::ESRCH)),
+    ("signal-all unfiltered", Some(libc::ESRCH)),
+    ("mount unfiltered", Some(libc::EPERM)),
+    ("leave-root unfiltered", Some(libc::EPERM)),
+    ("namespace unfiltered", Some(libc::EPERM)),
+    ("become-root unfiltered", Some(libc::EPERM)),
+    ("device unfiltered", Some(libc::EPERM)),
+];
+
+#[test]
+fn a_monitor_that_was_taken_over_reaches_nothing() {
+    if !has_kvm() {
+        return;
+    }
+    let mut launcher = Launcher::start(&program("skiff-vmm-taken"));
+    let nothing = tempfile::tempfile().unwrap();
+    for (wish, answer) in REACH {
+        let mut monitor = launcher.create(wish, &nothing).unwrap();
+        let exit = launcher.exit(monitor.id);
+        let (out, err) = monitor.output();
+        match answer {
+            Some(errno) => assert_eq!(out, format!("{errno}\n"), "{wish}: {exit:?} {err}"),
+            None => assert_eq!(exit.signal, Some(libc::SIGSYS), "{wish}: {out}{err}"),
+        }
+        launcher.destroy(&monitor);
+    }
+    launcher.shut_down();
+}
+
+#[test]
+fn a_monitor_dies_with_its_launcher() {
+    if !has_kvm() {
+        return;
+    }
+    let mut launcher = Launcher::start(Path::new(MONITOR));
+    let monitor = launcher.run_guest(skiff_flat::HALT, "");
+    launcher.control(&monitor);
+    let pid = monitors_pid(&launcher);
+    launcher.process.kill().unwrap();
+    launcher.process.wait().unwrap();
+    let gone = || (!Path::new(&format!("/proc/{pid}/ns")).join("pid").exists()).then_some(());
+    wait_for("its death", gone);
+    // The next launcher of the same server removes what it has left.
+    for group in groups_named(&format!("skiff-{}", launcher.server)) {
+        let children = fs::read_dir(&group).unwrap().filter_map(Result::ok);
+        for child in children.filter(|child| child.path().is_dir()) {
+            wait_for("an empty group", || fs::remove_dir(child.path()).ok());
+        }
+        fs::remove_dir(group).unwrap();
+    }
+}
+
+#[test]
+fn what_is_no_monitor_is_refused_and_leaves_nothing() {
+    let mut launcher = Launcher::start(Path::new("/nonexistent/monitor"));
+    let nothing = tempfile::tempfile().unwrap();
+    let refusal = launcher.create("{}", &nothing).map(|_| ()).unwrap_err();
+    assert!(
+        refusal.message.contains("/nonexistent/monitor"),
+        "{refusal}"
+    );
+    launcher.shut_down();
+    let mut launcher = Launcher::start(Path::new("/etc/passwd"));
+    let refusal = launcher.create("{}", &nothing).map(|_| ()).unwrap_err();
+    assert!(refusal.message.contains("execute the monitor"), "{refusal}");
+    launcher.shut_down();
+}
