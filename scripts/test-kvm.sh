@@ -3,7 +3,7 @@
 # with AMD's virtualisation: no /dev/kvm is needed. In it Debian's stock kernel
 # runs the monitor, and that Debian's stock cloud kernel.
 #
-#   test-kvm.sh [PROGRAM...]  all, or these (vcpu, machine, command, boots)
+#   test-kvm.sh [PROGRAM...]  all, or these (vcpu, machine, command, confined, boots)
 #
 # SKIFF_SLOWNESS=N stretches every deadline N times.
 set -euo pipefail
@@ -30,7 +30,8 @@ kernel=$(scripts/machine/kernel.sh)
 guest=$(scripts/kvm/kernel.sh)
 once() {
   scripts/kvm/disk.sh "$work/disk" "$kernel" "$guest" \
-    "$(program skiff-vmm)" "$(program skiff-vsock-peer)" "${tests[@]}" || return
+    "$(program skiff-vmm)" "$(program skiff-vsock-peer)" "${tests[@]}" \
+    "$(program skiff-vmm-launcher)" "$(program skiff-vmm-taken)" || return
   run_machine "$kernel" "$work/disk" -cpu EPYC,+svm,+npt
 }
 

@@ -12,6 +12,7 @@ mount -t devtmpfs dev /dev
 mount -t tmpfs -o mode=1777 tmp /tmp
 mount -t tmpfs -o mode=0755 run /run
 ln -sf /proc/self/fd /dev/fd
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
 hostname kvm
 # The machine's pulse.
 while :; do echo beat; sleep 1; done >$report &

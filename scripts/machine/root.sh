@@ -43,7 +43,8 @@ add_tests() { # TEST...
   local test name
   for test in "$@"; do
     name=$(basename "$test")
-    add_stripped "$test" "/tests/${name%-*}"
+    # Tests' names end in a hash; those of their programs do not.
+    add_stripped "$test" "/tests/$(sed 's/-[0-9a-f]\{16\}$//' <<<"$name")"
   done
 }
 

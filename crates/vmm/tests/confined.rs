@@ -454,7 +454,7 @@ fn what_is_no_monitor_is_refused_and_leaves_nothing() {
         "{refusal}"
     );
     launcher.shut_down();
-    let mut launcher = Launcher::start(Path::new("/etc/passwd"));
+    let mut launcher = Launcher::start(Path::new("/proc/version"));
     let refusal = launcher.create("{}", &nothing).map(|_| ()).unwrap_err();
     assert!(refusal.message.contains("execute the monitor"), "{refusal}");
     launcher.shut_down();

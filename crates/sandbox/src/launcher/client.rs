@@ -265,6 +265,9 @@ fn kind(request: &Request) -> (&'static str, About, Duration) {
         Request::AddLayer { .. } => quick("add layer"),
         Request::RemoveLayer { .. } => quick("remove layer"),
         Request::Create(spec) => ("create", About::Create(spec.sandbox), SLOW_DEADLINE),
+        Request::CreateMonitor(spec) => {
+            ("create monitor", About::Create(spec.sandbox), SLOW_DEADLINE)
+        }
         Request::Signal { .. } => quick("signal"),
         Request::Freeze { .. } => quick("freeze"),
         Request::Thaw { .. } => quick("thaw"),
