@@ -35,21 +35,16 @@ const SERVICES: [(u8, u16, u16); 3] = [
 /// Settings and links common to all. The calling thread is inside.
 pub(crate) fn prepare(fill: impl FnOnce(&mut Request)) -> io::Result<()> {
     prepare_links(fill)?;
+    lead_services()
+}
+
+/// Leads what is sent to [`SERVICE_ADDRESS`] to where it is listened for.
+pub(crate) fn lead_services() -> io::Result<()> {
     Socket::netfilter()?.execute(&service_rules())
 }
 
-/// As [`prepare`], for the namespace of a whole machine, whose kernel may
-/// have no nftables: applications find no services there.
-pub(crate) fn prepare_shared() -> io::Result<()> {
-    prepare_links(|_| {})?;
-    let ruled = Socket::netfilter().and_then(|socket| socket.execute(&service_rules()));
-    if let Err(error) = ruled {
-        tracing::warn!(%error, "applications do not reach Skiff's services: this kernel has no nftables");
-    }
-    Ok(())
-}
-
-fn prepare_links(fill: impl FnOnce(&mut Request)) -> io::Result<()> {
+/// Settings and links, without the services' rules.
+pub(crate) fn prepare_links(fill: impl FnOnce(&mut Request)) -> io::Result<()> {
     // The application may bind any port and may ping, with no capability.
     set_sysctl("ipv4/ip_unprivileged_port_start", "0")?;
     set_sysctl("ipv4/ping_group_range", "0 2147483647")?;

@@ -7,7 +7,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::inside::{DNS_LISTEN_PORT, GATEWAY_LISTEN_PORT, SERVICE_ADDRESS};
+use crate::inside::{self, DNS_LISTEN_PORT, GATEWAY_LISTEN_PORT, SERVICE_ADDRESS};
 use crate::namespace::{Visit, current};
 
 /// Connections that wait at a listener of ours.
@@ -43,6 +43,26 @@ impl Network {
     #[must_use]
     pub fn from_parts(state: NetworkState, namespace: OwnedFd) -> Self {
         Self { namespace, state }
+    }
+
+    /// The calling thread's own namespace, a whole machine's, with its loopback
+    /// set up as an instance's is. To be called once in a machine.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn of_machine() -> io::Result<Self> {
+        inside::prepare_links(|_| {})?;
+        Ok(Self::from_parts(NetworkState { egress: None }, current()?))
+    }
+
+    /// Leads a machine's calls to Skiff's services to where
+    /// [`Self::gateway_listener`] and [`Self::dns_sockets`] listen. Every other
+    /// network does it from the beginning.
+    ///
+    /// # Errors
+    /// When the kernel refuses; one without nftables does.
+    pub fn lead_services(&self) -> io::Result<()> {
+        self.inside(inside::lead_services)
     }
 
     /// What a launcher keeps when it executes another program file.

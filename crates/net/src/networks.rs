@@ -32,8 +32,9 @@ pub struct NetOptions {
     pub allowed: Vec<Ipv4Net>,
     /// The nft program.
     pub nft: PathBuf,
-    /// Instances use the calling thread's own namespace instead of one each.
-    /// For a virtual machine, whose network is its instance's alone.
+    /// Instances use the calling thread's own namespace, as it is, instead of
+    /// one each. For a virtual machine, whose network is its instance's alone
+    /// ([`Network::of_machine`]).
     pub shared: bool,
 }
 
@@ -80,8 +81,6 @@ pub struct Networks {
     ready: VecDeque<Network>,
     ready_egress: VecDeque<Network>,
     egress: Option<Egress>,
-    /// The shared namespace has what is set up inside.
-    shared_prepared: bool,
 }
 
 impl Networks {
@@ -102,7 +101,6 @@ impl Networks {
             ready: VecDeque::new(),
             ready_egress: VecDeque::new(),
             egress: None,
-            shared_prepared: false,
         })
     }
 
@@ -165,7 +163,7 @@ impl Networks {
     /// When the kernel refuses; nothing is left of the attempt.
     pub fn refill_one(&mut self) -> Result<bool, NetError> {
         if self.options.shared {
-            return self.prepare_shared();
+            return Ok(false);
         }
         let short = |ready: &VecDeque<_>, wanted: u32| {
             ready.len() < usize::try_from(wanted).unwrap_or(usize::MAX)
@@ -281,23 +279,13 @@ impl Networks {
     }
 
     /// Another holder of the namespace that all share.
-    fn share(&mut self) -> Result<Network, NetError> {
-        self.prepare_shared()?;
+    fn share(&self) -> Result<Network, NetError> {
         let namespace = self.home.try_clone();
         let namespace = namespace.step("keep the network namespace of", self.server)?;
         Ok(Network::from_parts(
             NetworkState { egress: None },
             namespace,
         ))
-    }
-
-    fn prepare_shared(&mut self) -> Result<bool, NetError> {
-        if self.shared_prepared {
-            return Ok(false);
-        }
-        inside::prepare_shared().step("prepare the network namespace of", self.server)?;
-        self.shared_prepared = true;
-        Ok(true)
     }
 
     fn prepare_egress(&mut self) -> Result<Network, NetError> {
@@ -381,17 +369,18 @@ mod tests {
             networks: 2,
             egress_networks: 2,
         });
-        assert!(networks.refill_one().unwrap());
         assert!(!networks.refill_one().unwrap());
+        let own = Network::of_machine().unwrap();
+        own.lead_services().unwrap();
         let (one, other) = (networks.take(false).unwrap(), networks.take(true).unwrap());
         let inode = |fd: &dyn Fn() -> OwnedFd| rustix::fs::fstat(fd()).unwrap().st_ino;
         let expected = inode(&|| machine.try_clone().unwrap());
-        for network in [&one, &other] {
+        for network in [&own, &one, &other] {
             assert_eq!(network.address(), None);
             let found = inode(&|| network.as_fd().try_clone_to_owned().unwrap());
             assert_eq!(found, expected);
         }
-        let ours = TcpListener::from(one.gateway_listener().unwrap());
+        let ours = TcpListener::from(own.gateway_listener().unwrap());
         TcpStream::connect((SERVICE_ADDRESS, 80)).unwrap();
         ours.accept().unwrap();
         networks.release(one).unwrap();
