@@ -10,15 +10,16 @@
 //!
 //! The host has no address on its end of a pair and the pair does without
 //! ARP: the instance's default route and the host's route to the instance's
-//! one address name the interface only.
+//! one address name the interface only. So it is with IPv6, where an operator
+//! wants it.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
 use serde::{Deserialize, Serialize};
@@ -26,16 +27,18 @@ use skiff_base::{Clock, Monotonic, SystemClock};
 use skiff_types::ServerId;
 
 use crate::error::{NetError, Step};
+use crate::forwarding6;
 use crate::inside;
+use crate::ipv6;
 use crate::namespace::{Visit, set_sysctl};
 use crate::netlink::{Request, Socket};
 use crate::network::{EgressState, Network, NetworkState};
 use crate::networks::NetOptions;
 use crate::nft::{self, Set};
-use crate::route::{self, Link, Route, Veth};
+use crate::route::{self, GROUP_BIT, Link, Veth};
 use crate::share::Share;
-use crate::table::{self, MEMBERS, Table};
-use crate::uplink;
+use crate::table::{self, Ipv6Table, MEMBERS, MEMBERS6, Table};
+use crate::uplink::{self, overlaps};
 
 /// The instance's interface; a namespace that is new has none of this index.
 const INSIDE_NAME: &str = "eth0";
@@ -64,6 +67,9 @@ pub(crate) struct Egress {
     group: u32,
     table: String,
     share: Share,
+    /// Where IPv6 addresses are from. It stays what it was at the launcher's
+    /// start, so that either every network has one or none.
+    ipv6_pool: Option<Ipv6Net>,
     /// Leaving ones included.
     live: BTreeSet<u32>,
     /// With the time of their release, oldest first.
@@ -80,14 +86,13 @@ pub(crate) fn link_prefix(server: ServerId) -> String {
     format!("sk{}", &text[text.len() - 7..])
 }
 
-/// The group of a server's links: a hash (FNV-1a) of its id, with a bit set
-/// that keeps it away from the small numbers people choose.
+/// The group of a server's links: a hash (FNV-1a) of its id.
 fn link_group(server: ServerId) -> u32 {
     let text = server.to_string();
     let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });
-    hash | 1 << 30
+    hash | GROUP_BIT
 }
 
 impl Egress {
@@ -95,9 +100,7 @@ impl Egress {
     pub(crate) fn open(server: ServerId, options: &NetOptions) -> Result<Self, NetError> {
         let socket = Socket::route().step("open a netlink socket for", server)?;
         let routes = foreign_routes(&socket, server).step("read the routes for", server)?;
-        let share = Share::claim(&options.lock_folder, options.pool, server, |net| {
-            routes.iter().any(|to| overlaps(*to, net))
-        })?;
+        let share = claim(server, options, &routes)?;
         let state = EgressPoolState {
             share: share.net(),
             live: BTreeSet::new(),
@@ -122,13 +125,14 @@ impl Egress {
             group: link_group(server),
             table: table::name(server),
             share: Share::from_parts(state.share, claim),
+            ipv6_pool: options.ipv6_pool,
             live: state.live,
             leaving: state.leaving.iter().map(|offset| (*offset, now)).collect(),
             next: state.next,
             route: Socket::route().step("open a netlink socket for", server)?,
             filter: Socket::netfilter().step("open a netlink socket for", server)?,
         };
-        uplink::forward(&options.lock_folder, &egress.route)?;
+        uplink::forward(&options.lock_folder, &egress.route, &options.allowed)?;
         let members = egress
             .live
             .iter()
@@ -139,10 +143,15 @@ impl Egress {
             prefix: &egress.prefix,
             share: state.share,
             pool: options.pool,
+            ipv6: ipv6_table(options)?,
             allowed: &options.allowed,
             members: members.collect(),
         }
         .load(&options.nft)?;
+        if options.ipv6_pool.is_some() {
+            // Now that the table's guard stands.
+            forwarding6::turn_on(&options.lock_folder)?;
+        }
         Ok(egress)
     }
 
@@ -194,12 +203,14 @@ impl Egress {
             peer_namespace: home,
             mac: mac(address),
         };
-        inside::prepare(|request| route::add_veth(request, &veth))
-            .step("prepare the network namespace of", link)?;
+        inside::prepare(self.ipv6_pool.is_some(), |request| {
+            route::add_veth(request, &veth);
+        })
+        .step("prepare the network namespace of", link)?;
         drop(visit);
         self.connect_host(address, link).step("connect", link)?;
         let visit = Visit::enter(home, namespace.as_fd()).step("enter the namespace of", link)?;
-        connect_inside(address).step("set up the inside of", link)?;
+        connect_inside(address, self.address6(address)).step("set up the inside of", link)?;
         drop(visit);
         Ok(namespace)
     }
@@ -208,15 +219,18 @@ impl Egress {
     fn connect_host(&self, address: Ipv4Addr, link: &str) -> io::Result<()> {
         let index = name_to_index(self.route.as_fd(), link)?;
         set_sysctl(&format!("ipv4/conf/{link}/forwarding"), "1")?;
-        set_sysctl(&format!("ipv6/conf/{link}/disable_ipv6"), "1")?;
-        let mut member = Request::new();
-        nft::batch(&mut member, |batch| {
-            nft::add_elements(batch, self.members(), &[key(link, address)]);
-        });
-        self.filter.execute(&member)?;
+        let address6 = self.address6(address);
+        match address6 {
+            Some(_) => ipv6::set_up_link(link)?,
+            None => set_sysctl(&format!("ipv6/conf/{link}/disable_ipv6"), "1")?,
+        }
+        self.change_members(address, link, nft::add_elements)?;
         let mut request = Request::new();
         route::set_up(&mut request, index);
-        route::add_route(&mut request, index, address.into(), None);
+        route::add_route(&mut request, index, Ipv4Net::from(address));
+        if let Some(address6) = address6 {
+            route::add_route(&mut request, index, Ipv6Net::from(address6));
+        }
         self.route.execute(&request)
     }
 
@@ -286,12 +300,30 @@ impl Egress {
     }
 
     fn remove_member(&self, address: Ipv4Addr, link: &str) -> Result<(), NetError> {
-        let mut member = Request::new();
-        nft::batch(&mut member, |batch| {
-            nft::delete_elements(batch, self.members(), &[key(link, address)]);
-        });
-        ignore_missing(self.filter.execute(&member)).step("remove the member", link)?;
+        let removed = self.change_members(address, link, nft::delete_elements);
+        ignore_missing(removed).step("remove the member", link)?;
         Ok(())
+    }
+
+    /// Adds or removes both members of an instance, or neither.
+    fn change_members(
+        &self,
+        address: Ipv4Addr,
+        link: &str,
+        change: impl Fn(&mut Request, Set<'_>, &[Vec<u8>]),
+    ) -> io::Result<()> {
+        let set = |name| Set {
+            table: &self.table,
+            name,
+        };
+        let mut request = Request::new();
+        nft::batch(&mut request, |batch| {
+            change(batch, set(MEMBERS), &[key(link, &address.octets())]);
+            if let Some(address6) = self.address6(address) {
+                change(batch, set(MEMBERS6), &[key(link, &address6.octets())]);
+            }
+        });
+        self.filter.execute(&request)
     }
 
     /// Whether a link of this server's is in use.
@@ -306,7 +338,8 @@ impl Egress {
         remove_links(&self.route, server, |_| true).step("remove the links of", server)?;
         remove_table(&self.filter, &self.table)?;
         self.share.end(&options.lock_folder)?;
-        uplink::stop_if_last(&options.lock_folder)
+        uplink::stop_if_last(&options.lock_folder)?;
+        forwarding6::stop_if_last(&options.lock_folder)
     }
 
     /// Addresses are used in a ring, so that one comes back late: what is
@@ -346,21 +379,65 @@ impl Egress {
         format!("{}{offset}", self.prefix)
     }
 
-    fn members(&self) -> Set<'_> {
-        Set {
-            table: &self.table,
-            name: MEMBERS,
-        }
+    fn address6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let pool = self.ipv6_pool?;
+        Some(ipv6::address(pool, address))
     }
 }
 
 /// The instance's half. The calling thread is inside.
-fn connect_inside(address: Ipv4Addr) -> io::Result<()> {
+fn connect_inside(address: Ipv4Addr, address6: Option<Ipv6Addr>) -> io::Result<()> {
     let mut request = Request::new();
-    route::add_address(&mut request, INSIDE_INDEX, address.into());
+    route::add_address(&mut request, INSIDE_INDEX, address);
     route::set_up(&mut request, INSIDE_INDEX);
-    route::add_route(&mut request, INSIDE_INDEX, Ipv4Net::default(), None);
+    route::add_route(&mut request, INSIDE_INDEX, Ipv4Net::default());
+    if let Some(address6) = address6 {
+        route::add_address(&mut request, INSIDE_INDEX, address6);
+        route::add_local_route(&mut request, INSIDE_INDEX, address6);
+        route::add_route(&mut request, INSIDE_INDEX, Ipv6Net::default());
+    }
     Socket::route()?.execute(&request)
+}
+
+/// Claims a part of the pool that `routes` leave alone, and with it the part
+/// of the IPv6 pool that belongs to it.
+fn claim(server: ServerId, options: &NetOptions, routes: &[IpNet]) -> Result<Share, NetError> {
+    if let Some(pool) = options.ipv6_pool {
+        check_ipv6(pool, routes)?;
+    }
+    Share::claim(&options.lock_folder, options.pool, server, |net| {
+        let part6 = options.ipv6_pool.map(|pool| ipv6::share(pool, net).into());
+        let mut parts = std::iter::once(net.into()).chain(part6);
+        parts.any(|part| routes.iter().any(|to| overlaps(*to, part)))
+    })
+}
+
+fn check_ipv6(pool: Ipv6Net, routes: &[IpNet]) -> Result<(), NetError> {
+    if !ipv6::is_supported() {
+        return Err(NetError::NoIpv6);
+    }
+    if pool.prefix_len() > ipv6::POOL_PREFIX_MAX {
+        return Err(NetError::Ipv6PoolTooSmall {
+            pool,
+            limit: ipv6::POOL_PREFIX_MAX,
+        });
+    }
+    let holds_pool = |route: &&IpNet| route.contains(&IpNet::from(pool));
+    match routes.iter().find(holds_pool) {
+        Some(route) => Err(NetError::Ipv6PoolRouted {
+            pool,
+            route: *route,
+        }),
+        None => Ok(()),
+    }
+}
+
+fn ipv6_table(options: &NetOptions) -> Result<Option<Ipv6Table>, NetError> {
+    let Some(pool) = options.ipv6_pool else {
+        return Ok(None);
+    };
+    let guard = forwarding6::is_ours(&options.lock_folder)?;
+    Ok(Some(Ipv6Table { pool, guard }))
 }
 
 /// Removes a server's links that are `doomed` and says how many.
@@ -413,7 +490,7 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<bool> {
 
 /// The host's routes that are not to this server's own links: their
 /// prefixes, without the default.
-fn foreign_routes(socket: &Socket, server: ServerId) -> io::Result<Vec<Ipv4Net>> {
+fn foreign_routes(socket: &Socket, server: ServerId) -> io::Result<Vec<IpNet>> {
     let prefix = link_prefix(server);
     let links = route::links(socket)?;
     let own: BTreeSet<u32> = links
@@ -425,11 +502,7 @@ fn foreign_routes(socket: &Socket, server: ServerId) -> io::Result<Vec<Ipv4Net>>
     let foreign = routes
         .into_iter()
         .filter(|route| route.to.prefix_len() > 0 && !own.contains(&route.index));
-    Ok(foreign.map(|Route { to, .. }| to).collect())
-}
-
-fn overlaps(one: Ipv4Net, other: Ipv4Net) -> bool {
-    one.contains(&other) || other.contains(&one)
+    Ok(foreign.map(|route| route.to).collect())
 }
 
 /// A locally administered address of the pair, told apart by the instance's.
@@ -438,10 +511,10 @@ fn mac(address: Ipv4Addr) -> [u8; 6] {
     [0x02, 0x73, a, b, c, d]
 }
 
-/// An element of [`MEMBERS`].
-fn key(link: &str, address: Ipv4Addr) -> Vec<u8> {
+/// An element of [`MEMBERS`] or [`MEMBERS6`].
+fn key(link: &str, address: &[u8]) -> Vec<u8> {
     let mut key = link.as_bytes().to_vec();
     key.resize(NAME_LEN, 0);
-    key.extend_from_slice(&address.octets());
+    key.extend_from_slice(address);
     key
 }

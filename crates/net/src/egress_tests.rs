@@ -2,11 +2,13 @@
 //! internet behind it: no packet leaves the machine.
 
 use std::io;
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
+};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use skiff_base::{Clock, SystemClock};
 use skiff_types::ServerId;
 use skiff_wire::launcher::PoolConfig;
@@ -19,70 +21,97 @@ use crate::table::CONNECTIONS_MAX;
 use crate::{NetOptions, Network, Networks, SweepReport};
 
 /// Nobody announces it: were it ever to leak, it would go nowhere.
-const PUBLIC: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 44);
+pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 44);
 const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const HOST: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 1);
+/// Of a part of global unicast that is nobody's.
+pub(crate) const PUBLIC6: Ipv6Addr = Ipv6Addr::new(0x2d00, 0x11, 0x22, 0, 0, 0, 0, 0x33);
+pub(crate) const HOST6: Ipv6Addr = Ipv6Addr::new(0x2d00, 1, 0, 0, 0, 0, 0, 1);
+/// What the internet has of IPv6 beside [`PUBLIC6`]: a private network,
+/// Amazon's metadata, [`PRIVATE`] behind a translator and behind 6to4, and
+/// documentation.
+pub(crate) const CLOSED6: [Ipv6Addr; 5] = [
+    Ipv6Addr::new(0xfd09, 9, 0, 0, 0, 0, 0, 9),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0x0a09, 0x0909),
+    Ipv6Addr::new(0x2002, 0x0a09, 0x0909, 0, 0, 0, 0, 1),
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
+];
 const PORT: u16 = 7000;
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PORT6: u16 = 7006;
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// For what is expected to be dropped without a word.
-const DOUBT: Duration = Duration::from_millis(300);
+pub(crate) const DOUBT: Duration = Duration::from_millis(300);
+/// The internet's end of the line to the host.
+pub(crate) const DOWN: u32 = 50;
 
 /// The world of a test.
-struct World {
-    internet: OwnedFd,
+pub(crate) struct World {
+    pub(crate) internet: OwnedFd,
     listener: TcpListener,
+    pub(crate) listener6: TcpListener,
     folder: tempfile::TempDir,
 }
 
 /// Runs a test in a new namespace that stands for the host.
-fn in_a_world(test: impl FnOnce(&World)) {
+pub(crate) fn in_a_world(test: impl FnOnce(&World)) {
     let home = current().unwrap();
     let (_visit, host) = Visit::new_namespace(home.as_fd()).unwrap();
     let (visit, internet) = Visit::new_namespace(host.as_fd()).unwrap();
     let mut request = Request::new();
     route::set_up(&mut request, route::LOOPBACK);
     for address in [PUBLIC, PRIVATE, METADATA] {
-        route::add_address(&mut request, route::LOOPBACK, address.into());
+        route::add_address(&mut request, route::LOOPBACK, address);
     }
-    route::add_veth(
-        &mut request,
-        &Veth {
-            name: "down0",
-            index: 50,
-            peer_name: "up0",
-            peer_group: 0,
-            peer_namespace: host.as_fd(),
-            mac: [2, 0, 0, 0, 0, 1],
-        },
-    );
-    route::set_up(&mut request, 50);
-    // It knows the host's address only: replies to anybody else are lost.
-    route::add_route(&mut request, 50, HOST.into(), None);
+    for address in std::iter::once(PUBLIC6).chain(CLOSED6) {
+        add_address6(&mut request, route::LOOPBACK, address);
+    }
+    let line = Veth {
+        name: "down0",
+        index: DOWN,
+        peer_name: "up0",
+        peer_group: 0,
+        peer_namespace: host.as_fd(),
+        mac: [2, 0, 0, 0, 0, 1],
+    };
+    route::add_veth(&mut request, &line);
+    route::set_up(&mut request, DOWN);
+    // It knows the host's addresses only: replies to anybody else are lost.
+    route::add_route(&mut request, DOWN, Ipv4Net::from(HOST));
+    route::add_route(&mut request, DOWN, Ipv6Net::from(HOST6));
     Socket::route().unwrap().execute(&request).unwrap();
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+    let listener6 = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT6)).unwrap();
     drop(visit);
-    let socket = Socket::route().unwrap();
-    let links = route::links(&socket).unwrap();
-    let up = links.iter().find(|link| link.name == "up0").unwrap().index;
+    let up = index_of("up0");
     let mut request = Request::new();
     route::set_up(&mut request, route::LOOPBACK);
     route::set_up(&mut request, up);
-    route::add_address(&mut request, up, HOST.into());
-    route::add_route(&mut request, up, Ipv4Net::default(), None);
-    socket.execute(&request).unwrap();
+    route::add_address(&mut request, up, HOST);
+    add_address6(&mut request, up, HOST6);
+    route::add_route(&mut request, up, Ipv4Net::default());
+    route::add_route(&mut request, up, Ipv6Net::default());
+    Socket::route().unwrap().execute(&request).unwrap();
     // As strict as a distribution may have it.
     set_sysctl("ipv4/conf/all/rp_filter", "1").unwrap();
-    within(&internet, || wait_operational(50));
+    within(&internet, || wait_operational(DOWN));
     test(&World {
         internet,
         listener,
+        listener6,
         folder: tempfile::tempdir().unwrap(),
     });
 }
 
+/// An address that is heard at once.
+pub(crate) fn add_address6(request: &mut Request, link: u32, address: Ipv6Addr) {
+    route::add_address(request, link, address);
+    route::add_local_route(request, link, address);
+}
+
 impl World {
-    fn networks(&self, number: u32) -> Networks {
+    pub(crate) fn networks(&self, number: u32) -> Networks {
         self.networks_allowing(number, &[])
     }
 
@@ -95,7 +124,7 @@ impl World {
         Networks::open(server(number), options).unwrap()
     }
 
-    fn options(&self) -> NetOptions {
+    pub(crate) fn options(&self) -> NetOptions {
         NetOptions {
             lock_folder: self.folder.path().to_owned(),
             ..NetOptions::default()
@@ -103,14 +132,19 @@ impl World {
     }
 
     /// Names of the links that the host has beside its own.
-    fn links(&self) -> Vec<String> {
+    pub(crate) fn links(&self) -> Vec<String> {
         let links = route::links(&Socket::route().unwrap()).unwrap();
         let names = links.into_iter().map(|link| link.name);
         names.filter(|name| name.starts_with("sk")).collect()
     }
 }
 
-fn wait_operational(index: u32) {
+pub(crate) fn index_of(name: &str) -> u32 {
+    let links = route::links(&Socket::route().unwrap()).unwrap();
+    links.iter().find(|link| link.name == name).unwrap().index
+}
+
+pub(crate) fn wait_operational(index: u32) {
     let socket = Socket::route().unwrap();
     let start = SystemClock.now();
     while !route::is_operational(&socket, index).unwrap() {
@@ -120,7 +154,7 @@ fn wait_operational(index: u32) {
 }
 
 /// Waits until nothing is leaving.
-fn settle(networks: &mut Networks) {
+pub(crate) fn settle(networks: &mut Networks) {
     let start = SystemClock.now();
     while networks.leaving() > 0 {
         assert!(SystemClock.now().since(start) < PATIENCE);
@@ -129,30 +163,36 @@ fn settle(networks: &mut Networks) {
     }
 }
 
-fn server(number: u32) -> ServerId {
+pub(crate) fn server(number: u32) -> ServerId {
     ServerId::from_parts(1_700_000_000_000, number)
 }
 
-fn within<T>(place: &impl AsFd, work: impl FnOnce() -> T) -> T {
+pub(crate) fn within<T>(place: &impl AsFd, work: impl FnOnce() -> T) -> T {
     let home = current().unwrap();
     let _visit = Visit::enter(home.as_fd(), place.as_fd()).unwrap();
     work()
 }
 
-fn connect(network: &Network, to: Ipv4Addr, port: u16) -> io::Result<TcpStream> {
+pub(crate) fn connect(
+    network: &Network,
+    to: impl Into<IpAddr>,
+    port: u16,
+) -> io::Result<TcpStream> {
     within(network, || {
-        TcpStream::connect_timeout(&SocketAddr::from((to, port)), PATIENCE)
+        TcpStream::connect_timeout(&SocketAddr::new(to.into(), port), PATIENCE)
     })
 }
 
 /// A refusal that comes at once, not a silence.
-fn assert_refused(network: &Network, to: Ipv4Addr, port: u16) {
+pub(crate) fn assert_refused(network: &Network, to: impl Into<IpAddr>, port: u16) {
+    let to = to.into();
     let error = connect(network, to, port).unwrap_err();
-    assert_eq!(
-        error.kind(),
-        io::ErrorKind::HostUnreachable,
-        "{to}: {error}"
-    );
+    // What the kernel makes of "administratively prohibited" in each family.
+    let expected = match to {
+        IpAddr::V4(_) => io::ErrorKind::HostUnreachable,
+        IpAddr::V6(_) => io::ErrorKind::PermissionDenied,
+    };
+    assert_eq!(error.kind(), expected, "{to}: {error}");
 }
 
 #[test]
@@ -199,9 +239,10 @@ fn private_metadata_and_host_addresses_are_refused() {
 #[test]
 fn an_operator_may_allow_a_private_range() {
     in_a_world(|world| {
-        let mut networks = world.networks_allowing(1, &["10.9.0.0/16"]);
+        let mut networks = world.networks_allowing(1, &["10.9.0.0/16", "169.254.0.0/16"]);
         let network = networks.take(true).unwrap();
         connect(&network, PRIVATE, PORT).unwrap();
+        // This host and its link stay closed all the same.
         assert_refused(&network, METADATA, PORT);
     });
 }
@@ -238,7 +279,7 @@ fn nobody_connects_in_from_outside() {
         });
         let outside = within(&world.internet, || {
             let mut request = Request::new();
-            route::add_route(&mut request, 50, address.into(), None);
+            route::add_route(&mut request, 50, Ipv4Net::from(address));
             Socket::route().unwrap().execute(&request).unwrap();
             TcpStream::connect_timeout(&SocketAddr::from((address, PORT)), DOUBT)
         });
@@ -261,7 +302,7 @@ fn an_address_that_is_not_the_instances_own_is_dropped() {
         });
         let forged = within(&network, || {
             let mut request = Request::new();
-            route::add_address(&mut request, 100, other.into());
+            route::add_address(&mut request, 100, other);
             Socket::route().unwrap().execute(&request).unwrap();
             let socket = UdpSocket::bind((other, 0)).unwrap();
             socket.send_to(b"forged", (PUBLIC, 7002))
@@ -374,10 +415,10 @@ fn an_upgrade_keeps_networks_ready_taken_and_claimed() {
 fn a_part_of_the_pool_that_the_host_routes_elsewhere_is_avoided() {
     in_a_world(|world| {
         let socket = Socket::route().unwrap();
-        let up = route::routes(&socket).unwrap()[0].index;
+        let up = index_of("up0");
         let mut request = Request::new();
         let busy: Ipv4Net = "100.96.0.0/21".parse().unwrap();
-        route::add_route(&mut request, up, busy, None);
+        route::add_route(&mut request, up, busy);
         socket.execute(&request).unwrap();
         let network = world.networks(1).take(true).unwrap();
         let address = network.address().unwrap();

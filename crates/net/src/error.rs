@@ -1,7 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// Why an instance's network could not be made, used or removed.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,27 @@ pub enum NetError {
         /// The longest prefix that serves.
         limit: u8,
     },
+    /// The IPv6 pool leaves no room for the rest of an address.
+    #[error("the IPv6 pool {pool} is too small: a prefix of at most /{limit} is needed")]
+    Ipv6PoolTooSmall {
+        /// The pool.
+        pool: Ipv6Net,
+        /// The longest prefix that serves.
+        limit: u8,
+    },
+    /// The host reaches somebody else by the IPv6 pool's addresses.
+    #[error("the host routes {route}, which holds the IPv6 pool {pool}: name another pool")]
+    Ipv6PoolRouted {
+        /// The pool.
+        pool: Ipv6Net,
+        /// The route's destination.
+        route: IpNet,
+    },
+    /// The kernel was built or started without IPv6.
+    #[error(
+        "IPv6 is asked for, and this host's kernel has none (is ipv6.disable=1 on its command line?)"
+    )]
+    NoIpv6,
     /// The nft program did not take the table.
     #[error("nft failed: {message}")]
     Nft {

@@ -3,8 +3,7 @@
 use std::io;
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
-
+use crate::ipv6;
 use crate::namespace::set_sysctl;
 use crate::netlink::{ACK, APPEND, CREATE, Request, Socket};
 use crate::nft::{self, Rule};
@@ -32,9 +31,10 @@ const SERVICES: [(u8, u16, u16); 3] = [
     (IPPROTO_UDP, 53, DNS_LISTEN_PORT),
 ];
 
-/// Settings and links common to all. The calling thread is inside.
-pub(crate) fn prepare(fill: impl FnOnce(&mut Request)) -> io::Result<()> {
-    prepare_links(fill)?;
+/// Settings and links common to all, and whether there is IPv6. The calling
+/// thread is inside.
+pub(crate) fn prepare(with_ipv6: bool, fill: impl FnOnce(&mut Request)) -> io::Result<()> {
+    prepare_links(with_ipv6, fill)?;
     lead_services()
 }
 
@@ -44,15 +44,21 @@ pub(crate) fn lead_services() -> io::Result<()> {
 }
 
 /// Settings and links, without the services' rules.
-pub(crate) fn prepare_links(fill: impl FnOnce(&mut Request)) -> io::Result<()> {
+pub(crate) fn prepare_links(
+    with_ipv6: bool,
+    fill: impl FnOnce(&mut Request),
+) -> io::Result<()> {
     // The application may bind any port and may ping, with no capability.
     set_sysctl("ipv4/ip_unprivileged_port_start", "0")?;
     set_sysctl("ipv4/ping_group_range", "0 2147483647")?;
-    set_sysctl("ipv6/conf/all/disable_ipv6", "1")?;
+    if with_ipv6 {
+        ipv6::set_up_inside()?;
+    } else {
+        set_sysctl("ipv6/conf/all/disable_ipv6", "1")?;
+    }
     let mut request = Request::new();
     route::set_up(&mut request, route::LOOPBACK);
-    let service = Ipv4Net::from(SERVICE_ADDRESS);
-    route::add_address(&mut request, route::LOOPBACK, service);
+    route::add_address(&mut request, route::LOOPBACK, SERVICE_ADDRESS);
     fill(&mut request);
     Socket::route()?.execute(&request)
 }

@@ -5,7 +5,8 @@
 //! launcher; `dns`, behind the feature of that name, is the unprivileged
 //! half that runs in the server. Neither knows services or requests.
 //!
-//! Invariants: an instance without egress has no interface but loopback; a
+//! Invariants: an instance without egress has no interface but loopback, and
+//! one with egress has IPv6 only if the host's operator says so; a
 //! namespace is held by descriptors only, so that none outlives its owner;
 //! the calling thread always returns to its own namespace or the process
 //! ends.
@@ -17,9 +18,13 @@
 pub mod dns;
 mod egress;
 #[cfg(test)]
+mod egress6_tests;
+#[cfg(test)]
 mod egress_tests;
 mod error;
+mod forwarding6;
 mod inside;
+mod ipv6;
 mod namespace;
 mod netlink;
 mod network;

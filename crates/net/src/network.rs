@@ -51,7 +51,7 @@ impl Network {
     /// # Errors
     /// When the kernel refuses.
     pub fn of_machine() -> io::Result<Self> {
-        inside::prepare_links(|_| {})?;
+        inside::prepare_links(false, |_| {})?;
         Ok(Self::from_parts(NetworkState { egress: None }, current()?))
     }
 

@@ -3,13 +3,14 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use skiff_types::ServerId;
 use skiff_wire::launcher::PoolConfig;
 
 use crate::egress::{self, Egress, EgressPoolState};
 use crate::error::{NetError, Step};
+use crate::forwarding6;
 use crate::inside;
 use crate::namespace::{Visit, current};
 use crate::netlink::Socket;
@@ -28,8 +29,11 @@ pub struct NetOptions {
     pub pool: Ipv4Net,
     /// Where servers of a host claim their parts of the pool; the same for all.
     pub lock_folder: PathBuf,
+    /// Where instances' IPv6 addresses come from, at most a /96; without it
+    /// they have none. Servers of a host may share it.
+    pub ipv6_pool: Option<Ipv6Net>,
     /// Destinations that instances may reach although they are private.
-    pub allowed: Vec<Ipv4Net>,
+    pub allowed: Vec<IpNet>,
     /// The nft program.
     pub nft: PathBuf,
     /// Instances use the calling thread's own namespace, as it is, instead of
@@ -43,6 +47,7 @@ impl Default for NetOptions {
         Self {
             pool: Ipv4Net::new_assert(Ipv4Addr::new(100, 96, 0, 0), 16),
             lock_folder: PathBuf::from("/run/skiff-net"),
+            ipv6_pool: None,
             allowed: Vec::new(),
             nft: PathBuf::from("nft"),
             shared: false,
@@ -243,6 +248,7 @@ impl Networks {
         }
         report.claims = share::sweep(&self.options.lock_folder, self.server)?;
         uplink::stop_if_last(&self.options.lock_folder)?;
+        forwarding6::stop_if_last(&self.options.lock_folder)?;
         Ok(report)
     }
 
@@ -270,7 +276,7 @@ impl Networks {
     fn prepare(&self) -> Result<Network, NetError> {
         let (visit, namespace) = Visit::new_namespace(self.home.as_fd())
             .step("make a network namespace of", self.server)?;
-        inside::prepare(|_| {}).step("prepare a network namespace of", self.server)?;
+        inside::prepare(false, |_| {}).step("prepare a network namespace of", self.server)?;
         drop(visit);
         Ok(Network::from_parts(
             NetworkState { egress: None },

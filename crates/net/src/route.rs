@@ -1,10 +1,10 @@
 //! The handful of rtnetlink(7) messages that an instance's network needs.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::netlink::{ACK, CREATE, DUMP, EXCL, Request, Socket, attributes};
 
@@ -28,22 +28,29 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
 
 const IFF_UP: u32 = 1;
 const IFF_NOARP: u32 = 0x80;
 const IF_OPER_UP: u8 = 6;
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// Nobody else can have the address: the kernel need not ask.
+const IFA_F_NODAD: u8 = 2;
 const RT_TABLE_MAIN: u8 = 254;
+const RT_TABLE_LOCAL: u8 = 255;
 const RTPROT_STATIC: u8 = 4;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
 const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
 const RTMSG_LEN: usize = 12;
 const IFINFOMSG_LEN: usize = 16;
 
 /// The loopback interface's index in every namespace.
 pub(crate) const LOOPBACK: u32 = 1;
+/// Set in the group of every server's links, and kept away from the small
+/// numbers people choose.
+pub(crate) const GROUP_BIT: u32 = 1 << 30;
 
 /// A veth pair: one end here, the other in another namespace.
 #[derive(Debug)]
@@ -113,40 +120,66 @@ pub(crate) fn delete_group(request: &mut Request, group: u32) {
     });
 }
 
-/// Gives a link an address.
-pub(crate) fn add_address(request: &mut Request, index: u32, net: Ipv4Net) {
+/// Gives a link an address, alone in its network.
+pub(crate) fn add_address(request: &mut Request, index: u32, address: impl Into<IpAddr>) {
+    let net = IpNet::from(address.into());
     let mut fixed = [0; 8];
-    fixed[0] = AF_INET;
+    fixed[0] = family(net);
     fixed[1] = net.prefix_len();
+    fixed[2] = if net.addr().is_ipv6() { IFA_F_NODAD } else { 0 };
     fixed[4..8].copy_from_slice(&index.to_ne_bytes());
-    request.message(RTM_NEWADDR, ACK | CREATE | EXCL, &fixed, |address| {
-        address.attribute(IFA_LOCAL, &net.addr().octets());
-        address.attribute(IFA_ADDRESS, &net.addr().octets());
+    request.message(RTM_NEWADDR, ACK | CREATE | EXCL, &fixed, |message| {
+        let bytes = octets(net.addr());
+        message.attribute(IFA_LOCAL, &bytes);
+        message.attribute(IFA_ADDRESS, &bytes);
     });
 }
 
-/// Routes a prefix to a link, through a gateway if there is one.
-pub(crate) fn add_route(request: &mut Request, index: u32, to: Ipv4Net, gateway: Option<Ipv4Addr>) {
+/// Routes a prefix to a link, which must be up.
+pub(crate) fn add_route(request: &mut Request, index: u32, to: impl Into<IpNet>) {
+    route(request, index, to.into(), RT_TABLE_MAIN, RTN_UNICAST);
+}
+
+/// Has an IPv6 address heard at once. The kernel's own route to an address
+/// it was given comes a moment later, in the background, and what arrives
+/// until then is lost.
+pub(crate) fn add_local_route(request: &mut Request, index: u32, address: Ipv6Addr) {
+    let to = IpAddr::from(address).into();
+    route(request, index, to, RT_TABLE_LOCAL, RTN_LOCAL);
+}
+
+fn route(request: &mut Request, index: u32, to: IpNet, table: u8, kind: u8) {
     let mut fixed = [0; RTMSG_LEN];
-    fixed[0] = AF_INET;
+    fixed[0] = family(to);
     fixed[1] = to.prefix_len();
-    fixed[4] = RT_TABLE_MAIN;
+    fixed[4] = table;
     fixed[5] = RTPROT_STATIC;
-    fixed[6] = if gateway.is_some() {
-        RT_SCOPE_UNIVERSE
-    } else {
-        RT_SCOPE_LINK
+    // IPv6 knows one scope of routes.
+    fixed[6] = match to {
+        IpNet::V4(_) => RT_SCOPE_LINK,
+        IpNet::V6(_) => RT_SCOPE_UNIVERSE,
     };
-    fixed[7] = RTN_UNICAST;
+    fixed[7] = kind;
     request.message(RTM_NEWROUTE, ACK | CREATE | EXCL, &fixed, |route| {
         if to.prefix_len() > 0 {
-            route.attribute(RTA_DST, &to.network().octets());
-        }
-        if let Some(gateway) = gateway {
-            route.attribute(RTA_GATEWAY, &gateway.octets());
+            route.attribute(RTA_DST, &octets(to.network()));
         }
         route.attribute(RTA_OIF, &index.to_ne_bytes());
     });
+}
+
+fn family(net: IpNet) -> u8 {
+    match net {
+        IpNet::V4(_) => AF_INET,
+        IpNet::V6(_) => AF_INET6,
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 /// One interface.
@@ -200,42 +233,57 @@ fn read_link(payload: &[u8]) -> Option<Link> {
 /// One route of the main table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Route {
-    pub(crate) to: Ipv4Net,
+    pub(crate) to: IpNet,
     pub(crate) index: u32,
 }
 
-/// Every IPv4 route of the main table of the socket's namespace that has an
-/// interface.
+/// Every route of the main table of the socket's namespace that leads to one
+/// interface; not those that keep a network for more special ones
+/// (unreachable, blackhole, prohibit).
 pub(crate) fn routes(socket: &Socket) -> io::Result<Vec<Route>> {
-    let mut fixed = [0; RTMSG_LEN];
-    fixed[0] = AF_INET;
-    let mut request = Request::new();
-    request.message(RTM_GETROUTE, DUMP, &fixed, |_| {});
     let mut routes = Vec::new();
-    socket.dump(&request, |kind, payload| {
-        if kind == RTM_NEWROUTE {
-            routes.extend(read_route(payload));
-        }
-    })?;
+    for family in [AF_INET, AF_INET6] {
+        let mut fixed = [0; RTMSG_LEN];
+        fixed[0] = family;
+        let mut request = Request::new();
+        request.message(RTM_GETROUTE, DUMP, &fixed, |_| {});
+        socket.dump(&request, |kind, payload| {
+            if kind == RTM_NEWROUTE {
+                routes.extend(read_route(payload));
+            }
+        })?;
+    }
     Ok(routes)
 }
 
 fn read_route(payload: &[u8]) -> Option<Route> {
-    if payload.first() != Some(&AF_INET) || payload.get(4) != Some(&RT_TABLE_MAIN) {
+    let (family, prefix) = (*payload.first()?, *payload.get(1)?);
+    if payload.get(4) != Some(&RT_TABLE_MAIN) || payload.get(7) != Some(&RTN_UNICAST) {
         return None;
     }
-    let (mut to, mut index) = (Ipv4Addr::UNSPECIFIED, None);
+    let mut to = match family {
+        AF_INET => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        AF_INET6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let mut index = None;
     for (kind, value) in attributes(payload.get(RTMSG_LEN..)?) {
         match kind {
-            RTA_DST => to = Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?),
+            RTA_DST => to = read_address(value)?,
             RTA_OIF => index = read_u32(value),
             _ => {}
         }
     }
     Some(Route {
-        to: Ipv4Net::new(to, *payload.get(1)?).ok()?,
+        to: IpNet::new(to, prefix).ok()?,
         index: index?,
     })
+}
+
+fn read_address(bytes: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
 }
 
 fn read_u32(bytes: &[u8]) -> Option<u32> {

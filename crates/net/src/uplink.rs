@@ -1,4 +1,4 @@
-//! Forwarding on the interfaces that lead out of the host.
+//! IPv4 forwarding on the interfaces that lead out of the host.
 //!
 //! What was turned on here is noted in the lock folder, and turned off again
 //! when the host's last server is gone; unless forwarding has become the
@@ -8,20 +8,22 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
+use ipnet::IpNet;
+
 use crate::error::{NetError, Step};
 use crate::namespace::{get_sysctl, set_sysctl};
 use crate::netlink::Socket;
-use crate::route;
+use crate::route::{self, GROUP_BIT, Link, Route};
 use crate::share;
 
 /// The note: names of interfaces, one a line.
 pub(crate) const NOTE: &str = "forwarding";
 
-/// Lets answers in where default routes lead out; the host's other
-/// interfaces stay as they are.
-pub(crate) fn forward(folder: &Path, socket: &Socket) -> Result<(), NetError> {
+/// Lets answers in where default routes and those to what is `allowed` lead
+/// out; the host's other interfaces stay as they are.
+pub(crate) fn forward(folder: &Path, socket: &Socket, allowed: &[IpNet]) -> Result<(), NetError> {
     let _lock = share::lock(folder)?;
-    let uplinks = uplinks(socket).step("find the uplinks for", folder.display())?;
+    let uplinks = uplinks(socket, allowed).step("find the uplinks for", folder.display())?;
     let mut noted = read_note(folder);
     for link in uplinks {
         let name = sysctl(&link);
@@ -68,7 +70,7 @@ fn read_note(folder: &Path) -> BTreeSet<String> {
 }
 
 /// It becomes a part of a path.
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() < 16 && name != "." && name != ".." && !name.contains('/')
 }
 
@@ -77,17 +79,29 @@ fn write_note(folder: &Path, noted: &BTreeSet<String>) -> Result<(), NetError> {
     std::fs::write(folder.join(NOTE), text).step("write the note in", folder.display())
 }
 
-/// Names of the interfaces of default routes.
-fn uplinks(socket: &Socket) -> io::Result<BTreeSet<String>> {
+/// Names of the interfaces that lead out. Another server's instances are no
+/// way out, whatever is allowed.
+fn uplinks(socket: &Socket, allowed: &[IpNet]) -> io::Result<BTreeSet<String>> {
+    let leads_out = |route: &Route| {
+        let to = route.to;
+        to.addr().is_ipv4()
+            && (to.prefix_len() == 0 || allowed.iter().any(|net| overlaps(*net, to)))
+    };
     let routes = route::routes(socket)?;
-    let defaults: BTreeSet<u32> = routes
+    let indices: BTreeSet<u32> = routes
         .iter()
-        .filter(|route| route.to.prefix_len() == 0)
+        .filter(|route| leads_out(route))
         .map(|route| route.index)
         .collect();
     let links = route::links(socket)?.into_iter();
-    Ok(links
-        .filter(|link| defaults.contains(&link.index) && is_name(&link.name))
-        .map(|link| link.name)
-        .collect())
+    let is_uplink = |link: &Link| {
+        let ours = link.group & GROUP_BIT != 0;
+        indices.contains(&link.index) && !ours && is_name(&link.name)
+    };
+    Ok(links.filter(is_uplink).map(|link| link.name).collect())
+}
+
+/// Whether two networks have addresses in common.
+pub(crate) fn overlaps(one: IpNet, other: IpNet) -> bool {
+    one.contains(&other) || other.contains(&one)
 }
