@@ -21,7 +21,7 @@ const INTERNAL: [&str; 2] = ["skiff", "internal"];
 /// Zones about this machine and its network (RFC 6303, RFC 6761, RFC 6762,
 /// RFC 7686): what an upstream resolver would say of them is no instance's
 /// business.
-const LOCAL: [&str; 8] = [
+const LOCAL: [&str; 16] = [
     "local",
     "localhost",
     "invalid",
@@ -30,6 +30,15 @@ const LOCAL: [&str; 8] = [
     "10.in-addr.arpa",
     "168.192.in-addr.arpa",
     "254.169.in-addr.arpa",
+    // ::/8 with loopback and IPv4 in IPv6.
+    "0.0.ip6.arpa",
+    "c.f.ip6.arpa",
+    "d.f.ip6.arpa",
+    "8.e.f.ip6.arpa",
+    "9.e.f.ip6.arpa",
+    "a.e.f.ip6.arpa",
+    "b.e.f.ip6.arpa",
+    "8.b.d.0.1.0.0.2.ip6.arpa",
 ];
 
 /// How a query goes on.
@@ -319,6 +328,11 @@ mod tests {
             ("4.3.2.10.in-addr.arpa.", R::PTR, true, "NXDomain"),
             ("4.3.20.172.in-addr.arpa.", R::PTR, true, "NXDomain"),
             ("8.8.8.8.in-addr.arpa.", R::PTR, true, "forward"),
+            ("example.com.", R::AAAA, true, "forward"),
+            ("example.com.", R::AAAA, false, "NXDomain"),
+            ("1.0.0.c.e.0.0.0.d.f.ip6.arpa.", R::PTR, true, "NXDomain"),
+            ("1.0.8.e.f.ip6.arpa.", R::PTR, true, "NXDomain"),
+            ("1.0.0.0.0.2.ip6.arpa.", R::PTR, true, "forward"),
         ];
         for (name, kind, egress, expected) in cases {
             check(name, kind, egress, expected);
