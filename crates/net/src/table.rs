@@ -48,9 +48,10 @@ const DENIED: [&str; 15] = [
 ];
 
 /// What of it stays closed whatever is allowed: this host, this link with the
-/// metadata services, and everybody.
-const CLOSED: [&str; 5] = [
+/// metadata services, Alibaba's metadata service, and everybody.
+const CLOSED: [&str; 6] = [
     "0.0.0.0/8",
+    "100.100.100.200/32",
     "127.0.0.0/8",
     "169.254.0.0/16",
     "224.0.0.0/4",
