@@ -317,6 +317,11 @@ mod tests {
             "127.0.0.1:1, 127.0.0.1:2".to_owned(),
         )];
         assert_eq!(load(None, [], &flag).unwrap().gateway.listen.len(), 2);
+        let flag = [(
+            "network.allow".to_owned(),
+            "10.1.0.0/16,fd01::/16".to_owned(),
+        )];
+        assert_eq!(load(None, [], &flag).unwrap().network.allow.len(), 2);
     }
 
     #[test]
@@ -338,6 +343,30 @@ mod tests {
             (
                 "[network]\npool = '10.0.0.1/16'\n",
                 "FILE, line 2, network.pool: ",
+            ),
+            (
+                "[network]\nipv6_pool = 'fe80::/64'\n",
+                "FILE, line 2, network.ipv6_pool: fe80::/64 is not a network",
+            ),
+            (
+                "[network]\nipv6_pool = 'fd00::1/64'\n",
+                "FILE, line 2, network.ipv6_pool: fd00::1/64 is not a network",
+            ),
+            (
+                "[network]\nipv6 = true\nipv6_pool = 'fd00::/97'\n",
+                "FILE, line 3, network.ipv6_pool: fd00::/97 is not a network",
+            ),
+            (
+                "[network]\nipv6_pool = '10.0.0.0/16'\n",
+                "FILE, line 2, network.ipv6_pool: ",
+            ),
+            (
+                "[network]\nallow = ['10.0.0.0/33']\n",
+                "FILE, line 2, network.allow: ",
+            ),
+            (
+                "[network]\nallow = ['::/0']\n",
+                "FILE, line 2, network.allow: ::/0 is everything",
             ),
             (
                 "[api]\nlisten = '0.0.0.0:1'\n",

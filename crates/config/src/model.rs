@@ -1,4 +1,4 @@
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -103,6 +103,12 @@ pub struct Network {
     /// Addresses of instances with egress; every server on the host takes
     /// a part of its own.
     pub pool: IpNet,
+    /// Whether instances with egress have IPv6, too.
+    pub ipv6: bool,
+    /// Their IPv6 addresses: these first bits, and their IPv4 address.
+    pub ipv6_pool: ipnet::Ipv6Net,
+    /// Private networks that instances with egress may reach all the same.
+    pub allow: Vec<ipnet::IpNet>,
     /// Whom the DNS forwarder asks; empty is what the host asks.
     pub dns: Vec<IpAddr>,
 }
@@ -161,6 +167,15 @@ pub enum LogFormat {
     /// One JSON object a line.
     Json,
 }
+
+/// A unique local network (RFC 4193) of nobody else's; it never leaves the
+/// host.
+const IPV6_POOL: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6b69, 0x6666, 0, 0, 0, 0, 0);
+/// Networks that addresses for instances may be of: unique local and global.
+const IPV6_RANGES: [(Ipv6Addr, u8); 2] = [
+    (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
+    (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3),
+];
 
 /// An IPv4 network in prefix notation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -257,6 +272,9 @@ impl Default for Network {
                 address: Ipv4Addr::new(100, 96, 0, 0),
                 prefix: 16,
             },
+            ipv6: false,
+            ipv6_pool: ipnet::Ipv6Net::new_assert(IPV6_POOL, 48),
+            allow: Vec::new(),
             dns: Vec::new(),
         }
     }
@@ -349,6 +367,7 @@ impl Config {
                 "is 0: at least 1 is expected".to_owned(),
             ));
         }
+        self.network.check()?;
         let p = &self.meter.prices;
         for (key, price) in [
             ("meter.prices.million_requests", p.million_requests),
@@ -359,6 +378,29 @@ impl Config {
             if !price.is_finite() || price < 0.0 {
                 return Err((key, format!("is {price}: a price of 0 or more is expected")));
             }
+        }
+        Ok(())
+    }
+}
+
+impl Network {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let pool = self.ipv6_pool;
+        let (address, prefix) = (pool.addr(), pool.prefix_len());
+        let ranges = IPV6_RANGES.map(|(range, prefix)| ipnet::Ipv6Net::new_assert(range, prefix));
+        if !(32..=96).contains(&prefix)
+            || pool.network() != address
+            || !ranges.iter().any(|range| range.contains(&address))
+        {
+            let message = format!(
+                "{pool} is not a network for instances: a unique local (fc00::/7) or global (2000::/3) ADDRESS/PREFIX with a prefix of 32 to 96 is expected"
+            );
+            return Err(("network.ipv6_pool", message));
+        }
+        let everything = |net: &&ipnet::IpNet| net.prefix_len() == 0;
+        if let Some(net) = self.allow.iter().find(everything) {
+            let message = format!("{net} is everything: networks are expected");
+            return Err(("network.allow", message));
         }
         Ok(())
     }

@@ -483,6 +483,12 @@ pub struct Launcher {
     /// Addresses of instances with egress
     #[arg(long)]
     pub pool: Option<String>,
+    /// Their IPv6 addresses; without it they have none
+    #[arg(long)]
+    pub ipv6_pool: Option<String>,
+    /// A private network that instances with egress may reach all the same
+    #[arg(long)]
+    pub allow: Vec<String>,
     /// End when this process, which started it, ends
     #[arg(long)]
     pub ends_with: Option<i32>,

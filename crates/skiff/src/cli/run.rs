@@ -76,12 +76,12 @@ pub fn prepare(args: Run) -> anyhow::Result<Prepared> {
         None => super::images::credentials(&args.image)?,
     };
     let run_dir = home::folder(&args.run_dir.join(format!("run-{server}")), &user, 0o711)?;
-    let pool = String::from(Config::default().network.pool);
+    let config = Config::default();
     launcher::ensure(&launcher::Wanted {
         server,
         run_dir: &run_dir,
         user: &user,
-        pool: &pool,
+        network: &config.network,
         disk_dir: None,
         ends_with_us: true,
     })?;

@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::Pid;
 use skiff_base::{Clock as _, SystemClock, chain, process};
+use skiff_config::Network;
 use skiff_sandbox::{Exits, LauncherClient};
 use skiff_types::ServerId;
 
@@ -31,8 +32,8 @@ pub struct Wanted<'a> {
     pub run_dir: &'a Path,
     /// Who may connect.
     pub user: &'a User,
-    /// Addresses of instances with egress.
-    pub pool: &'a str,
+    /// Of instances with egress.
+    pub network: &'a Network,
     /// Where writable layers on disk are made.
     pub disk_dir: Option<&'a Path>,
     /// It ends with this process, instead of serving the next one.
@@ -47,6 +48,11 @@ pub struct Wanted<'a> {
 pub fn ensure(wanted: &Wanted<'_>) -> anyhow::Result<()> {
     let path = socket(wanted.run_dir);
     if let Some(pid) = answers(&path) {
+        if network_args_of(pid).is_some_and(|told| told != network_args(wanted.network)) {
+            tracing::warn!(
+                "the launcher keeps the network settings that it was started with: end it by `skiff server --stop-all`, and start again"
+            );
+        }
         return refresh(wanted, pid);
     }
     if !rustix::process::geteuid().is_root() {
@@ -70,7 +76,7 @@ pub fn ensure(wanted: &Wanted<'_>) -> anyhow::Result<()> {
         .arg("--run-dir")
         .arg(wanted.run_dir)
         .args(["--uid", &wanted.user.uid.as_raw().to_string()])
-        .args(["--pool", wanted.pool])
+        .args(network_args(wanted.network))
         .args(
             wanted
                 .disk_dir
@@ -114,6 +120,39 @@ pub fn ensure(wanted: &Wanted<'_>) -> anyhow::Result<()> {
         START_TIMEOUT.as_secs(),
         last_line(&log)
     )
+}
+
+const POOL: &str = "--pool";
+const IPV6_POOL: &str = "--ipv6-pool";
+const ALLOW: &str = "--allow";
+
+/// A flag and its value in turn.
+fn network_args(network: &Network) -> Vec<String> {
+    let mut args = vec![POOL.to_owned(), network.pool.into()];
+    if network.ipv6 {
+        args.extend([IPV6_POOL.to_owned(), network.ipv6_pool.to_string()]);
+    }
+    for net in &network.allow {
+        args.extend([ALLOW.to_owned(), net.to_string()]);
+    }
+    args
+}
+
+/// Those that a launcher was started with, unless it has gone meanwhile.
+fn network_args_of(pid: Pid) -> Option<Vec<String>> {
+    let line = std::fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_pid())).ok()?;
+    Some(network_args_in(&line))
+}
+
+/// Those in a process's arguments, each of which ends in a zero byte.
+fn network_args_in(line: &str) -> Vec<String> {
+    let words: Vec<&str> = line.split_terminator('\0').collect();
+    words
+        .windows(2)
+        .filter(|pair| [POOL, IPV6_POOL, ALLOW].contains(&pair[0]))
+        .flatten()
+        .map(|word| (*word).to_owned())
+        .collect()
 }
 
 fn last_line(log: &Path) -> String {
@@ -203,8 +242,49 @@ pub fn main(args: &crate::cli::args::Launcher) -> anyhow::Result<()> {
             .parse()
             .with_context(|| format!("--pool {pool} is no IPv4 network"))?;
     }
+    if let Some(pool) = &args.ipv6_pool {
+        let pool = pool
+            .parse()
+            .with_context(|| format!("{IPV6_POOL} {pool} is no IPv6 network"))?;
+        options.network.ipv6_pool = Some(pool);
+    }
+    for net in &args.allow {
+        let net = net
+            .parse()
+            .with_context(|| format!("{ALLOW} {net} is no network"))?;
+        options.network.allowed.push(net);
+    }
     options.ends_with = args.ends_with;
     options.resume = args.resume;
     skiff_jail::launcher_main(options)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_settings_are_told_and_read_back() {
+        let settings = [
+            Network::default(),
+            Network {
+                ipv6: true,
+                allow: vec!["10.1.0.0/16".parse().unwrap(), "fd01::/16".parse().unwrap()],
+                ..Network::default()
+            },
+        ];
+        let args = settings.each_ref().map(network_args);
+        assert_eq!(args[0], ["--pool", "100.96.0.0/16"]);
+        assert_ne!(args[0], args[1]);
+        for args in args {
+            let line = ["launcher", "--uid", "7"]
+                .into_iter()
+                .chain(args.iter().map(String::as_str))
+                .chain(["--resume", "9"]);
+            let line: String = line.map(|word| format!("{word}\0")).collect();
+            assert_eq!(network_args_in(&line), args);
+        }
+        assert_eq!(network_args_in(""), [""; 0]);
+    }
 }

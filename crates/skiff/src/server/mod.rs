@@ -96,12 +96,11 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
         Some(doors) => doors,
         None => Doors::open(&config, &home, threads)?,
     };
-    let pool = String::from(config.network.pool);
     launcher::ensure(&launcher::Wanted {
         server: home.server,
         run_dir: &home.run_dir,
         user: &home.user,
-        pool: &pool,
+        network: &config.network,
         disk_dir: Some(&home.data_dir),
         ends_with_us: false,
     })?;
