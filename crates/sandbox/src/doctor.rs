@@ -68,6 +68,15 @@ pub fn host_checks() -> Vec<Check> {
             program("nft", &std::env::var("PATH").unwrap_or_default()),
             "install the package nftables",
         ),
+        // Nothing needs it that is not configured.
+        Check::new(
+            "ipv6",
+            Ok(ipv6(
+                &read("/proc/net/if_inet6"),
+                &read("/proc/net/ipv6_route"),
+            )),
+            "",
+        ),
     ]
 }
 
@@ -157,6 +166,35 @@ fn program(name: &str, path: &str) -> Result<String, String> {
         .ok_or_else(|| format!("`{name}` is not on the path"))
 }
 
+/// Which interface IPv6 leads out by, from the kernel's lists of addresses and
+/// of routes.
+fn ipv6(addresses: &str, routes: &str) -> String {
+    let global = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        matches!(words[..], [_, _, _, "00", _, _])
+    };
+    let default = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            [to, "00", .., link] if link != "lo" && to.bytes().all(|b| b == b'0') => {
+                Some(link.to_owned())
+            }
+            _ => None,
+        }
+    };
+    let lacks = if addresses.is_empty() {
+        "not in the kernel, or switched off"
+    } else if !addresses.lines().any(global) {
+        "this host has no address that is more than its link's"
+    } else {
+        match routes.lines().find_map(default) {
+            Some(link) => return format!("leads out by {link}"),
+            None => "no default route",
+        }
+    };
+    format!("{lacks}: leave network.ipv6 off")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +238,31 @@ mod tests {
     }
 
     #[test]
+    fn a_host_without_ipv6_is_told_from_one_with() {
+        let none = "0".repeat(32);
+        let loopback = format!("{:0>32} 01 80 10 80       lo\n", 1);
+        let link = "fe8000000000000000fc00fffe000001 04 40 20 80     eth0\n";
+        let global = "20010db8000000000000000000000002 04 40 00 80     eth0\n";
+        let rest = format!("{none} 00 {none} ffffffff 00000001 00000000 00200200");
+        let no_route = format!("{none} 00 {rest}       lo\n");
+        let route = format!("{no_route}{none} 00 {rest}     eth0\n");
+        let cases = [
+            ("", "", "not in the kernel"),
+            (&*format!("{loopback}{link}"), &*route, "this host has no"),
+            (
+                &*format!("{loopback}{global}"),
+                &*no_route,
+                "no default route",
+            ),
+            (&*format!("{link}{global}"), &*route, "leads out by eth0"),
+        ];
+        for (addresses, routes, expected) in cases {
+            let told = ipv6(addresses, routes);
+            assert!(told.starts_with(expected), "{told}");
+        }
+    }
+
+    #[test]
     fn a_failed_check_says_what_to_do_and_a_good_one_does_not() {
         let bad = Check::new("user namespaces", user_namespaces("0\n"), "do this");
         assert_eq!((bad.ok, bad.remedy.as_str()), (false, "do this"));
@@ -207,6 +270,8 @@ mod tests {
         assert_eq!((good.ok, good.remedy.as_str()), (true, ""));
         assert!(program("no-such-program", "/usr/bin").is_err());
         assert!(program("sh", "/usr/bin:/bin").is_ok());
-        assert_eq!(host_checks().len(), 6);
+        let checks = host_checks();
+        assert_eq!(checks.len(), 7);
+        assert!(checks.iter().any(|check| check.name == "ipv6" && check.ok));
     }
 }
