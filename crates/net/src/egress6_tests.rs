@@ -3,7 +3,7 @@
 use std::net::{
     IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket,
 };
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use rustix::net::{
@@ -14,7 +14,7 @@ use skiff_wire::launcher::PoolConfig;
 
 use crate::egress_tests::{
     CLOSED6, DOUBT, DOWN, HOST6, PATIENCE, PORT6, PUBLIC, PUBLIC6, World, add_address6,
-    assert_refused, connect, in_a_world, index_of, server, settle, wait_operational, within,
+    assert_refused, connect, in_a_world, index_of, server, settle, time, wait_operational, within,
 };
 use crate::namespace::{Visit, current, get_sysctl, set_sysctl};
 use crate::netlink::{Request, Socket};
@@ -435,6 +435,7 @@ fn a_flip_that_was_interrupted_is_completed() {
             std::fs::write(folder.join(forwarding6::NOTE), noted).unwrap();
             set_sysctl("ipv6/conf/up0/accept_ra", accept_ra).unwrap();
             set_sysctl("ipv6/conf/all/forwarding", all).unwrap();
+            assert!(forwarding6::is_ours(&folder).unwrap());
             forwarding6::turn_on(&folder).unwrap();
             assert!(forwards6());
             assert_eq!(settings6(), before);
@@ -496,6 +497,52 @@ fn the_host_does_not_become_a_router_for_others() {
         let mut buffer = [0; 16];
         let len = sink.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..len], b"ours");
+    });
+}
+
+/// Runs ip(8) where this thread is.
+fn ip(args: &str) {
+    let done = skiff_base::process::command("ip")
+        .args(args.split(' '))
+        .stderr(std::process::Stdio::piped())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "ip {args}: {said}");
+}
+
+/// A machine at a port of the host's bridge.
+fn add_to_bridge(name: &str, address: Ipv6Addr) -> OwnedFd {
+    let host = current().unwrap();
+    let (visit, machine) = Visit::new_namespace(host.as_fd()).unwrap();
+    let (pid, fd) = (std::process::id(), host.as_raw_fd());
+    ip(&format!(
+        "link add eth0 type veth peer name {name} netns /proc/{pid}/fd/{fd}"
+    ));
+    ip(&format!("addr add {address}/64 dev eth0 nodad"));
+    ip("link set eth0 up");
+    drop(visit);
+    ip(&format!("link set {name} master br0 up"));
+    machine
+}
+
+#[test]
+fn a_bridge_of_the_hosts_passes_what_it_passed() {
+    in_a_world(|world| {
+        ip("link add br0 type bridge");
+        ip("link set br0 up");
+        let far = Ipv6Addr::new(0xfd05, 0, 0, 0, 0, 0, 0, 2);
+        let one = add_to_bridge("port1", Ipv6Addr::new(0xfd05, 0, 0, 0, 0, 0, 0, 1));
+        let two = add_to_bridge("port2", far);
+        let _network = networks(world, 1).take(true).unwrap();
+        // Whether what is bridged is filtered as what is forwarded is.
+        set_sysctl("bridge/bridge-nf-call-ip6tables", "1").unwrap();
+        let listener = within(&two, || {
+            TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT6)).unwrap()
+        });
+        let to = SocketAddr::from((far, PORT6));
+        within(&one, || TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
+        listener.accept().unwrap();
     });
 }
 
@@ -637,4 +684,9 @@ fn the_first_packets_of_a_fresh_network_are_not_lost() {
             networks.release(network).unwrap();
         }
     });
+}
+
+#[test]
+fn preparing_taking_and_releasing_is_timed() {
+    in_a_world(|world| time("egress with IPv6", networks(world, 1)));
 }

@@ -529,39 +529,41 @@ fn the_first_packets_of_a_fresh_network_are_not_lost() {
 
 #[test]
 fn preparing_taking_and_releasing_is_timed() {
-    in_a_world(|world| {
-        let mut networks = world.networks(1);
-        let start = SystemClock.now();
-        let first = networks.take(true).unwrap();
-        let opened = SystemClock.now();
-        networks.configure(PoolConfig {
-            networks: 0,
-            egress_networks: 50,
-        });
-        while networks.refill_one().unwrap() {}
-        let refilled = SystemClock.now();
-        let taken: Vec<_> = (0..50).map(|_| networks.take(true).unwrap()).collect();
-        let taken_at = SystemClock.now();
-        for network in taken {
-            networks.release(network).unwrap();
-        }
-        let released = SystemClock.now();
-        networks.configure(PoolConfig {
-            networks: 0,
-            egress_networks: 0,
-        });
-        settle(&mut networks);
-        let settled = SystemClock.now();
-        networks.release(first).unwrap();
-        networks.close().unwrap();
-        println!(
-            "egress: first {:?}, refill {:?} each, take {:?} each, release {:?} each, settled in {:?}, close {:?}",
-            opened.since(start),
-            refilled.since(opened) / 50,
-            taken_at.since(refilled) / 50,
-            released.since(taken_at) / 50,
-            settled.since(released),
-            SystemClock.now().since(settled),
-        );
+    in_a_world(|world| time("egress", world.networks(1)));
+}
+
+/// Prints what a network costs.
+pub(crate) fn time(what: &str, mut networks: Networks) {
+    let start = SystemClock.now();
+    let first = networks.take(true).unwrap();
+    let opened = SystemClock.now();
+    networks.configure(PoolConfig {
+        networks: 0,
+        egress_networks: 50,
     });
+    while networks.refill_one().unwrap() {}
+    let refilled = SystemClock.now();
+    let taken: Vec<_> = (0..50).map(|_| networks.take(true).unwrap()).collect();
+    let taken_at = SystemClock.now();
+    for network in taken {
+        networks.release(network).unwrap();
+    }
+    let released = SystemClock.now();
+    networks.configure(PoolConfig {
+        networks: 0,
+        egress_networks: 0,
+    });
+    settle(&mut networks);
+    let settled = SystemClock.now();
+    networks.release(first).unwrap();
+    networks.close().unwrap();
+    println!(
+        "{what}: first {:?}, refill {:?} each, take {:?} each, release {:?} each, settled in {:?}, close {:?}",
+        opened.since(start),
+        refilled.since(opened) / 50,
+        taken_at.since(refilled) / 50,
+        released.since(taken_at) / 50,
+        settled.since(released),
+        SystemClock.now().since(settled),
+    );
 }

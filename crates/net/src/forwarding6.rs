@@ -40,8 +40,13 @@ type Links = BTreeMap<String, Was>;
 /// Whether the host forwards for instances' sake only, now or once
 /// [`turn_on`] has done its work.
 pub(crate) fn is_ours(folder: &Path) -> Result<bool, NetError> {
-    let noted = read_note(folder)?.is_some();
-    Ok(!is_on()? || noted && !is_anothers()?)
+    if !is_on()? {
+        return Ok(true);
+    }
+    match read_note(folder)? {
+        None => Ok(false),
+        Some(pending) => Ok(!pending.is_empty() || !is_anothers()?),
+    }
 }
 
 /// Turns it on unless it is.

@@ -88,6 +88,13 @@ const CLOSED6: [&str; 8] = [
     "fd00:42::/32",
 ];
 
+/// Drops what the host would forward for anybody but instances, of whichever
+/// server. What a bridge passes from port to port comes by here, too, as if it
+/// were forwarded (br_netfilter), and is left alone.
+const GUARD: &str = r#"
+    meta nfproto ipv6 meta iifkind "bridge" meta oifkind "bridge" accept
+    meta nfproto ipv6 iifname != "sk*" oifname != "sk*" drop"#;
+
 /// Connections of either family an instance may have at a time: the host's
 /// connection table is one for all.
 pub(crate) const CONNECTIONS_MAX: u32 = 4096;
@@ -163,9 +170,7 @@ impl Table<'_> {
         let arriving = each(&|family| family.jump("oifname", prefix, "arriving"));
         let masquerade = each(&|family| family.masquerade(prefix));
         let guard = match &self.ipv6 {
-            Some(Ipv6Table { guard: true, .. }) => {
-                r#"meta nfproto ipv6 iifname != "sk*" oifname != "sk*" drop"#
-            }
+            Some(Ipv6Table { guard: true, .. }) => GUARD,
             _ => "",
         };
         format!(
