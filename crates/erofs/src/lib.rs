@@ -20,7 +20,8 @@
 //! - The same tar makes the same bytes.
 //!
 //! Entry points: [`write_layer`] makes an image, [`check_superblock`] looks
-//! cheaply whether a stored file is one.
+//! cheaply whether a stored file is one. [`TarFiles`] reads a tar that is no
+//! layer as strictly.
 
 mod build;
 mod capture;
@@ -44,3 +45,4 @@ pub use options::{
     LayerReport, MAX_CAPTURED_BYTES, MAX_IMPLIED_REPORTED,
 };
 pub use superblock::{ImageError, ImageInfo, check_superblock};
+pub use tar::{TarFile, TarFiles};
