@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Unpacks the kernel that a package of Debian's depends on. Nothing is
-# installed. Prints its folder, which has boot/vmlinuz-VERSION and
-# lib/modules/VERSION, and the version.
+# installed. Prints its folder, which has boot/vmlinuz-VERSION,
+# lib/modules/VERSION and the package itself as package.deb, and the version.
 #
 #   package.sh linux-image-amd64
 #
@@ -31,15 +31,19 @@ mkdir -p "$cache"
 # One maker at a time: who comes later finds it done.
 exec 9>"$cache/package.lock"
 flock 9
-if [ ! -e "$out/done" ]; then
+if [ ! -e "$out/package.deb" ]; then
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
-  say "unpacking $package (once)"
+  say "fetching $package (once)"
   # apt's sandbox user may not write into a private folder.
   (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$package" >&2)
   echo "$hash  $(echo "$work/$package"_*.deb)" | sha256sum --quiet --check >&2
-  rm -rf "$out"
-  dpkg -x "$work/$package"_*.deb "$out"
+  mkdir -p "$out"
+  mv "$work/$package"_*.deb "$out/package.deb"
+fi
+if [ ! -e "$out/done" ]; then
+  say "unpacking $package (once)"
+  dpkg -x "$out/package.deb" "$out"
   [ -d "$out/lib/modules/$version" ] || ln -s usr/lib "$out/lib"
   depmod -b "$out" "$version"
   touch "$out/done"

@@ -24,6 +24,8 @@ pub use unpack::UnpackError;
 /// The largest kernel file.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
 
+const ELF_MAGIC: &[u8; 4] = b"\x7fELF";
+
 /// Why there is no kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -90,7 +92,7 @@ pub fn from_file(mut file: File, path: &Path, cache: Option<&Cache>) -> Result<F
     };
     let mut magic = [0; 4];
     file.read_exact(&mut magic).map_err(read)?;
-    if &magic == b"\x7fELF" {
+    if &magic == ELF_MAGIC {
         return Ok(file);
     }
     let mut image = magic.to_vec();
@@ -102,22 +104,34 @@ pub fn from_file(mut file: File, path: &Path, cache: Option<&Cache>) -> Result<F
             path: path.to_owned(),
         });
     }
-    let parsed = BzImage::parse(&image).map_err(|source| KernelError::Header {
-        path: path.to_owned(),
-        source,
-    })?;
-    let unpack = |target: &mut dyn Write| {
-        unpack::unpack(&parsed, target).map_err(|source| KernelError::Unpack {
-            path: path.to_owned(),
-            source,
-        })
-    };
     match cache {
-        Some(cache) => cache.get(&image, unpack),
+        Some(cache) => cache.get(&image, |target| unpack(path, &image, target)),
         None => {
             let mut file = cache::in_memory()?;
-            unpack(&mut file)?;
+            unpack(path, &image, &mut file)?;
             Ok(file)
         }
     }
+}
+
+/// Unpacks an image to its ELF file; one that is an ELF file is copied.
+/// `path` is what errors call it.
+///
+/// # Errors
+/// When it is neither, or cannot be unpacked or written.
+pub fn unpack(path: &Path, image: &[u8], target: &mut dyn Write) -> Result<(), KernelError> {
+    let failed = |source| KernelError::Unpack {
+        path: path.to_owned(),
+        source,
+    };
+    if image.starts_with(ELF_MAGIC) {
+        return target
+            .write_all(image)
+            .map_err(|source| failed(UnpackError::Write(source)));
+    }
+    let parsed = BzImage::parse(image).map_err(|source| KernelError::Header {
+        path: path.to_owned(),
+        source,
+    })?;
+    unpack::unpack(&parsed, target).map_err(failed)
 }
