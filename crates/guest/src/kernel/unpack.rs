@@ -7,10 +7,10 @@ use super::bzimage::BzImage;
 
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const LZ4_LEGACY: &[u8] = &[0x02, 0x21, 0x4c, 0x18];
+const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// What kernels can be packed with besides.
-const OTHERS: [(&[u8], &str); 4] = [
-    (&[0xfd, b'7', b'z', b'X', b'Z'], "xz"),
+const OTHERS: [(&[u8], &str); 3] = [
     (b"BZh", "bzip2"),
     (&[0x5d, 0, 0], "lzma"),
     (&[0x89, b'L', b'Z', b'O'], "lzo"),
@@ -21,6 +21,8 @@ const LZ4_BLOCK: usize = 8 << 20;
 /// The furthest that zstd may look back: 2^27 bytes, what the kernel's build
 /// uses at most.
 const ZSTD_WINDOW_LOG: u32 = 27;
+/// The most that unpacking xz may hold: the kernel's build looks back 128 MiB.
+const XZ_MEMORY_KIB: u32 = 160 << 10;
 /// How much is moved at once.
 const PIECE: usize = 64 << 10;
 
@@ -28,7 +30,7 @@ const PIECE: usize = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
     /// Another way of packing.
-    #[error("it is packed with {0}; gzip, LZ4 and zstd can be unpacked")]
+    #[error("it is packed with {0}; gzip, LZ4, xz and zstd can be unpacked")]
     Method(&'static str),
     /// It is not what its first bytes say.
     #[error("its {method} stream is broken")]
@@ -72,6 +74,9 @@ pub(super) fn unpack(image: &BzImage<'_>, target: &mut dyn Write) -> Result<(), 
         });
         let stream = stream.map_err(broken("zstd"))?;
         copy(stream, "zstd", &mut sink)?;
+    } else if packed.starts_with(XZ) {
+        let stream = lzma_rust2::XzReader::new_mem_limit(packed, false, XZ_MEMORY_KIB);
+        copy(stream, "xz", &mut sink)?;
     } else if packed.starts_with(GZIP) {
         // Its own end has the last four bytes.
         copy(
@@ -196,6 +201,15 @@ mod tests {
         zstd::encode_all(content, 1).unwrap()
     }
 
+    /// As `scripts/xz_wrap.sh` of the kernel's build does.
+    fn pack_xz(content: &[u8]) -> Vec<u8> {
+        let mut options = lzma_rust2::XzOptions::with_preset(1);
+        options.prepend_pre_filter(lzma_rust2::filter::FilterType::BcjX86, 0);
+        let mut packed = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+        packed.write_all(content).unwrap();
+        packed.finish().unwrap()
+    }
+
     fn unpacked(packed: &[u8], said: usize) -> Result<Vec<u8>, UnpackError> {
         let image = image(packed, said);
         let parsed = BzImage::parse(&image).unwrap();
@@ -206,7 +220,8 @@ mod tests {
     #[test]
     fn each_way_of_packing_is_unpacked() {
         let content = content();
-        for packed in [pack_lz4(&content), pack_gzip(&content), pack_zstd(&content)] {
+        for pack in [pack_lz4, pack_gzip, pack_xz, pack_zstd] {
+            let packed = pack(&content);
             assert_eq!(unpacked(&packed, content.len()).unwrap(), content);
         }
     }
@@ -222,7 +237,8 @@ mod tests {
     fn another_length_than_the_header_says_is_refused() {
         let content = content();
         // A gzip stream's own length would be wrong as well.
-        for packed in [pack_lz4(&content), pack_zstd(&content)] {
+        for pack in [pack_lz4, pack_xz, pack_zstd] {
+            let packed = pack(&content);
             for said in [0, content.len() - 1, content.len() + 1] {
                 let error = unpacked(&packed, said).unwrap_err();
                 assert!(matches!(error, UnpackError::Length { .. }), "{error}");
@@ -242,7 +258,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_change_of_a_stream_panics_or_grows(
-            way in 0..3,
+            way in 0..4,
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
             cut in any::<prop::sample::Index>(),
         ) {
@@ -250,6 +266,7 @@ mod tests {
             let mut packed = match way {
                 0 => pack_lz4(content),
                 1 => pack_gzip(content),
+                2 => pack_xz(content),
                 _ => pack_zstd(content),
             };
             for (at, value) in changes {
