@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Images, state, ledger and logs.
+    /// Images, kernels, state, ledger and logs.
     pub data_dir: PathBuf,
     /// Sockets and locks; gone after a reboot.
     pub run_dir: PathBuf,

@@ -21,7 +21,7 @@ pub enum ExamineError {
     )]
     NoKernel,
     /// There is none of this release in what was given.
-    #[error("there is no kernel {release} in it, but {}", or_none(.others))]
+    #[error("there is no kernel {release} in it{}", but(.others))]
     NotThisKernel {
         /// What was wanted.
         release: String,
@@ -109,11 +109,11 @@ fn listed(lacks: &[Lack]) -> String {
     lacks.join("; ")
 }
 
-fn or_none(releases: &[String]) -> String {
-    if releases.is_empty() {
-        return "none at all".to_owned();
+fn but(others: &[String]) -> String {
+    if others.is_empty() {
+        return String::new();
     }
-    releases.join(", ")
+    format!(", but {}", others.join(", "))
 }
 
 /// A kernel that can be a guest's, with the modules that it loads.

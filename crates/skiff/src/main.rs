@@ -37,7 +37,8 @@ fn execute(cli: Cli) -> anyhow::Result<u8> {
             let prepared = cli::run::prepare(args)?;
             runtime()?.block_on(prepared.execute())
         }
-        Command::Doctor(_) => cli::doctor::execute(cli.global.output).map(|()| 0),
+        Command::Kernel(command) => cli::kernels::execute(command, cli.global.output).map(|()| 0),
+        Command::Doctor(args) => cli::doctor::execute(&args, cli.global.output).map(|()| 0),
         _ => runtime()?.block_on(cli::execute(cli)).map(|()| 0),
     }
 }

@@ -19,7 +19,7 @@ fn every_command_explains_itself() {
     let help = run(SKIFF, ["--help"]).ok();
     for command in [
         "run", "deploy", "apply", "ls", "describe", "traffic", "rollback", "scale", "rm", "logs",
-        "trace", "usage", "image", "project", "secret", "token", "doctor", "server",
+        "trace", "usage", "image", "kernel", "project", "secret", "token", "doctor", "server",
     ] {
         assert!(
             help.contains(&format!("\n  {command} ")),

@@ -138,6 +138,14 @@ impl Kernels {
         })
     }
 
+    /// A folder of kernels as it is, without making or sweeping it.
+    #[must_use]
+    pub fn at(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+        }
+    }
+
     /// Installs a kernel of what was given. One that is there already is
     /// verified, and not written again.
     ///
@@ -169,7 +177,8 @@ impl Kernels {
         self.get(&manifest.hash)
     }
 
-    /// All that is installed, the oldest first.
+    /// All that is installed, the oldest first. A folder that is not there has
+    /// none.
     ///
     /// # Errors
     /// When the folder or a manifest cannot be read.
@@ -223,6 +232,7 @@ impl Kernels {
     /// # Errors
     /// When there is no such kernel, or the choice cannot be kept.
     pub fn make_default(&self, name: &str) -> Result<InstalledKernel, StoreError> {
+        self.get(name)?;
         let _lock = Lock::take(&self.folder)?;
         let kernel = self.get(name)?;
         self.set_default(&kernel.hash)?;
@@ -234,6 +244,7 @@ impl Kernels {
     /// # Errors
     /// When there is no such kernel, or it is the default and not the last.
     pub fn remove(&self, name: &str) -> Result<InstalledKernel, StoreError> {
+        self.get(name)?;
         let _lock = Lock::take(&self.folder)?;
         let kernel = self.get(name)?;
         if kernel.default {
@@ -299,7 +310,11 @@ impl Kernels {
     fn manifests(&self) -> Result<Vec<Manifest>, StoreError> {
         let failed = StoreError::file("read", &self.folder);
         let mut manifests = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(&failed)? {
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(manifests),
+            entries => entries.map_err(&failed)?,
+        };
+        for entry in entries {
             let entry = entry.map_err(&failed)?;
             let name = entry.file_name();
             if name.to_str().is_some_and(is_hash) {

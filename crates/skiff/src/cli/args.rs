@@ -87,6 +87,9 @@ pub enum Command {
     /// Images in the store
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Kernels that microVMs boot, in this machine's data folder
+    #[command(subcommand)]
+    Kernel(KernelCommand),
     /// Projects and their quotas
     #[command(subcommand)]
     Project(ProjectCommand),
@@ -361,6 +364,66 @@ pub enum ImageCommand {
     },
     /// Remove every image that no revision uses
     Prune,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KernelCommand {
+    /// Install a kernel from Debian packages, a folder, a file or this host
+    Install(KernelInstall),
+    /// List kernels
+    Ls {
+        #[command(flatten)]
+        place: KernelPlace,
+    },
+    /// Make a kernel the one that microVMs boot
+    Use {
+        #[command(flatten)]
+        place: KernelPlace,
+        /// Its version, or the beginning of its hash
+        kernel: String,
+    },
+    /// Remove a kernel
+    Rm {
+        #[command(flatten)]
+        place: KernelPlace,
+        /// Its version, or the beginning of its hash
+        kernel: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct KernelPlace {
+    /// Where kernels are kept; without it, where the server's configuration says
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
+    /// The server's configuration; /etc/skiff/skiff.toml when it is there
+    #[arg(long, short, env = "SKIFF_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// A microVM's first process; skiff-agent beside this program when it is there
+    #[arg(long, value_name = "FILE")]
+    pub agent: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct KernelInstall {
+    #[command(flatten)]
+    pub place: KernelPlace,
+    /// Which kernel, when there are several
+    #[arg(long, value_name = "VERSION")]
+    pub release: Option<String>,
+    /// The folder with the modules of a kernel that is a file, as /lib/modules/VERSION
+    #[arg(long, value_name = "FOLDER")]
+    pub modules: Option<PathBuf>,
+    /// The configuration that a kernel which is a file was built with
+    #[arg(long, value_name = "FILE")]
+    pub kernel_config: Option<PathBuf>,
+    /// Leave the default as it is
+    #[arg(long)]
+    pub keep_default: bool,
+    /// Packages (.deb), a folder with boot/vmlinuz-VERSION and lib/modules/VERSION,
+    /// a bzImage or vmlinux, or `host` for the kernel that runs
+    #[arg(required = true, value_name = "SOURCE")]
+    pub sources: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ pub mod args;
 pub mod client;
 pub mod doctor;
 pub mod images;
+pub mod kernels;
 pub mod observe;
 pub mod output;
 pub mod run;
@@ -42,7 +43,11 @@ pub async fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Project(command) => admin::project(&scope, command).await,
         Command::Secret(command) => admin::secret(&scope, command).await,
         Command::Token(command) => admin::token(&scope, command).await,
-        Command::Doctor(_) | Command::Run(_) | Command::Server(_) | Command::Launcher(_) => {
+        Command::Doctor(_)
+        | Command::Kernel(_)
+        | Command::Run(_)
+        | Command::Server(_)
+        | Command::Launcher(_) => {
             anyhow::bail!("this command is not for a server")
         }
     }

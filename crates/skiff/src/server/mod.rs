@@ -74,7 +74,7 @@ const DEFAULT_CONFIG: &str = "/etc/skiff/skiff.toml";
 /// # Errors
 /// When it cannot start, or loses its launcher.
 pub fn run(args: &args::Server) -> anyhow::Result<()> {
-    let config = configuration(args)?;
+    let config = configuration(args.config.as_deref(), &args.set)?;
     skiff_telemetry::init(&config.log.level, config.log.format == LogFormat::Json)?;
     raise_descriptor_limit();
     let threads = match config.gateway.threads {
@@ -202,9 +202,8 @@ enum End {
 ///
 /// # Errors
 /// The first setting that is wrong.
-pub fn configuration(args: &args::Server) -> anyhow::Result<Config> {
-    let flags = args
-        .set
+pub fn configuration(file: Option<&Path>, set: &[String]) -> anyhow::Result<Config> {
+    let flags = set
         .iter()
         .map(|text| {
             let (key, value) = text
@@ -214,10 +213,7 @@ pub fn configuration(args: &args::Server) -> anyhow::Result<Config> {
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
     let default = Path::new(DEFAULT_CONFIG);
-    let file = args
-        .config
-        .as_deref()
-        .or_else(|| default.exists().then_some(default));
+    let file = file.or_else(|| default.exists().then_some(default));
     Ok(skiff_config::load(file, std::env::vars(), &flags)?)
 }
 
