@@ -22,8 +22,6 @@ use super::output;
 use crate::server::user::User;
 use crate::server::{configuration, home};
 
-/// The folder of kernels in the data folder.
-const FOLDER: &str = "kernels";
 const AGENT: &str = "skiff-agent";
 /// The kernel that runs, in place of a path.
 const HOST: &str = "host";
@@ -54,7 +52,7 @@ pub fn execute(command: KernelCommand, shape: Output) -> anyhow::Result<()> {
 
 /// The kernels of a data folder, without looking at them.
 pub fn of_data_dir(data_dir: &Path) -> Kernels {
-    Kernels::at(&data_dir.join(FOLDER))
+    Kernels::at(&data_dir.join(home::KERNELS))
 }
 
 /// Where kernels are, and who may touch them.
@@ -93,7 +91,7 @@ fn install(args: &KernelInstall, shape: Output) -> anyhow::Result<()> {
     let (data_dir, user) = place(&args.place)?;
     let agent = agent(&args.place)?;
     let data_dir = home::folder(&data_dir, &user, 0o700)?;
-    let folder = data_dir.join(FOLDER);
+    let folder = data_dir.join(home::KERNELS);
     // As the user from the beginning: the folder is the user's.
     let (kernels, mut files) =
         user.acting(|| Ok((Kernels::open(&folder)?, Files::new(&folder)?)))?;

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Uid, chownat, flock};
 use skiff_base::{Clock as _, SystemClock};
 use skiff_config::Config;
+use skiff_guest::Kernels;
 use skiff_types::ServerId;
 
 use super::user::User;
@@ -40,6 +41,8 @@ impl Home {
             for name in ["images", "ledger", "logs", "state"] {
                 make(&data_dir.join(name), 0o700)?;
             }
+            // What an install left that was killed goes now.
+            Kernels::open(&data_dir.join(KERNELS))?;
             let locks = match locks {
                 Some(locks) => locks,
                 None => vec![
@@ -75,6 +78,9 @@ impl Home {
         self.locks.iter().map(OwnedFd::as_fd).collect()
     }
 }
+
+/// The kernels for microVMs, in the data folder.
+pub const KERNELS: &str = "kernels";
 
 /// Where the key of secrets is when nobody says otherwise.
 pub const DEFAULT_KEY: &str = "/etc/skiff/secrets.key";
