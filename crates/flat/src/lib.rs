@@ -4,7 +4,7 @@
 //! A program starts at [`ENTRY`] by Linux's 64-bit entry: the first 4 GiB are
 //! mapped to themselves and it has a stack. It ends by the reset of a PC.
 //! Where KVM is a software module an instruction costs a microsecond: none
-//! runs more than 10^5 of them.
+//! runs more than 10^5 of them before it ends, or can be ended.
 
 mod block;
 mod elf;
@@ -15,7 +15,7 @@ pub use block::{BLOCK, BLOCK_SAYS, BLOCK_WRITES};
 pub use elf::elf;
 pub use small::{
     COUNT, COUNTER, EMULATE, HALT, HELLO, HELLO_SAYS, NOWHERE, NOWHERE_SAYS, POWER_OFF,
-    TRIPLE_FAULT,
+    ROUND_INSTRUCTIONS, ROUND_PORT, ROUNDS, TRIPLE_FAULT,
 };
 
 /// Where a program is loaded, and its first instruction.

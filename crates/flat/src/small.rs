@@ -64,6 +64,23 @@ program!(
     "jmp 2b",
 );
 
+/// The port that [`ROUNDS`] writes to before each round.
+pub const ROUND_PORT: u16 = 0x80;
+/// How many instructions a round of [`ROUNDS`] is.
+pub const ROUND_INSTRUCTIONS: u32 = 100_000;
+
+program!(
+    /// Runs rounds of [`ROUND_INSTRUCTIONS`] instructions for ever, each with
+    /// one access to a port.
+    ROUNDS, skiff_flat_rounds, skiff_flat_rounds_end,
+    "2: out 0x80, al",
+    "nop",
+    "mov ecx, 49998",
+    "3: dec ecx",
+    "jnz 3b",
+    "jmp 2b",
+);
+
 /// What [`NOWHERE`] writes to the serial port when all is as it must be.
 pub const NOWHERE_SAYS: &str = "ok";
 

@@ -44,10 +44,7 @@ pub(crate) fn lead_services() -> io::Result<()> {
 }
 
 /// Settings and links, without the services' rules.
-pub(crate) fn prepare_links(
-    with_ipv6: bool,
-    fill: impl FnOnce(&mut Request),
-) -> io::Result<()> {
+pub(crate) fn prepare_links(with_ipv6: bool, fill: impl FnOnce(&mut Request)) -> io::Result<()> {
     // The application may bind any port and may ping, with no capability.
     set_sysctl("ipv4/ip_unprivileged_port_start", "0")?;
     set_sysctl("ipv4/ping_group_range", "0 2147483647")?;

@@ -11,12 +11,17 @@ use clap::Parser;
 pub struct Arguments {
     /// The machine's configuration; `fd:3` in the place of any file is a
     /// descriptor that the process is started with.
-    #[arg(long, value_name = "FILE")]
-    pub config_file: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "probe")]
+    pub config_file: Option<PathBuf>,
 
     /// Offers no API. There is none yet, so this must be said.
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "probe")]
     pub no_api: bool,
+
+    /// Finds out whether this host's KVM can serve, says it as one line of
+    /// JSON on standard output, and ends: with 0 when it can, with 1 otherwise.
+    #[arg(long, exclusive = true)]
+    pub probe: bool,
 
     /// The machine's name, for messages.
     #[arg(long, default_value = "anonymous-instance", value_parser = id)]

@@ -18,6 +18,7 @@ pub mod confine;
 pub mod control;
 pub mod inherited;
 mod machine;
+pub mod probe;
 
 pub use config::Config;
 pub use machine::{Machine, MachineError, Options};

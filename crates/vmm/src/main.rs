@@ -25,6 +25,9 @@ const DIED: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.probe {
+        return probe();
+    }
     let id = arguments.id.clone();
     match run(&arguments) {
         Ok(exit) => {
@@ -54,7 +57,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
         true => None,
         false => Some(Filters::compile()?),
     };
-    let config = Config::read(&arguments.config_file)?;
+    let path = arguments.config_file.as_deref();
+    let config = Config::read(path.context("--config-file is missing")?)?;
     let options = Options {
         cache: arguments
             .cache_dir
@@ -144,6 +148,19 @@ fn raise_file_limit() {
         ..limit
     };
     setrlimit(Resource::Nofile, raised).unwrap_or_default();
+}
+
+/// Says what this host's KVM is worth.
+fn probe() -> ExitCode {
+    let verdict = skiff_vmm::probe::probe();
+    let said = serde_json::to_string(&verdict)
+        .map_err(std::io::Error::from)
+        .and_then(|line| writeln!(std::io::stdout(), "{line}"));
+    if said.is_ok() && verdict.is_usable() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(UNUSABLE)
+    }
 }
 
 /// A message to whoever started it. That it cannot be written is no reason to
