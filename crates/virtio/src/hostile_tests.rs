@@ -6,14 +6,17 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
+use skiff_base::ManualClock;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::block::{Block, Disk, SectorRange, Windows};
 use crate::entropy::Entropy;
 use crate::testing::{Bench, Desc, MEMORY, put_descriptors};
-use crate::{Device, Progress, Transport};
+use crate::{Bucket, Device, Limits, Progress, Throttle, Transport};
 
 const SIZE: u16 = 8;
 const DISK_BYTES: u64 = 16 * 512;
@@ -26,11 +29,12 @@ enum Which {
     ReadWrite,
     Layers,
     Scratch,
+    Limited,
     Entropy,
 }
 
-/// A device, and the file behind it.
-fn device(which: Which) -> (Box<dyn Device<GuestMemoryMmap>>, File) {
+/// A device, and the file behind it. Its limits go by the clock.
+fn device(which: Which, clock: &ManualClock) -> (Box<dyn Device<GuestMemoryMmap>>, File) {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&vec![0x5a; usize::try_from(DISK_BYTES).unwrap()])
         .unwrap();
@@ -55,6 +59,23 @@ fn device(which: Which) -> (Box<dyn Device<GuestMemoryMmap>>, File) {
         Which::ReadWrite => disk(false),
         Which::Layers => windows(true),
         Which::Scratch => windows(false),
+        Which::Limited => {
+            let bucket = Bucket {
+                size: 4,
+                one_time_burst: 0,
+                refill: Duration::from_millis(1),
+            };
+            let limits = Limits {
+                bytes: Some(Bucket {
+                    size: 2048,
+                    ..bucket
+                }),
+                operations: Some(bucket),
+            };
+            let throttle = Throttle::new(limits, Arc::new(clock.clone())).unwrap();
+            let disk = Disk::new(file.try_clone().unwrap(), false, "disk").unwrap();
+            Box::new(Block::new(disk).limited(throttle))
+        }
         Which::Entropy => Box::new(Entropy),
     };
     (device, file)
@@ -66,6 +87,7 @@ fn which() -> impl Strategy<Value = Which> {
         Just(Which::ReadWrite),
         Just(Which::Layers),
         Just(Which::Scratch),
+        Just(Which::Limited),
         Just(Which::Entropy),
     ]
 }
@@ -121,7 +143,17 @@ enum Act {
         sector: u64,
         data: Desc,
     },
+    /// What a request to erase sectors has for data.
+    Range {
+        sector: u64,
+        sectors: u32,
+        flags: u32,
+    },
     Notify(usize),
+    /// Time goes on, and the alarm may ring.
+    Wait {
+        millis: u64,
+    },
     Register {
         offset: u64,
         value: u32,
@@ -134,7 +166,15 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     let sector = prop_oneof![0_u64..20, any::<u64>()];
-    let kind = prop_oneof![Just(0_u32), Just(1), Just(4), Just(8), any::<u32>()];
+    let kind = prop_oneof![
+        Just(0_u32),
+        Just(1),
+        Just(4),
+        Just(8),
+        Just(11),
+        Just(13),
+        any::<u32>()
+    ];
     let index = prop_oneof![4 => 0_u16..SIZE + 2, 1 => any::<u16>()];
     let head = prop_oneof![8 => 0_u16..SIZE, 1 => any::<u16>()];
     let asked = prop_oneof![
@@ -144,21 +184,33 @@ fn act() -> impl Strategy<Value = Act> {
     ];
     let request = (kind.clone(), sector.clone(), asked)
         .prop_map(|(kind, sector, data)| Act::Request { kind, sector, data });
+    let range = (
+        sector.clone(),
+        prop_oneof![0_u32..20, any::<u32>()],
+        prop_oneof![3 => 0_u32..2, 1 => any::<u32>()],
+    )
+        .prop_map(|(sector, sectors, flags)| Act::Range {
+            sector,
+            sectors,
+            flags,
+        });
     prop_oneof![
         4 => request,
+        1 => range,
         3 => prop::collection::vec(descriptor(), 1..usize::from(SIZE)).prop_map(Act::Describe),
         2 => (0..UNTOUCHED - 0x1000, kind, sector)
             .prop_map(|(address, kind, sector)| Act::Header { address, kind, sector }),
         3 => (index, prop::collection::vec(head, usize::from(SIZE)))
             .prop_map(|(index, heads)| Act::Available { index, heads }),
         4 => (0_usize..4).prop_map(Act::Notify),
+        1 => (0_u64..20).prop_map(|millis| Act::Wait { millis }),
         1 => (0_u64..0x110, any::<u32>()).prop_map(|(offset, value)| Act::Register { offset, value }),
         1 => (any::<u64>(), prop::collection::vec(any::<u8>(), 0..9))
             .prop_map(|(offset, bytes)| Act::Odd { offset, bytes }),
     ]
 }
 
-fn perform(bench: &mut Bench, act: Act) {
+fn perform(bench: &mut Bench, clock: &ManualClock, act: Act) {
     let memory = &bench.driver.memory;
     match act {
         Act::Describe(all) => put_descriptors(memory, GuestAddress(0), &all),
@@ -191,7 +243,20 @@ fn perform(bench: &mut Bench, act: Act) {
             memory
                 .write_obj(index.wrapping_add(1), GuestAddress(0x2002))
                 .unwrap();
-            perform(bench, Act::Notify(0));
+            perform(bench, clock, Act::Notify(0));
+        }
+        Act::Range {
+            sector,
+            sectors,
+            flags,
+        } => {
+            memory.write_obj(sector, GuestAddress(0x9000)).unwrap();
+            memory.write_obj(sectors, GuestAddress(0x9008)).unwrap();
+            memory.write_obj(flags, GuestAddress(0x900c)).unwrap();
+            for kind in [11, 13] {
+                let data = Desc::read(0x9000, 16);
+                perform(bench, clock, Act::Request { kind, sector, data });
+            }
         }
         Act::Notify(queue) => {
             // A device writes into the rings when it is told so, and makes
@@ -200,6 +265,10 @@ fn perform(bench: &mut Bench, act: Act) {
             while bench.window.notify(queue) == Progress::More && calls < 4 {
                 calls += 1;
             }
+        }
+        Act::Wait { millis } => {
+            clock.advance(Duration::from_millis(millis));
+            let _more = bench.window.host_ready();
         }
         Act::Register { offset, value } => bench.write(offset, value),
         Act::Odd { offset, bytes } => {
@@ -218,24 +287,27 @@ proptest! {
         which in which(),
         acts in prop::collection::vec(act(), 1..40),
     ) {
-        let (device, file) = device(which);
+        let clock = ManualClock::default();
+        let (device, file) = device(which, &clock);
         let mut bench = Bench::new(device, SIZE);
         bench.start();
         bench.driver.memory.write_slice(&[0x77; 64], GuestAddress(UNTOUCHED)).unwrap();
         for act in acts {
-            perform(&mut bench, act);
+            perform(&mut bench, &clock, act);
         }
 
         let mut untouched = [0; 64];
         bench.driver.memory.read_slice(&mut untouched, GuestAddress(UNTOUCHED)).unwrap();
         prop_assert_eq!(untouched, [0x77; 64]);
         prop_assert_eq!(file.metadata().unwrap().len(), DISK_BYTES);
-        if !matches!(which, Which::ReadWrite | Which::Scratch) {
+        if !matches!(which, Which::ReadWrite | Which::Scratch | Which::Limited) {
             let mut content = vec![0; usize::try_from(DISK_BYTES).unwrap()];
             file.read_exact_at(&mut content, 0).unwrap();
             prop_assert!(content.iter().all(|byte| *byte == 0x5a));
         }
 
+        // Every limit's time is over.
+        clock.advance(Duration::from_secs(1000));
         // As new: a request of its kind is served.
         bench.start();
         let memory = &bench.driver.memory;

@@ -29,6 +29,7 @@ mod rate;
 mod state;
 #[cfg(test)]
 mod testing;
+mod throttle;
 mod transfer;
 mod transport;
 pub mod vsock;
@@ -39,6 +40,7 @@ pub use core::Core;
 pub use device::{Device, DeviceError, Kind, Progress};
 pub use interrupt::{Cause, Interrupt, Line};
 pub use queue::{Queue, QueueError};
-pub use rate::{Bucket, TokenBucket};
+pub use rate::{Bucket, Limits, RateLimiter, TokenBucket};
 pub use state::{CoreState, DeviceState, QueueState, StateError};
+pub use throttle::Throttle;
 pub use transport::{Transport, mmio};

@@ -1,9 +1,10 @@
-//! A disk (virtio 1.3, section 5.2), read-only or read-write with flush: a
-//! file, or windows that are mapped to files.
+//! A disk (virtio 1.3, section 5.2), read-only or read-write with flush,
+//! discard and zeros: a file, or windows that are mapped to files.
 
 mod counters;
 mod device;
 mod disk;
+mod erase;
 mod queue;
 mod state;
 #[cfg(test)]

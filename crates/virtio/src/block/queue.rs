@@ -4,12 +4,14 @@ use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, GuestMemory};
 
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
-use super::counters::Counters;
+use super::device::Block;
 use super::disk::Disk;
+use super::erase::{Erase, erase};
 use super::windows::{Access, SectorRange};
 use crate::{Buffers, Chain, DeviceError, Progress, Queue, transfer};
 
@@ -19,7 +21,7 @@ const HEADER_BYTES: usize = 16;
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Status {
+pub(super) enum Status {
     Done,
     /// The disk cannot, or the request is outside of it.
     Failed,
@@ -39,8 +41,7 @@ impl Status {
 
 /// Serves a ring's worth of requests at most.
 pub(super) fn process<M: GuestMemory>(
-    disk: &Disk,
-    counters: &Counters,
+    block: &mut Block,
     memory: &M,
     queue: &mut Queue,
     index: usize,
@@ -49,7 +50,14 @@ pub(super) fn process<M: GuestMemory>(
     let mut left = queue.ring().state().size;
     loop {
         while let Some(chain) = queue.pop(memory).map_err(&broken)? {
-            let (head, written) = serve(disk, counters, chain, index)?;
+            let data = data_bytes(&chain);
+            let throttle = block.throttle.as_mut();
+            if throttle.is_some_and(|throttle| !throttle.admit(data)) {
+                // It goes on when the alarm rings.
+                queue.undo_pop();
+                return Ok(Progress::Done);
+            }
+            let (head, written) = serve(block, chain, index)?;
             queue.push(memory, head, written).map_err(&broken)?;
             left -= 1;
             if left == 0 {
@@ -62,10 +70,15 @@ pub(super) fn process<M: GuestMemory>(
     }
 }
 
+/// What a request has beside its header and its status.
+fn data_bytes<M: GuestMemory>(chain: &Chain<'_, M>) -> usize {
+    let readable = chain.readable.len().saturating_sub(HEADER_BYTES);
+    readable + chain.writable.len().saturating_sub(1)
+}
+
 /// Serves one request; tells its head and how much was written into it.
 fn serve<M: GuestMemory>(
-    disk: &Disk,
-    counters: &Counters,
+    block: &Block,
     mut chain: Chain<'_, M>,
     queue: usize,
 ) -> Result<(u16, usize), DeviceError> {
@@ -78,10 +91,15 @@ fn serve<M: GuestMemory>(
         return Err(missing("its status"));
     };
     let (given, room) = (chain.readable.len(), chain.writable.len());
-    let result = execute(disk, &header, &mut chain.readable, &mut chain.writable);
+    let result = execute(
+        &block.disk,
+        &header,
+        &mut chain.readable,
+        &mut chain.writable,
+    );
     let taken = given - chain.readable.len();
     let written = room - chain.writable.len();
-    counters.add(result == Status::Done, written, taken);
+    block.counters.add(result == Status::Done, written, taken);
     // The byte is in memory: the chain was checked.
     status
         .write_obj(result.byte(), 0)
@@ -112,6 +130,12 @@ fn execute<B: BitmapSlice>(
             .is_ok()
         }),
         VIRTIO_BLK_T_FLUSH if !disk.is_read_only() => disk.flush().is_ok(),
+        VIRTIO_BLK_T_DISCARD if !disk.is_read_only() => {
+            return erase(disk, Erase::Discard, readable);
+        }
+        VIRTIO_BLK_T_WRITE_ZEROES if !disk.is_read_only() => {
+            return erase(disk, Erase::Zero, readable);
+        }
         VIRTIO_BLK_T_GET_ID => {
             writable.write(disk.id());
             true

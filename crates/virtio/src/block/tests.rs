@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 
+use skiff_base::ManualClock;
+
 use super::{Block, Counts, Disk, DiskError, SectorRange, Windows};
 use crate::testing::{Bench, Desc, MEMORY};
+use crate::{Bucket, Limits, Progress, Throttle, Transport};
 
 const HEADER: u64 = 0x8000;
 const DATA: u64 = 0x9000;
@@ -19,6 +22,8 @@ const READ: u32 = 0;
 const WRITE: u32 = 1;
 const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const ZERO: u32 = 13;
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
@@ -425,4 +430,188 @@ fn a_state_of_windows_is_taken_where_the_same_are_mapped() {
     windows.unmap(100, Duration::ZERO).unwrap();
     let error = other.window.restore(&state).unwrap_err().to_string();
     assert!(error.contains("2 windows"), "{error}");
+}
+
+/// A request with ranges of sectors: the first, how many, and flags.
+fn erase(bench: &mut Bench, kind: u32, ranges: &[(u64, u32, u32)]) -> u8 {
+    let mut data = Vec::new();
+    for (sector, sectors, flags) in ranges {
+        data.extend(sector.to_le_bytes());
+        data.extend(sectors.to_le_bytes());
+        data.extend(flags.to_le_bytes());
+    }
+    let memory = &bench.driver.memory;
+    memory.write_slice(&data, GuestAddress(DATA)).unwrap();
+    let length = u32::try_from(data.len()).unwrap();
+    request(bench, kind, 0, Desc::read(DATA, length)).0
+}
+
+fn all(file: &File) -> Vec<u8> {
+    let mut all = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+    file.read_exact_at(&mut all, 0).unwrap();
+    all
+}
+
+#[test]
+fn sectors_are_erased_and_no_others() {
+    for (kind, flags) in [(DISCARD, 0), (ZERO, 1)] {
+        let (mut bench, file) = disk(false);
+        assert_eq!(
+            erase(&mut bench, kind, &[(2, 3, flags), (15, 1, flags)]),
+            DONE
+        );
+        let mut expected = content();
+        expected[2 * 512..5 * 512].fill(0);
+        expected[15 * 512..].fill(0);
+        assert!(all(&file) == expected);
+        // Nothing to do is done.
+        assert_eq!(erase(&mut bench, kind, &[(16, 0, flags)]), DONE);
+        assert!(all(&file) == expected);
+    }
+    let (mut bench, file) = disk(false);
+    // Where a file system cannot keep the room, the driver writes the zeros.
+    let status = erase(&mut bench, ZERO, &[(2, 3, 0)]);
+    let mut expected = content();
+    match status {
+        DONE => expected[2 * 512..5 * 512].fill(0),
+        _ => assert_eq!(status, UNSUPPORTED),
+    }
+    assert!(all(&file) == expected);
+}
+
+#[test]
+fn one_wrong_range_has_none_erased() {
+    let good = (0, 1, 0);
+    let many = [good; 17];
+    for (ranges, status) in [
+        (&[][..], FAILED),
+        (&[good, (16, 1, 0)], FAILED),
+        (&[good, (15, 2, 0)], FAILED),
+        (&[good, (u64::MAX, 1, 0)], FAILED),
+        (&[good, (u64::MAX / 512, u32::MAX, 0)], FAILED),
+        (&[good, (0, u32::MAX, 0)], FAILED),
+        (&[good, (1, 1, 2)], UNSUPPORTED),
+        (&many, FAILED),
+    ] {
+        for kind in [DISCARD, ZERO] {
+            let (mut bench, file) = disk(false);
+            assert_eq!(erase(&mut bench, kind, ranges), status, "{kind} {ranges:?}");
+            assert!(all(&file) == content(), "{kind} {ranges:?}");
+        }
+    }
+    let (mut bench, file) = disk(false);
+    assert_eq!(erase(&mut bench, DISCARD, &[(0, 1, 1)]), UNSUPPORTED);
+    let odd = request(&mut bench, DISCARD, 0, Desc::read(DATA, 15));
+    assert_eq!(odd.0, FAILED);
+    assert!(all(&file) == content());
+
+    let (mut bench, file) = disk(true);
+    for kind in [DISCARD, ZERO] {
+        assert_eq!(erase(&mut bench, kind, &[good]), UNSUPPORTED);
+    }
+    assert!(all(&file) == content());
+}
+
+#[test]
+fn windows_are_erased_in_themselves_only() {
+    let (mut bench, _, files) = windows(false);
+    assert_eq!(erase(&mut bench, DISCARD, &[(10, 8, 0), (101, 1, 0)]), DONE);
+    let zeros = |file: &File| all(file).chunks(512).map(|one| one == [0; 512]).collect();
+    let erased: [Vec<bool>; 2] = [zeros(&files[0]), zeros(&files[1])];
+    assert_eq!(erased[0][..8], [true; 8]);
+    assert!(all(&files[0])[8 * 512..] == content()[8 * 512..]);
+    assert!(erased[1][1]);
+    for range in [(9, 2, 0), (17, 2, 0), (50, 1, 0)] {
+        assert_eq!(erase(&mut bench, DISCARD, &[(100, 1, 0), range]), FAILED);
+        assert!(all(&files[1])[..512] == content()[..512]);
+    }
+}
+
+#[test]
+fn a_driver_is_told_what_can_be_erased_at_once() {
+    let (mut bench, _) = disk(false);
+    for (offset, value) in [
+        (36, 1 << 18),
+        (40, 16),
+        (44, 8),
+        (48, 1 << 18),
+        (52, 16),
+        (56, 1),
+    ] {
+        assert_eq!(bench.read(0x100 + offset), value, "at {offset}");
+    }
+    bench.write(0x14, 0);
+    assert_eq!(bench.read(0x10) & (1 << 13 | 1 << 14), 1 << 13 | 1 << 14);
+    let (mut bench, _) = disk(true);
+    bench.write(0x14, 0);
+    assert_eq!(bench.read(0x10) & (1 << 13 | 1 << 14), 0);
+}
+
+#[test]
+fn requests_over_the_limit_wait_for_their_time() {
+    let bucket = |size| Bucket {
+        size,
+        one_time_burst: 0,
+        refill: Duration::from_secs(1),
+    };
+    for limits in [
+        Limits {
+            bytes: Some(bucket(1024)),
+            operations: None,
+        },
+        Limits {
+            bytes: None,
+            operations: Some(bucket(2)),
+        },
+    ] {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&content()).unwrap();
+        let clock = ManualClock::default();
+        let throttle = Throttle::new(limits, Arc::new(clock.clone())).unwrap();
+        let block = Block::new(Disk::new(file, true, "disk").unwrap()).limited(throttle);
+        let mut bench = Bench::new(Box::new(block), 16);
+        bench.start();
+        for _ in 0..2 {
+            let (status, _) = request(&mut bench, READ, 0, Desc::write(DATA, 512));
+            assert_eq!(status, DONE);
+        }
+        let (status, used) = request(&mut bench, READ, 0, Desc::write(DATA, 512));
+        assert_eq!((status, used), (UNTOUCHED, vec![]));
+        // The doorbell makes no time.
+        assert_eq!(bench.window.notify(0), Progress::Done);
+        assert_eq!(bench.window.host_ready(), Progress::Done);
+        assert_eq!(bench.driver.used(), []);
+        clock.advance(Duration::from_millis(500));
+        assert_eq!(bench.window.host_ready(), Progress::Done);
+        assert_eq!(bench.driver.used(), [(0, 513)]);
+        assert_eq!(bytes(&bench, STATUS, 1), [DONE]);
+    }
+}
+
+#[test]
+fn a_request_larger_than_the_limit_is_served_and_paid_for() {
+    let limits = Limits {
+        bytes: Some(Bucket {
+            size: 512,
+            one_time_burst: 0,
+            refill: Duration::from_secs(1),
+        }),
+        operations: None,
+    };
+    let clock = ManualClock::default();
+    let throttle = Throttle::new(limits, Arc::new(clock.clone())).unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&content()).unwrap();
+    let block = Block::new(Disk::new(file, true, "disk").unwrap()).limited(throttle);
+    let mut bench = Bench::new(Box::new(block), 16);
+    bench.start();
+    let large = Desc::write(DATA, 4096);
+    assert_eq!(request(&mut bench, READ, 0, large).0, DONE);
+    assert_eq!(request(&mut bench, READ, 0, large).0, UNTOUCHED);
+    clock.advance(Duration::from_millis(7000));
+    assert_eq!(bench.window.host_ready(), Progress::Done);
+    assert_eq!(bench.driver.used(), []);
+    clock.advance(Duration::from_millis(2));
+    assert_eq!(bench.window.host_ready(), Progress::Done);
+    assert_eq!(bench.driver.used(), [(0, 4097)]);
 }
