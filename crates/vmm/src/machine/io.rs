@@ -4,8 +4,8 @@
 //! spawn ─▶ paused ◀── pause / resume ──▶ working ──▶ ended (dropped)
 //! ```
 
-use std::cell::RefCell;
-use std::os::fd::AsRawFd;
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -132,8 +132,20 @@ struct Worker {
     epoll: Epoll,
     /// What each event is for.
     events: Vec<Event>,
+    /// Where each device hears of the host.
+    sources: Vec<Option<Source>>,
     /// Devices that have more to do for the host, though nothing new came.
     unfinished: RefCell<Vec<usize>>,
+}
+
+/// What becomes readable when the host has something for a device.
+#[derive(Debug)]
+struct Source {
+    descriptor: RawFd,
+    /// The event's number.
+    event: u64,
+    /// Nothing is waited for, because the device had no driver.
+    is_deaf: Cell<bool>,
 }
 
 /// Who has something for whom.
@@ -155,6 +167,7 @@ impl Worker {
         };
         add(control.wake.as_raw_fd(), CONTROL).map_err(&failed)?;
         let mut events = Vec::new();
+        let mut sources = Vec::new();
         for (device, attached) in devices.iter().enumerate() {
             for (queue, doorbell) in attached.doorbells.iter().enumerate() {
                 add(doorbell.as_raw_fd(), events.len() as u64).map_err(&failed)?;
@@ -162,16 +175,23 @@ impl Worker {
             }
             // The device keeps its descriptor as long as it lives.
             let window = lock(&attached.window);
-            if let Some(source) = window.core().device().source() {
-                add(source.as_raw_fd(), events.len() as u64).map_err(&failed)?;
+            let source = window.core().device().source().map(|source| Source {
+                descriptor: source.as_raw_fd(),
+                event: events.len() as u64,
+                is_deaf: Cell::new(false),
+            });
+            if let Some(source) = &source {
+                add(source.descriptor, source.event).map_err(&failed)?;
                 events.push(Event::Host { device });
             }
+            sources.push(source);
         }
         Ok(Self {
             devices,
             control,
             epoll,
             events,
+            sources,
             unfinished: RefCell::default(),
         })
     }
@@ -242,6 +262,7 @@ impl Worker {
         };
         // Read before the work: a ring during it is an event of its own.
         doorbell.read().unwrap_or_default();
+        self.listen(device, true);
         let progress = lock(&attached.window).notify(queue);
         if progress == Progress::More {
             // The others first.
@@ -253,9 +274,35 @@ impl Worker {
         let Some(attached) = self.devices.get(device) else {
             return;
         };
-        if lock(&attached.window).host_ready() == Progress::More {
+        let mut window = lock(&attached.window);
+        if !window.core().is_active() {
+            // What the host has stays there, and would be told again and
+            // again: it is listened for when there is a driver that rings.
+            drop(window);
+            self.listen(device, false);
+        } else if window.host_ready() == Progress::More {
             self.unfinished.borrow_mut().push(device);
         }
+    }
+
+    /// Waits for what the host has for a device, or does not.
+    fn listen(&self, device: usize, listens: bool) {
+        let Some(Some(source)) = self.sources.get(device) else {
+            return;
+        };
+        if source.is_deaf.replace(!listens) != listens {
+            return;
+        }
+        let wanted = if listens {
+            EventSet::IN
+        } else {
+            EventSet::empty()
+        };
+        let event = EpollEvent::new(wanted, source.event);
+        // It is there from the start, and as long as this.
+        self.epoll
+            .ctl(ControlOperation::Modify, source.descriptor, event)
+            .unwrap_or_default();
     }
 }
 
@@ -278,6 +325,15 @@ impl Drop for End<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use skiff_kvm::arch::acpi::Slot;
+    use skiff_kvm::arch::layout;
+    use skiff_kvm::{Backing, GuestRam};
+    use skiff_virtio::Line;
+    use skiff_virtio::mmio::Window;
+    use skiff_virtio::vsock::Vsock;
+
     use super::*;
 
     #[test]
@@ -294,6 +350,46 @@ mod tests {
         drop(thread);
         assert_eq!(lock(&control.state).1, Phase::Ended);
         assert_eq!(ending.wait(Some(Duration::ZERO)), None);
+    }
+
+    #[test]
+    fn a_device_without_a_driver_keeps_nobody_awake() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vsock");
+        let ram = GuestRam::allocate(&layout::memory(2), Backing::Private).unwrap();
+        let device = Box::new(Vsock::new(3, &path).unwrap());
+        let window = Window::new(device, Arc::clone(ram.memory()), Box::new(NoLine));
+        let attached = Attached {
+            slot: Slot { address: 0, gsi: 0 },
+            window: Arc::new(Mutex::new(window)),
+            doorbells: vec![EventFd::new(EVENT_FLAGS).unwrap()],
+        };
+        let control = Arc::new(Control {
+            state: Mutex::new((Command::Work, Phase::Working)),
+            changed: Condvar::new(),
+            wake: EventFd::new(EVENT_FLAGS).unwrap(),
+        });
+        let worker = Worker::new(vec![attached], control).unwrap();
+        let ready = || {
+            let mut events = [EpollEvent::default(); EVENTS];
+            worker.epoll.wait(0, &mut events).unwrap()
+        };
+        assert_eq!(ready(), 0);
+        let _host = UnixStream::connect(&path).unwrap();
+        assert_eq!(ready(), 1);
+        worker.work();
+        assert_eq!(ready(), 0);
+        // The driver rings, and is told of the host.
+        worker.devices[0].doorbells[0].write(1).unwrap();
+        worker.work();
+        assert_eq!(ready(), 1);
+    }
+
+    #[derive(Debug)]
+    struct NoLine;
+
+    impl Line for NoLine {
+        fn raise(&self) {}
     }
 
     #[test]
