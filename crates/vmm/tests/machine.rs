@@ -6,7 +6,9 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
+use skiff_base::{Clock, SystemClock};
 use skiff_flat::Program;
 use skiff_flat::testing::{deadline, has_kvm};
 use skiff_kvm::{Backing, GuestExit};
@@ -191,6 +193,22 @@ fn a_guest_drives_windows_that_are_mapped_while_it_is_there() {
 }
 
 #[test]
+fn a_disks_limit_has_its_guest_wait_and_loses_nothing() {
+    if !has_kvm() {
+        return;
+    }
+    let mut guest = Guest::new(skiff_flat::BLOCK).with_drive("disk", &sectors(8), false);
+    // One request in 50 ms: the second and the third wait for the alarm.
+    let limits = serde_json::json!({"ops": {"size": 1, "refill_time": 50}});
+    guest.config.drives[0].rate_limiter = Some(serde_json::from_value(limits).unwrap());
+    let started = SystemClock.now();
+    assert_eq!(guest.run(), GuestExit::Reset);
+    assert!(SystemClock.now().since(started) >= Duration::from_millis(100));
+    let expected = format!("this is sector 1{}", skiff_flat::BLOCK_SAYS);
+    assert_eq!(guest.said(), expected);
+}
+
+#[test]
 fn what_is_in_no_window_fails() {
     if !has_kvm() {
         return;
@@ -258,8 +276,6 @@ fn a_guest_that_sleeps_or_spins_is_ended() {
 
 /// Waits until something is so.
 fn wait_for(mut so: impl FnMut() -> bool) {
-    use skiff_base::{Clock, SystemClock};
-
     let started = SystemClock.now();
     while !so() {
         assert!(

@@ -3,6 +3,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use skiff_virtio::block::{MAX_SECTORS, SECTOR};
 
+use super::RateLimits;
+
 /// The largest disk of windows.
 pub const MAX_CAPACITY_MIB: u64 = (MAX_SECTORS * SECTOR) >> 20;
 
@@ -21,6 +23,9 @@ pub struct Drive {
     /// Whether the guest cannot write to it.
     #[serde(default)]
     pub is_read_only: bool,
+    /// How much the guest may ask of it.
+    #[serde(default)]
+    pub rate_limiter: Option<RateLimits>,
 }
 
 /// A disk whose sectors are mapped to files while the guest runs, over the
@@ -36,6 +41,9 @@ pub struct WindowDisk {
     /// How large it is to the guest.
     #[serde(default = "default_capacity")]
     pub capacity_mib: u64,
+    /// How much the guest may ask of it.
+    #[serde(default)]
+    pub rate_limiter: Option<RateLimits>,
 }
 
 /// 16 TiB.

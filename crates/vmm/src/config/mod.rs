@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 pub use drive::{Drive, MAX_CAPACITY_MIB, WindowDisk};
 pub use read::ConfigError;
-pub use sections::{BootSource, Entropy, MachineConfig, RateLimiter, Serial, TokenBucket, Vsock};
+pub use sections::{
+    BootSource, Entropy, MachineConfig, RateLimiter, RateLimits, Serial, TokenBucket, Vsock,
+};
 
 /// The most vCPUs of a machine.
 pub const MAX_VCPUS: u8 = 32;

@@ -199,9 +199,10 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, ConfigError> {
 #[cfg(test)]
 mod tests {
     use skiff_base::chain;
+    use skiff_virtio::Limits;
 
     use super::*;
-    use crate::config::WindowDisk;
+    use crate::config::{RateLimits, WindowDisk};
 
     fn read(text: &str) -> Result<Config, String> {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -235,6 +236,29 @@ mod tests {
             .collect();
         assert_eq!(order, ["root", "data"]);
         assert!(config.entropy.is_some() && config.serial.is_none());
+    }
+
+    #[test]
+    fn a_limit_without_a_size_or_a_time_is_none() {
+        let limits = |text: &str| {
+            let limits: RateLimits = serde_json::from_str(text).unwrap();
+            limits.limits()
+        };
+        let bucket = |size: u64, time: u64| format!(r#"{{"size":{size},"refill_time":{time}}}"#);
+        for none in [
+            "{}".into(),
+            format!(r#"{{"ops":{}}}"#, bucket(0, 1)),
+            format!(r#"{{"bandwidth":{}}}"#, bucket(1, 0)),
+        ] {
+            assert_eq!(limits(&none), Limits::default(), "{none}");
+        }
+        let both = limits(&format!(
+            r#"{{"bandwidth":{},"ops":{}}}"#,
+            bucket(5, 1),
+            bucket(6, 1)
+        ));
+        assert_eq!(both.bytes.map(|bucket| bucket.size), Some(5));
+        assert_eq!(both.operations.map(|bucket| bucket.size), Some(6));
     }
 
     #[test]

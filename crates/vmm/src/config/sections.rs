@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use skiff_virtio::Bucket;
+use skiff_virtio::{Bucket, Limits};
 
 /// Firecracker's, less what turns modules off and what is not there to be
 /// turned off: no keyboard controller is probed for.
@@ -72,6 +72,34 @@ pub struct Serial {
     /// How much output there may be: what is over it is dropped.
     #[serde(default)]
     pub rate_limiter: RateLimiter,
+}
+
+/// Limits on what a device is asked for. One that is not there, or has no
+/// size or no time, is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimits {
+    /// In bytes.
+    #[serde(default)]
+    pub bandwidth: Option<TokenBucket>,
+    /// In requests or packets.
+    #[serde(default)]
+    pub ops: Option<TokenBucket>,
+}
+
+impl RateLimits {
+    /// As the devices have it.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let limit = |bucket: &Option<TokenBucket>| {
+            let bucket = bucket.as_ref()?;
+            (bucket.size > 0 && bucket.refill_time > 0).then(|| bucket.bucket())
+        };
+        Limits {
+            bytes: limit(&self.bandwidth),
+            operations: limit(&self.ops),
+        }
+    }
 }
 
 /// A limit on output.

@@ -4,19 +4,20 @@ use std::fs::{File, OpenOptions};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use skiff_base::SystemClock;
 use skiff_kvm::arch::acpi::Slot;
 use skiff_kvm::arch::layout;
 use skiff_kvm::{GuestRam, Ram, Vm};
 use skiff_virtio::block::{Block, Counters, Disk, Windows};
 use skiff_virtio::entropy::Entropy;
 use skiff_virtio::vsock::Vsock;
-use skiff_virtio::{Device, Line, mmio};
+use skiff_virtio::{Device, Limits, Line, Throttle, mmio};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::MachineError;
 use super::bus::Shared;
-use crate::config::Drive;
+use crate::config::{Drive, RateLimits};
 use crate::{Config, inherited};
 
 type Boxed = Box<dyn Device<Ram>>;
@@ -48,15 +49,35 @@ pub(super) struct Made {
 }
 
 impl Made {
-    fn add_disk(&mut self, id: &str, disk: Disk, windows: Option<Windows>) {
-        let block = Block::new(disk);
+    fn add_disk(
+        &mut self,
+        id: &str,
+        disk: Disk,
+        windows: Option<Windows>,
+        limits: Option<&RateLimits>,
+    ) -> Result<(), MachineError> {
+        let mut block = Block::new(disk);
+        if let Some(throttle) = throttle(limits)? {
+            block = block.limited(throttle);
+        }
         self.disks.push(DiskHandle {
             id: id.into(),
             counters: block.counters(),
             windows,
         });
         self.devices.push(Box::new(block));
+        Ok(())
     }
+}
+
+/// What keeps a device to its limits, if it has any.
+fn throttle(limits: Option<&RateLimits>) -> Result<Option<Throttle>, MachineError> {
+    let limits = limits.map(RateLimits::limits).unwrap_or_default();
+    if limits == Limits::default() {
+        return Ok(None);
+    }
+    let throttle = Throttle::new(limits, Arc::new(SystemClock));
+    throttle.map(Some).map_err(MachineError::io("get a timer"))
 }
 
 /// Makes the devices of a configuration.
@@ -65,10 +86,12 @@ pub(super) fn make(config: &Config) -> Result<Made, MachineError> {
     for disk in &config.window_disks {
         let windows = Windows::new(disk.sectors(), disk.is_read_only);
         let media = Disk::of_windows(windows.clone(), &disk.disk_id);
-        made.add_disk(&disk.disk_id, media, Some(windows));
+        let limits = disk.rate_limiter.as_ref();
+        made.add_disk(&disk.disk_id, media, Some(windows), limits)?;
     }
     for drive in config.ordered_drives() {
-        made.add_disk(&drive.drive_id, disk(drive)?, None);
+        let limits = drive.rate_limiter.as_ref();
+        made.add_disk(&drive.drive_id, disk(drive)?, None, limits)?;
     }
     if let Some(vsock) = &config.vsock {
         let vsock = Vsock::new(vsock.guest_cid, &vsock.uds_path)?;
