@@ -7,6 +7,8 @@ use crate::{DeviceState, Queue, QueueError, StateError};
 /// A virtio device's number (virtio 1.3, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// A network interface.
+    Net,
     /// A disk.
     Block,
     /// A source of randomness.
@@ -20,6 +22,7 @@ impl Kind {
     #[must_use]
     pub const fn number(self) -> u32 {
         match self {
+            Self::Net => 1,
             Self::Block => 2,
             Self::Entropy => 4,
             Self::Vsock => 19,

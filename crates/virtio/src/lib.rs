@@ -11,9 +11,9 @@
 //! length of a driver's is allocated.
 //!
 //! Entry points: [`Core`] is a device with its queues, [`mmio::Window`] its
-//! registers, [`block::Block`], [`entropy::Entropy`] and [`vsock::Vsock`] are
-//! devices. Every
-//! device's folder has the same files: `device`, `queue`, `state`.
+//! registers, [`block::Block`], [`entropy::Entropy`], [`net::Net`] and
+//! [`vsock::Vsock`] are devices. Every device's folder has the same files:
+//! `device`, `queue`, `state`.
 
 pub mod block;
 mod buffers;
@@ -24,6 +24,7 @@ pub mod entropy;
 #[cfg(test)]
 mod hostile_tests;
 mod interrupt;
+pub mod net;
 mod queue;
 mod rate;
 mod state;

@@ -10,6 +10,10 @@ use crate::{Chain, ChainError, QueueState};
 
 /// The available ring's entries follow its flags and its index.
 const AVAILABLE_HEADER: u64 = 4;
+/// And so do the used ring's.
+const USED_HEADER: u64 = 4;
+/// A used entry: a head and a length.
+const USED_BYTES: u64 = 8;
 
 /// What a driver did to a queue.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +144,38 @@ impl Queue {
         Ok(())
     }
 
+    /// Gives requests back all at once: a driver sees none of them before the
+    /// last.
+    ///
+    /// # Errors
+    /// When the ring is outside of memory.
+    pub(crate) fn push_all<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        used: &[(u16, usize)],
+    ) -> Result<(), QueueError> {
+        let Some(((head, written), others)) = used.split_last() else {
+            return Ok(());
+        };
+        let first = Wrapping(self.ring.next_used());
+        let mut place = first;
+        for (head, written) in others {
+            let element = [
+                u32::from(*head).to_le_bytes(),
+                u32::try_from(*written).unwrap_or(u32::MAX).to_le_bytes(),
+            ];
+            let offset = USED_HEADER + u64::from(place.0 % self.ring.size()) * USED_BYTES;
+            let address = GuestAddress(self.ring.used_ring().saturating_add(offset));
+            memory
+                .write_slice(element.as_flattened(), address)
+                .map_err(|error| QueueError::Ring(virtio_queue::Error::GuestMemory(error)))?;
+            place += 1;
+        }
+        // The last moves the index past all of them.
+        self.ring.set_next_used(place.0);
+        self.push(memory, *head, *written)
+    }
+
     /// Whether the driver is to be told of what was given back.
     ///
     /// # Errors
@@ -224,6 +260,27 @@ mod tests {
             queue.push(&driver.memory, chain.head, 1).unwrap();
             assert_eq!(driver.used(), vec![(0, 1)]);
         }
+    }
+
+    #[test]
+    fn several_go_back_together_and_over_the_ends() {
+        let mut driver = Driver::new(4);
+        let mut queue = driver.queue();
+        queue.ring_mut().set_next_used(u16::MAX - 1);
+        driver.start_at(u16::MAX - 1);
+        queue.push_all(&driver.memory, &[]).unwrap();
+        assert_eq!(driver.used(), []);
+        assert!(!queue.must_signal(&driver.memory).unwrap());
+        let all = [(3, 9), (0, 8), (1, 7)];
+        queue.push_all(&driver.memory, &all).unwrap();
+        assert_eq!(driver.used(), [(3, 9), (0, 8), (1, 7)]);
+        assert!(queue.must_signal(&driver.memory).unwrap());
+        queue.push(&driver.memory, 2, 6).unwrap();
+        assert_eq!(driver.used(), [(2, 6)]);
+        queue
+            .ring_mut()
+            .set_used_ring_address(Some(u32::try_from(MEMORY).unwrap() - 4), None);
+        assert!(queue.push_all(&driver.memory, &all).is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::BlockState;
 use crate::entropy::EntropyState;
+use crate::net::NetState;
 use crate::vsock::VsockState;
 
 /// Why a saved state cannot be taken.
@@ -120,6 +121,8 @@ impl From<QueueState> for virtio_queue::QueueState {
 /// What a device of each kind holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceState {
+    /// A network interface.
+    Net(NetState),
     /// A disk.
     Block(BlockState),
     /// A source of randomness.

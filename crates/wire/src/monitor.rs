@@ -98,6 +98,8 @@ pub struct Stats {
     pub serial_dropped_bytes: u64,
     /// The disks, in the guest's order.
     pub disks: Vec<DiskStats>,
+    /// The network interfaces, in the guest's order.
+    pub networks: Vec<NetworkStats>,
 }
 
 /// What a disk has done.
@@ -113,6 +115,26 @@ pub struct DiskStats {
     pub read_bytes: u64,
     /// Bytes that the guest wrote.
     pub written_bytes: u64,
+}
+
+/// What a network interface has carried. A packet that is still to be cut into
+/// segments counts once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStats {
+    /// Its id in the machine's configuration.
+    pub interface: String,
+    /// Packets that the guest received.
+    pub received_packets: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Packets for which it had no buffers that would do.
+    pub received_dropped: u64,
+    /// Packets that the guest sent.
+    pub sent_packets: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Packets of the guest's that were none, or that the tap did not take.
+    pub sent_dropped: u64,
 }
 
 /// Why the monitor did not do it.
@@ -173,6 +195,7 @@ mod tests {
             Ok(Reply::Stats(Stats {
                 cpu_us: u64::MAX,
                 disks: vec![DiskStats::default(); 19],
+                networks: vec![NetworkStats::default(); 19],
                 ..Stats::default()
             })),
             Err(Refusal {

@@ -1,12 +1,14 @@
 //! What a machine is made of, in Firecracker's words and shape.
 
 mod drive;
+mod interface;
 mod read;
 mod sections;
 
 use serde::{Deserialize, Serialize};
 
 pub use drive::{Drive, MAX_CAPACITY_MIB, WindowDisk};
+pub use interface::{Mac, NetworkInterface};
 pub use read::ConfigError;
 pub use sections::{
     BootSource, Entropy, MachineConfig, RateLimiter, RateLimits, Serial, TokenBucket, Vsock,
@@ -27,6 +29,9 @@ pub struct Config {
     /// The disks, in the guest's order.
     #[serde(default)]
     pub drives: Vec<Drive>,
+    /// The network interfaces, in the guest's order.
+    #[serde(default)]
+    pub network_interfaces: Vec<NetworkInterface>,
     /// How large it is.
     #[serde(default)]
     pub machine_config: MachineConfig,

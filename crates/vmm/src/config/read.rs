@@ -9,8 +9,12 @@ use crate::inherited;
 /// The longest configuration file.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The longest name of a disk.
+/// The longest name of a disk or an interface.
 const MAX_NAME: usize = 64;
+/// Standard input, output and error are something else.
+const FIRST_DESCRIPTOR: i32 = 3;
+/// The least that IPv4 has (RFC 791).
+const MIN_MTU: u16 = 68;
 
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -90,14 +94,48 @@ impl Config {
         }
         let others = [self.vsock.is_some(), self.entropy.is_some()];
         let disks = self.window_disks.len() + self.drives.len();
-        let devices = disks + others.iter().filter(|there| **there).count();
+        let devices =
+            disks + self.network_interfaces.len() + others.iter().filter(|there| **there).count();
         if devices > layout::max_devices() {
             let must = format!("a machine has {} devices at most", layout::max_devices());
             return wrong("the number of devices", &devices, must);
         }
         let mut names = HashSet::new();
         self.check_window_disks(&mut names)?;
-        self.check_drives(names)
+        self.check_drives(names)?;
+        self.check_interfaces()
+    }
+
+    fn check_interfaces(&self) -> Result<(), ConfigError> {
+        let (mut names, mut descriptors) = (HashSet::new(), HashSet::new());
+        for (index, interface) in self.network_interfaces.iter().enumerate() {
+            let wrong = |field, must: &str| {
+                Err(ConfigError::Value {
+                    field: format!("network-interfaces[{index}].{field}"),
+                    value: format!("{:?}", interface.iface_id),
+                    must: must.into(),
+                })
+            };
+            if let Err(must) = take_name(&mut names, &interface.iface_id) {
+                return wrong("iface_id", must);
+            }
+            if interface.host_dev_name.is_some() == interface.tap_fd.is_some() {
+                return wrong("iface_id", "it must have host_dev_name or tap_fd");
+            }
+            if let Some(tap) = interface.tap_fd
+                && (tap < FIRST_DESCRIPTOR || !descriptors.insert(tap))
+            {
+                return wrong("tap_fd", "it must be 3 or more, and of no other interface");
+            }
+            // Multicast addresses are nobody's own.
+            if interface.guest_mac.is_some_and(|mac| mac.0[0] & 1 != 0) {
+                return wrong("guest_mac", "it must be no multicast address");
+            }
+            if interface.mtu.is_some_and(|mtu| mtu < MIN_MTU) {
+                return wrong("mtu", "it must be 68 or more");
+            }
+        }
+        Ok(())
     }
 
     fn check_window_disks<'a>(&'a self, names: &mut HashSet<&'a str>) -> Result<(), ConfigError> {
@@ -161,14 +199,14 @@ impl Config {
     }
 }
 
-/// Gives a disk its name, or says what a name must be.
+/// Gives a device its name, or says what a name must be.
 fn take_name<'a>(names: &mut HashSet<&'a str>, name: &'a str) -> Result<(), &'static str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(plain) {
         return Err("it must be of 1 to 64 letters, digits, _ and -");
     }
     if !names.insert(name) {
-        return Err("another disk has that name");
+        return Err("another one has that name");
     }
     Ok(())
 }
@@ -236,6 +274,58 @@ mod tests {
             .collect();
         assert_eq!(order, ["root", "data"]);
         assert!(config.entropy.is_some() && config.serial.is_none());
+    }
+
+    #[test]
+    fn interfaces_are_of_a_tap_by_its_name_or_its_descriptor() {
+        let config = read(&with(
+            r#","network-interfaces":[
+                {"iface_id":"eth0","host_dev_name":"tap0","guest_mac":"06:00:AC:10:00:02",
+                 "tx_rate_limiter":{"ops":{"size":1,"refill_time":1}}},
+                {"iface_id":"eth1","tap_fd":9,"mtu":9000}
+            ]"#,
+        ))
+        .unwrap();
+        let mac = config.network_interfaces[0].guest_mac.unwrap();
+        assert_eq!(mac.0, [6, 0, 0xac, 0x10, 0, 2]);
+        assert_eq!(String::from(mac), "06:00:ac:10:00:02");
+        for (fields, said) in [
+            ("", "host_dev_name or tap_fd"),
+            (
+                r#","host_dev_name":"a","tap_fd":9"#,
+                "host_dev_name or tap_fd",
+            ),
+            (r#","tap_fd":2"#, "it must be 3 or more"),
+            (
+                r#","tap_fd":9,"guest_mac":"01:00:00:00:00:00""#,
+                "multicast",
+            ),
+            (
+                r#","tap_fd":9,"guest_mac":"0:00:00:00:00:00""#,
+                "no address",
+            ),
+            (
+                r#","tap_fd":9,"guest_mac":"00:00:00:00:00:00:00""#,
+                "no address",
+            ),
+            (
+                r#","tap_fd":9,"guest_mac":"00:00:00:00:00:+1""#,
+                "no address",
+            ),
+            (r#","tap_fd":9,"mtu":67"#, "68 or more"),
+            (
+                r#","tap_fd":9},{"iface_id":"a","tap_fd":8"#,
+                "another one has that name",
+            ),
+            (
+                r#","tap_fd":9},{"iface_id":"b","tap_fd":9"#,
+                "of no other interface",
+            ),
+        ] {
+            let text = format!(r#","network-interfaces":[{{"iface_id":"a"{fields}}}]"#);
+            let error = read(&with(&text)).unwrap_err();
+            assert!(error.contains(said), "{text}: {error}");
+        }
     }
 
     #[test]
@@ -318,7 +408,7 @@ mod tests {
             ),
             (
                 with(&format!(r#","drives":[{drive},{drive}]"#)),
-                "another disk has that name",
+                "another one has that name",
             ),
             (
                 with(&format!(
@@ -331,7 +421,7 @@ mod tests {
                 with(&format!(
                     r#","drives":[{drive}],"window-disks":[{{"disk_id":"a"}}]"#
                 )),
-                "drives[0].drive_id is \"a\": another disk has that name",
+                "drives[0].drive_id is \"a\": another one has that name",
             ),
             (
                 with(r#","window-disks":[{"disk_id":"a","capacity_mib":0}]"#),

@@ -100,6 +100,7 @@ impl Machine {
             bus,
             ending,
             disks: made.disks,
+            networks: made.networks,
             paused: AtomicBool::new(true),
             ram,
             _vm: vm,

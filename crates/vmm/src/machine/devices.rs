@@ -1,15 +1,18 @@
 //! Devices at their places: a window, an interrupt, a doorbell for each queue.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use rustix::io::Errno;
 use skiff_base::SystemClock;
 use skiff_kvm::arch::acpi::Slot;
 use skiff_kvm::arch::layout;
 use skiff_kvm::{GuestRam, Ram, Vm};
 use skiff_virtio::block::{Block, Counters, Disk, Windows};
 use skiff_virtio::entropy::Entropy;
+use skiff_virtio::net::{self, Net, Tap, TapError};
 use skiff_virtio::vsock::Vsock;
 use skiff_virtio::{Device, Limits, Line, Throttle, mmio};
 use vm_memory::GuestAddress;
@@ -17,7 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::MachineError;
 use super::bus::Shared;
-use crate::config::{Drive, RateLimits};
+use crate::config::{Drive, NetworkInterface, RateLimits};
 use crate::{Config, inherited};
 
 type Boxed = Box<dyn Device<Ram>>;
@@ -46,6 +49,14 @@ pub(super) struct Made {
     /// In the order in which a guest finds them.
     pub(super) devices: Vec<Boxed>,
     pub(super) disks: Vec<DiskHandle>,
+    pub(super) networks: Vec<NetworkHandle>,
+}
+
+/// An interface, for those who look at it from outside of its device.
+#[derive(Debug)]
+pub(super) struct NetworkHandle {
+    pub(super) id: String,
+    pub(super) counters: Arc<net::Counters>,
 }
 
 impl Made {
@@ -68,6 +79,51 @@ impl Made {
         self.devices.push(Box::new(block));
         Ok(())
     }
+
+    fn add_interface(&mut self, interface: &NetworkInterface) -> Result<(), MachineError> {
+        let tap = open_tap(interface)?;
+        let settings = net::Settings {
+            mac: interface.guest_mac.map(|mac| mac.0),
+            mtu: interface.mtu.or(tap.mtu()),
+            receive: throttle(interface.rx_rate_limiter.as_ref())?,
+            transmit: throttle(interface.tx_rate_limiter.as_ref())?,
+        };
+        let net =
+            Net::new(Box::new(tap), settings).map_err(MachineError::io("wait for an interface"))?;
+        self.networks.push(NetworkHandle {
+            id: interface.iface_id.clone(),
+            counters: net.counters(),
+        });
+        self.devices.push(Box::new(net));
+        Ok(())
+    }
+}
+
+fn open_tap(interface: &NetworkInterface) -> Result<Tap, MachineError> {
+    let failed = |source| MachineError::Tap {
+        id: interface.iface_id.clone(),
+        source,
+    };
+    match (&interface.host_dev_name, interface.tap_fd) {
+        (Some(name), _) => Tap::open(name).map_err(failed),
+        (None, Some(descriptor)) => {
+            let copy = inherited(descriptor);
+            let copy = copy.map_err(|errno| failed(TapError::Kind(Some(errno.into()))))?;
+            Tap::from_descriptor(copy).map_err(failed)
+        }
+        (None, None) => Err(failed(TapError::Kind(None))),
+    }
+}
+
+/// A copy of a descriptor that the process was started with.
+fn inherited(descriptor: RawFd) -> rustix::io::Result<OwnedFd> {
+    if descriptor < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: it is a number that is at worst not open, which the call finds
+    // out. Whatever it is, its owner keeps it: this is a copy.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    rustix::io::fcntl_dupfd_cloexec(borrowed, 0)
 }
 
 /// What keeps a device to its limits, if it has any.
@@ -92,6 +148,9 @@ pub(super) fn make(config: &Config) -> Result<Made, MachineError> {
     for drive in config.ordered_drives() {
         let limits = drive.rate_limiter.as_ref();
         made.add_disk(&drive.drive_id, disk(drive)?, None, limits)?;
+    }
+    for interface in &config.network_interfaces {
+        made.add_interface(interface)?;
     }
     if let Some(vsock) = &config.vsock {
         let vsock = Vsock::new(vsock.guest_cid, &vsock.uds_path)?;

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use skiff_kvm::arch::{BootError, ElfError};
 use skiff_kvm::{HostError, KvmError, MemoryError, ThreadError};
 use skiff_virtio::block::{DiskError, WindowError};
+use skiff_virtio::net::TapError;
 use skiff_virtio::vsock::VsockError;
 
 use crate::confine::ConfineError;
@@ -68,6 +69,15 @@ pub enum MachineError {
         /// Why not.
         #[source]
         source: WindowError,
+    },
+    /// An interface has no tap.
+    #[error("network interface {id} has no tap")]
+    Tap {
+        /// The interface.
+        id: String,
+        /// Why not.
+        #[source]
+        source: TapError,
     },
     /// There are no sockets between guest and host.
     #[error("vsock cannot be made")]

@@ -19,11 +19,11 @@ use std::time::Duration;
 
 use skiff_kvm::{GuestExit, GuestRam, VcpuThread, Vm};
 use skiff_virtio::block::{SectorRange, Windows};
-use skiff_wire::monitor::{DiskStats, Stats};
+use skiff_wire::monitor::{DiskStats, NetworkStats, Stats};
 
 pub use build::Options;
 use bus::MachineBus;
-use devices::DiskHandle;
+use devices::{DiskHandle, NetworkHandle};
 use ending::Ending;
 pub use error::MachineError;
 use io::IoThread;
@@ -42,6 +42,7 @@ pub struct Machine {
     bus: Arc<MachineBus>,
     ending: Arc<Ending>,
     disks: Vec<DiskHandle>,
+    networks: Vec<NetworkHandle>,
     /// What it was told last.
     paused: AtomicBool,
     ram: GuestRam,
@@ -128,11 +129,24 @@ impl Machine {
                 written_bytes: counts.written_bytes,
             }
         };
+        let network = |network: &NetworkHandle| {
+            let counts = network.counters.counts();
+            NetworkStats {
+                interface: network.id.clone(),
+                received_packets: counts.received_packets,
+                received_bytes: counts.received_bytes,
+                received_dropped: counts.received_dropped,
+                sent_packets: counts.sent_packets,
+                sent_bytes: counts.sent_bytes,
+                sent_dropped: counts.sent_dropped,
+            }
+        };
         Stats {
             paused: self.paused.load(Ordering::SeqCst),
             cpu_us: cpu_us(),
             serial_dropped_bytes: self.serial_dropped(),
             disks: self.disks.iter().map(disk).collect(),
+            networks: self.networks.iter().map(network).collect(),
         }
     }
 
