@@ -75,6 +75,15 @@ map_window() {
   peer map $work/control layers 2048 /guest/layer >$work/host 2>&1
   peer host-send $work/vsock 1001 0 1 >>$work/host 2>&1
 }
+# The host's side of a network.
+serve() {
+  httpd -f -p 192.0.2.1:80 -h /guest &
+  trap "kill $!; exit" TERM
+  until grep -q '^serves' $work/console; do usleep 100000; done
+  wget -q -O $work/fetched http://192.0.2.2/busybox 2>$work/host
+  peer host-send $work/vsock 1001 0 1 >>$work/host 2>&1
+  wait
+}
 ended() { # CODE REASON
   [ "$status" -eq "$1" ] && grep -q "\[$2\]$" $work/said
 }
@@ -87,13 +96,19 @@ between() { # LEAST WORD MOST
 serial=', "serial": {}'
 quiet='reboot=k panic=1 pci=off swiotlb=noforce'
 
-boot pvh /guest/vmlinuz 256 "$serial" "console=ttyS0 $quiet test.vsock=1"
+used_kib() { du -k $work/scratch | cut -f1; }
+yes 'discard me' | head -c 1048576 | dd of=$work/scratch bs=4096 seek=1024 conv=notrunc 2>/dev/null
+filled=$(used_kib)
+boot pvh /guest/vmlinuz 256 "$serial" "console=ttyS0 $quiet test.vsock=1 test.discard=1"
 check a_stock_kernel_boots_and_resets ended 0 reset
 check it_was_entered_by_pvh reported 'loader 176'
 check its_console_is_standard_output grep -q 'Linux version .*-cloud-amd64' $work/console
 check it_writes_and_flushes_a_disk reported 'up pvh'
 whole() { [ "$(tail -n 1 $work/report)" = end ]; }
 check its_report_is_whole whole
+check it_discards_what_it_does_not_need reported discarded
+freed() { [ "$(used_kib)" -le "$((filled - 1024))" ]; }
+check what_it_discards_is_free_on_the_host freed
 check it_is_the_kernel_of_the_package reported "kernel $(cat /guest/version)"
 check it_sees_its_vcpus reported 'cpus 2'
 check it_sees_its_memory between 200000 memory_kib 262144
@@ -123,6 +138,19 @@ check it_reads_a_window_that_was_mapped_later reported "window $(sha256sum </gue
 check it_reads_nothing_below_it reported 'below 0'
 check it_reads_nothing_above_it reported 'above 0'
 check its_other_disks_are_as_ever reported 'disk_name layer'
+
+modprobe tun
+tunctl -t tap0 >/dev/null
+ifconfig tap0 192.0.2.1 netmask 255.255.255.0 mtu 1400 up
+interface='{"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "06:00:ac:10:00:02"}'
+hosts_side=serve
+boot net /guest/vmlinuz 256 "$serial, \"network-interfaces\": [$interface]" "console=ttyS0 $quiet test.net=1"
+check a_guest_with_a_network_boots ended 0 reset
+check it_has_the_address_that_it_is_given reported 'mac 06:00:ac:10:00:02'
+check it_has_its_taps_mtu reported 'mtu 1400'
+check it_fetches_from_the_host reported "fetched $(sha256sum </guest/layer | cut -c1-64)"
+fetched() { cmp -s $work/fetched /usr/bin/busybox; }
+check the_host_fetches_from_it fetched
 hosts_side=echo_streams
 
 # The unpacked kernel without its note of PVH has the 64-bit entry. The serial

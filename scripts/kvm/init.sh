@@ -2,7 +2,7 @@
 # The first process of a guest of the monitor: looks at its machine, writes
 # what it finds to its second disk, flushes it, and ends as it is told. The
 # first disk is an EROFS file system, which has the hash of its own content. With
-test.window there is a disk of windows before both.
+test.window there is a disk of windows before both, with test.net a network.
 . /load.sh
 fail() {
   echo "init: $*"
@@ -55,6 +55,20 @@ report() {
     echo "window $(window 2048 "$sectors" | $b sha256sum | $b cut -c1-64)"
     echo "below $(window 2040 8 | $b wc -c)"
     echo "above $(window $((2048 + sectors)) 8 | $b wc -c)"
+  fi
+  if [ -n "$(word discard)" ]; then
+    # Beyond the report.
+    $b blkdiscard -o 4194304 -l 1048576 /dev/$scratch && echo discarded
+  fi
+  if [ -n "$(word net)" ]; then
+    $b ifconfig eth0 192.0.2.2 netmask 255.255.255.0 up
+    echo "mac $($b cat /sys/class/net/eth0/address)"
+    echo "mtu $($b cat /sys/class/net/eth0/mtu)"
+    echo "fetched $($b wget -q -O - http://192.0.2.1/layer | $b sha256sum | $b cut -c1-64)"
+    $b httpd -h /disk
+    echo "serves" >/dev/console
+    # The host fetches, and then says so.
+    /bin/peer guest-wait 1001
   fi
   echo "clock $($b cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
 }

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 . ../machine/modules.sh
 
-modules=(virtio_mmio virtio_blk virtio-rng vmw_vsock_virtio_transport erofs)
+modules=(virtio_mmio virtio_blk virtio_net virtio-rng vmw_vsock_virtio_transport erofs)
 
 read -r package version < <(../machine/package.sh linux-image-cloud-amd64)
 cache=${SKIFF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/skiff}

@@ -46,12 +46,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
+    // First of all, so that a signal leaves nothing behind.
+    signals::hold().context("signals cannot be held")?;
     let confinement = confinement(arguments)?;
     if let Some(confinement) = &confinement {
         confinement.enter_folder()?;
     }
     let control = endpoint(arguments)?;
-    signals::hold().context("signals cannot be held")?;
     raise_file_limit();
     let filters = match arguments.no_seccomp {
         true => None,
