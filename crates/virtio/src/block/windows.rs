@@ -340,6 +340,8 @@ fn check(file: &mut File, sectors: u64, read_only: bool) -> Result<(), WindowErr
 mod tests {
     use std::sync::mpsc;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     const LONG: Duration = Duration::from_secs(600);
@@ -432,6 +434,68 @@ mod tests {
         }
         windows.map(range(99, 1), file(1)).unwrap();
         windows.map(range(200, 1), file(1)).unwrap();
+    }
+
+    const SMALL: u64 = 32;
+
+    #[derive(Debug, Clone)]
+    enum Act {
+        Map(u64, u64),
+        Unmap(u64),
+        Look(u64, u64),
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        let run = || (0..SMALL + 2, 0..12_u64);
+        prop_oneof![
+            2 => run().prop_map(|(first, sectors)| Act::Map(first, sectors)),
+            1 => (0..SMALL).prop_map(Act::Unmap),
+            3 => run().prop_map(|(first, sectors)| Act::Look(first, sectors)),
+        ]
+    }
+
+    proptest! {
+        /// Against a disk that has the owner of each sector written down.
+        #[test]
+        fn windows_are_as_written_down(acts in prop::collection::vec(act(), 1..80)) {
+            let windows = Windows::new(SMALL, true);
+            let one = file(12);
+            let mut owners = vec![None; usize::try_from(SMALL).unwrap()];
+            for act in acts {
+                let run = |first: u64, sectors: u64| {
+                    let from = usize::try_from(first).unwrap();
+                    from..from + usize::try_from(sectors).unwrap()
+                };
+                match act {
+                    Act::Map(first, sectors) => {
+                        let free = owners.get(run(first, sectors));
+                        let free = free.is_some_and(|part| part.iter().all(Option::is_none));
+                        let mapped = windows.map(range(first, sectors), one.try_clone().unwrap());
+                        prop_assert_eq!(mapped.is_ok(), free && sectors > 0);
+                        if mapped.is_ok() {
+                            owners[run(first, sectors)].fill(Some(first));
+                        }
+                    }
+                    Act::Unmap(first) => {
+                        let there = owners[run(first, 1)][0] == Some(first);
+                        let unmapped = windows.unmap(first, Duration::ZERO);
+                        prop_assert_eq!(unmapped.is_ok(), there);
+                        let gone = owners.iter_mut().filter(|owner| **owner == Some(first));
+                        gone.for_each(|owner| *owner = None);
+                    }
+                    Act::Look(first, sectors) => {
+                        // No sectors are where the first of them would be.
+                        let owner = owners.get(run(first, sectors.max(1)));
+                        let owner = owner.and_then(|part| {
+                            let first = part[0]?;
+                            part.iter().all(|owner| *owner == Some(first)).then_some(first)
+                        });
+                        let expected = owner.map(|owner| (first - owner) * SECTOR);
+                        prop_assert_eq!(place(&windows, first, sectors), expected);
+                    }
+                }
+            }
+        }
     }
 
     #[test]
