@@ -1,7 +1,8 @@
 //! What isolates an instance: one trait, and the classes behind it.
 //!
 //! [`ContainerBackend`] makes namespaced containers by asking the launcher, a
-//! process of its own, over [`LauncherClient`]; [`NullBackend`] makes nothing
+//! process of its own, over [`LauncherClient`]; [`AgentClient`] asks the agent in
+//! a virtual machine, of which no class is made yet; [`NullBackend`] makes nothing
 //! and answers every request itself, for measuring what stands around a
 //! sandbox. This crate holds no capability and makes no kernel object: it
 //! asks for them and passes descriptors on. It does not decide when a sandbox
@@ -13,12 +14,14 @@
 //!
 //! Entry points: [`Backend`], [`Sandbox`], [`host_checks`].
 
+mod agent;
 mod container;
 mod doctor;
 mod launcher;
 mod null;
 mod port;
 
+pub use agent::{AgentClient, AgentError, AgentHello};
 pub use container::ContainerBackend;
 pub use doctor::{Check, host_checks};
 pub use launcher::{Exits, LauncherClient, LauncherError};
