@@ -24,6 +24,8 @@ for crate in kvm virtio vmm guest; do
   forbid "skiff-$crate" "the monitor links no runtime, no HTTP, no TLS, no store" \
     tokio hyper rustls rusqlite reqwest axum skiff-store
 done
+forbid skiff-agent "the first process of a machine links no runtime, no HTTP, no TLS, no store" \
+  tokio hyper rustls rusqlite reqwest axum skiff-store
 forbid skiff-virtio "device models know no KVM" kvm-ioctls kvm-bindings skiff-kvm
 forbid skiff-kvm "vCPUs and memory know no device" virtio-queue skiff-virtio
 forbid skiff-types "words do no I/O" tokio rustix libc
@@ -32,7 +34,7 @@ for crate in sched; do
   forbid "skiff-$crate" "the pure domain sees no file and no socket" rusqlite hyper axum
 done
 service="skiff-gateway skiff-control skiff-worker skiff-fleet"
-for crate in types base wire config telemetry jail net erofs image store sched meter sandbox flat guest kvm virtio vmm; do
+for crate in types base wire config telemetry jail net erofs image store sched meter sandbox flat guest kvm virtio vmm agent; do
   # shellcheck disable=SC2086
   forbid "skiff-$crate" "arrows point down only" $service
 done

@@ -1,0 +1,422 @@
+//! What the host asks, in the launcher's words, and the answers in the host's.
+
+use std::fmt::Display;
+use std::os::fd::OwnedFd;
+
+use rustix::event::epoll::EventFlags;
+use skiff_types::{Digest, InstanceId, ServerId};
+use skiff_wire::agent::{Answer, Envelope, FEATURE_SERVICES, PROTOCOL, Reply, Request};
+use skiff_wire::launcher::{self, PoolConfig, Refusal, SandboxSpec, Stdio, Writable};
+
+use crate::agent::{Agent, AgentError, Token};
+use crate::control::ControlError;
+use crate::disks::Opened;
+use crate::machine;
+use crate::sandboxes::Sandbox;
+
+/// Requests that are taken in one turn, so that streams have theirs.
+const REQUESTS_PER_TURN: usize = 16;
+/// For the host to close its connection when everything has ended.
+const END_DEADLINE: std::time::Duration = std::time::Duration::from_secs(2);
+/// What is asked of the launcher at a time, by lost connections too.
+const WAITING_MAX: usize = 1024;
+/// A process that waits for a sandbox's specification: a machine has one or a
+/// few.
+const PREPARED: PoolConfig = PoolConfig {
+    networks: 1,
+    egress_networks: 0,
+};
+
+/// A refusal of the agent's own.
+pub(crate) fn refuse(step: &str, message: impl Display) -> Refusal {
+    Refusal {
+        step: step.to_owned(),
+        errno: 0,
+        message: message.to_string(),
+    }
+}
+
+/// A refusal of the kernel's, and what was done.
+pub(crate) fn kernel(step: &str, what: impl Display, errno: rustix::io::Errno) -> Refusal {
+    Refusal {
+        step: step.to_owned(),
+        errno: errno.raw_os_error(),
+        message: format!("{what}: {errno}"),
+    }
+}
+
+/// Where a reply goes, once it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct To {
+    connection: u64,
+    id: u64,
+}
+
+/// What an answer of the launcher's is for.
+#[derive(Debug)]
+pub(crate) enum Waiting {
+    /// The agent's own greeting and setting.
+    Own,
+    /// The host asked, and the answer is its answer.
+    Host(To),
+    AddLayer(To, Digest),
+    RemoveLayer(To, Digest),
+    Create(To, InstanceId, Stdio),
+    Destroy(To, InstanceId),
+    Shutdown(To),
+}
+
+/// What a request leads to at once; nothing if its reply comes later.
+type Outcome = Result<Option<Reply>, Refusal>;
+
+const DONE: Outcome = Ok(Some(Reply::Done));
+
+impl Agent {
+    pub(crate) fn greet_launcher(&mut self, server: ServerId) -> Result<(), AgentError> {
+        let hello = launcher::Request::Hello { server };
+        self.ask(Waiting::Own, hello, Vec::new())?;
+        let pool = launcher::Request::Configure(PREPARED);
+        self.ask(Waiting::Own, pool, Vec::new())
+    }
+
+    /// Asks the launcher.
+    pub(crate) fn ask(
+        &mut self,
+        waiting: Waiting,
+        request: launcher::Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), AgentError> {
+        self.asked += 1;
+        self.waiting.insert(self.asked, waiting);
+        let sent = self.link.send(self.asked, request, fds);
+        sent.map_err(AgentError::Launcher)?;
+        self.watch_link()
+    }
+
+    fn watch_link(&self) -> Result<(), AgentError> {
+        let flags = if self.link.is_behind() {
+            EventFlags::IN | EventFlags::OUT
+        } else {
+            EventFlags::IN
+        };
+        self.watch_again(&self.link, Token::Launcher, flags)
+            .map_err(|errno| AgentError::Launcher(errno.into()))
+    }
+
+    /// Takes what the host asks.
+    pub(crate) fn serve_control(&mut self) -> Result<(), AgentError> {
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(control) = &mut self.control else {
+                return Ok(());
+            };
+            control.held_back = !control.has_room();
+            if control.held_back {
+                break;
+            }
+            match control.receive() {
+                Ok(None) => break,
+                Ok(Some(envelope)) => self.obey(envelope)?,
+                Err(error) => {
+                    self.drop_control(&skiff_base::chain(&error).to_string());
+                    return Ok(());
+                }
+            }
+        }
+        self.flush_control();
+        Ok(())
+    }
+
+    fn flush_control(&mut self) {
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        if let Err(error) = control.flush() {
+            self.drop_control(&skiff_base::chain(&error).to_string());
+            return;
+        }
+        let mut flags = EventFlags::empty();
+        flags.set(EventFlags::IN, !control.held_back);
+        flags.set(EventFlags::OUT, control.is_behind());
+        let watched = match &self.control {
+            Some(control) => self.watch_again(control, Token::Control, flags),
+            None => Ok(()),
+        };
+        if let Err(errno) = watched {
+            self.drop_control(&errno.to_string());
+        }
+    }
+
+    fn obey(&mut self, envelope: Envelope) -> Result<(), AgentError> {
+        let Some(control) = &mut self.control else {
+            return Ok(());
+        };
+        let is_greeting = matches!(envelope.request, Request::Hello { .. });
+        if !control.greeted && !is_greeting {
+            self.drop_control(&ControlError::Rude.to_string());
+            return Ok(());
+        }
+        control.waiting += 1;
+        let to = To {
+            connection: control.number,
+            id: envelope.id,
+        };
+        if self.waiting.len() >= WAITING_MAX {
+            let message = format!("{WAITING_MAX} requests wait for the launcher");
+            self.reply(to, Err(refuse("request", message)));
+            return Ok(());
+        }
+        match self.act(to, envelope.request)? {
+            Ok(None) => {}
+            Ok(Some(reply)) => self.reply(to, Ok(reply)),
+            Err(refusal) => self.reply(to, Err(refusal)),
+        }
+        if is_greeting {
+            self.tell_exits_again();
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, to: To, request: Request) -> Result<Outcome, AgentError> {
+        use launcher::Request as Ask;
+        let plain = match request {
+            Request::Hello { protocol, .. } => return Ok(self.greet(protocol)),
+            Request::AddLayer { layer, window } => match self.disks.open(&layer, window) {
+                Err(refusal) => return Ok(Err(refusal)),
+                Ok(Opened::Known) => return Ok(DONE),
+                Ok(Opened::Device(device)) => {
+                    let waiting = Waiting::AddLayer(to, layer.clone());
+                    self.ask(waiting, Ask::AddLayer { layer }, vec![device])?;
+                    return Ok(Ok(None));
+                }
+            },
+            Request::RemoveLayer { layer } => {
+                let waiting = Waiting::RemoveLayer(to, layer.clone());
+                self.ask(waiting, Ask::RemoveLayer { layer }, Vec::new())?;
+                return Ok(Ok(None));
+            }
+            Request::Create(spec) => return self.create(to, spec),
+            Request::Destroy { sandbox } => {
+                let waiting = Waiting::Destroy(to, sandbox);
+                self.ask(waiting, Ask::Destroy { sandbox }, Vec::new())?;
+                return Ok(Ok(None));
+            }
+            Request::Resize {
+                sandbox,
+                columns,
+                rows,
+            } => return Ok(self.resize(sandbox, columns, rows)),
+            Request::SetClock { unix_ns } => {
+                return Ok(machine::set_clock(unix_ns).map(|()| Some(Reply::Done)));
+            }
+            Request::Reseed { mut seed } => {
+                let result = machine::reseed(&seed);
+                seed.fill(0);
+                return Ok(result.map(|()| Some(Reply::Done)));
+            }
+            Request::Shutdown => {
+                self.ask(Waiting::Shutdown(to), Ask::Shutdown, Vec::new())?;
+                return Ok(Ok(None));
+            }
+            Request::Signal { sandbox, signal } => Ask::Signal { sandbox, signal },
+            Request::Freeze { sandbox } => Ask::Freeze { sandbox },
+            Request::Thaw { sandbox } => Ask::Thaw { sandbox },
+            Request::Stats { sandbox } => Ask::Stats { sandbox },
+            Request::List { after } => Ask::List { after },
+        };
+        self.ask(Waiting::Host(to), plain, Vec::new())?;
+        Ok(Ok(None))
+    }
+
+    fn greet(&mut self, protocol: u16) -> Outcome {
+        if protocol == 0 {
+            return Err(refuse("hello", "there is no protocol 0"));
+        }
+        if let Some(control) = &mut self.control {
+            control.greeted = true;
+        }
+        let features = if self.services.are_served() {
+            FEATURE_SERVICES
+        } else {
+            0
+        };
+        Ok(Some(Reply::Hello {
+            protocol: PROTOCOL,
+            features,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: machine::kernel_release(),
+        }))
+    }
+
+    fn create(&mut self, to: To, spec: Box<SandboxSpec>) -> Result<Outcome, AgentError> {
+        if spec.stdio == Stdio::Given {
+            return Ok(Err(refuse("request", "descriptors cannot be sent here")));
+        }
+        if matches!(spec.writable, Writable::Disk { .. }) {
+            let message = "this machine has no disk for writable layers";
+            return Ok(Err(refuse("request", message)));
+        }
+        let waiting = Waiting::Create(to, spec.sandbox, spec.stdio);
+        self.ask(waiting, launcher::Request::Create(spec), Vec::new())?;
+        Ok(Ok(None))
+    }
+
+    fn resize(&mut self, id: InstanceId, columns: u16, rows: u16) -> Outcome {
+        let size = rustix::termios::Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let terminal = self.sandbox(id)?.terminal()?;
+        rustix::termios::tcsetwinsize(terminal, size)
+            .map_err(|errno| kernel("resize", "set the size", errno))?;
+        DONE
+    }
+
+    /// Takes what the launcher answers.
+    pub(crate) fn hear_launcher(&mut self) -> Result<(), AgentError> {
+        self.link.flush().map_err(AgentError::Launcher)?;
+        loop {
+            match self.link.receive() {
+                Ok(Some((launcher::Answer::Exited { sandbox, exit }, _))) => {
+                    self.exited(sandbox, exit);
+                }
+                Ok(Some((launcher::Answer::Reply { id, result }, fds))) => {
+                    if let Some(waiting) = self.waiting.remove(&id) {
+                        self.take_reply(waiting, result, fds)?;
+                    }
+                }
+                Ok(None) => return self.watch_link(),
+                Err(_) if self.ending.is_some() => {
+                    self.unwatch(&self.link);
+                    return Ok(());
+                }
+                Err(error) => return Err(AgentError::Launcher(error)),
+            }
+        }
+    }
+
+    fn take_reply(
+        &mut self,
+        waiting: Waiting,
+        result: Result<launcher::Reply, Refusal>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), AgentError> {
+        match waiting {
+            Waiting::Own => {
+                if let Err(refusal) = result {
+                    return Err(AgentError::Launcher(std::io::Error::other(refusal)));
+                }
+            }
+            Waiting::Host(to) => self.reply(to, result.and_then(translate)),
+            Waiting::AddLayer(to, layer) => {
+                if result.is_ok() {
+                    self.disks.set_mounted(&layer);
+                } else {
+                    let now = skiff_base::Clock::now(&self.clock);
+                    self.disks.remove(&layer, None, now);
+                }
+                self.reply(to, result.and_then(translate));
+            }
+            Waiting::RemoveLayer(to, layer) => self.layer_unmounted(to, &layer, result),
+            Waiting::Create(to, id, stdio) => self.created(to, id, stdio, result, fds),
+            Waiting::Destroy(to, id) => {
+                if result.is_ok() {
+                    self.sandboxes.remove(&id);
+                }
+                self.reply(to, result.and_then(translate));
+            }
+            Waiting::Shutdown(to) => {
+                if result.is_ok() {
+                    let now = skiff_base::Clock::now(&self.clock);
+                    self.ending = Some(now.plus(END_DEADLINE));
+                }
+                self.reply(to, result.and_then(translate));
+            }
+        }
+        Ok(())
+    }
+
+    fn layer_unmounted(
+        &mut self,
+        to: To,
+        layer: &Digest,
+        result: Result<launcher::Reply, Refusal>,
+    ) {
+        if result.is_err() {
+            return self.reply(to, result.and_then(translate));
+        }
+        let now = skiff_base::Clock::now(&self.clock);
+        if self.disks.remove(layer, Some(to), now).is_some() {
+            self.reply(to, Ok(Reply::Done));
+        }
+    }
+
+    /// The kernel has let go of a layer's part of a disk, or does not.
+    pub(crate) fn layer_left(&mut self, to: Option<To>, result: Result<(), Refusal>) {
+        match (to, result) {
+            (Some(to), result) => self.reply(to, result.map(|()| Reply::Done)),
+            (None, Err(refusal)) => tracing::error!(%refusal, "a layer leaves a part of a disk"),
+            (None, Ok(())) => {}
+        }
+    }
+
+    fn created(
+        &mut self,
+        to: To,
+        id: InstanceId,
+        stdio: Stdio,
+        result: Result<launcher::Reply, Refusal>,
+        fds: Vec<OwnedFd>,
+    ) {
+        let reply = match result {
+            Err(refusal) => Err(refusal),
+            Ok(reply) => Sandbox::new(stdio, fds).and_then(|sandbox| {
+                self.sandboxes.insert(id, sandbox);
+                translate(reply)
+            }),
+        };
+        self.reply(to, reply);
+    }
+
+    fn reply(&mut self, to: To, result: Result<Reply, Refusal>) {
+        let control = self.control.as_mut();
+        // Nobody waits for the replies of a connection that is lost.
+        let Some(control) = control.filter(|control| control.number == to.connection) else {
+            return;
+        };
+        control.waiting = control.waiting.saturating_sub(1);
+        let answer = Answer::Reply { id: to.id, result };
+        self.send_to_host(&answer);
+    }
+
+    /// Tells the host of an event, if it has said hello.
+    pub(crate) fn post(&mut self, answer: &Answer) {
+        if self.control.as_ref().is_some_and(|control| control.greeted) {
+            self.send_to_host(answer);
+        }
+    }
+
+    fn send_to_host(&mut self, answer: &Answer) {
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        match control.send(answer) {
+            Ok(()) => self.flush_control(),
+            Err(error) => self.drop_control(&skiff_base::chain(&error).to_string()),
+        }
+    }
+}
+
+/// The launcher's words in the agent's.
+fn translate(reply: launcher::Reply) -> Result<Reply, Refusal> {
+    Ok(match reply {
+        launcher::Reply::Done => Reply::Done,
+        launcher::Reply::Created { steps_us } => Reply::Created { steps_us },
+        launcher::Reply::Stats(stats) => Reply::Stats(stats),
+        launcher::Reply::List(page) => Reply::List(page),
+        launcher::Reply::Hello { .. } | launcher::Reply::Descriptors => {
+            return Err(refuse("launcher", "its answer is another one's"));
+        }
+    })
+}

@@ -1,0 +1,98 @@
+//! A disk with layers at places of its own, as a monitor's windows look from
+//! inside.
+
+use std::fs::{self, File};
+use std::io::{Seek as _, SeekFrom};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use skiff_base::process::command;
+use skiff_types::Digest;
+use skiff_wire::agent::Window;
+
+const SECTOR_BYTES: u64 = 512;
+/// Between the beginnings of two layers.
+const STEP_BYTES: u64 = 8 << 20;
+/// Where there is nothing but zeros.
+const EMPTY_BYTES: u64 = 1 << 20;
+
+#[derive(Debug, Clone)]
+pub struct Layer {
+    pub digest: Digest,
+    pub window: Window,
+}
+
+/// A file for a machine's first disk.
+pub struct LayerDisk {
+    pub path: PathBuf,
+    /// busybox below, some files above.
+    pub layers: Vec<Layer>,
+}
+
+impl LayerDisk {
+    /// Makes it in the folder.
+    pub fn new(folder: &Path) -> Self {
+        let path = folder.join("layers");
+        let mut disk = File::create(&path).unwrap();
+        let fill: [fn(&Path); 2] = [add_busybox, add_files];
+        let mut layers = Vec::new();
+        for (number, fill) in (1..).zip(fill) {
+            let offset = number * STEP_BYTES;
+            disk.seek(SeekFrom::Start(offset)).unwrap();
+            let mut layer = File::open(make_layer(folder, number, fill)).unwrap();
+            let length = std::io::copy(&mut layer, &mut disk).unwrap();
+            assert!(length <= STEP_BYTES && length.is_multiple_of(SECTOR_BYTES));
+            layers.push(Layer {
+                digest: format!("sha256:{number:064x}").parse().unwrap(),
+                window: Window {
+                    disk: 0,
+                    first_sector: offset / SECTOR_BYTES,
+                    sectors: length / SECTOR_BYTES,
+                },
+            });
+        }
+        disk.set_len(4 * STEP_BYTES).unwrap();
+        Self { path, layers }
+    }
+
+    /// A part of it with no file system.
+    pub fn empty(&self) -> Window {
+        Window {
+            disk: 0,
+            first_sector: EMPTY_BYTES / SECTOR_BYTES,
+            sectors: 1024,
+        }
+    }
+}
+
+fn make_layer(folder: &Path, number: u64, fill: fn(&Path)) -> PathBuf {
+    let root = folder.join(format!("root-{number}"));
+    fs::create_dir(&root).unwrap();
+    fill(&root);
+    let file = folder.join(format!("layer-{number}"));
+    let made = command("mkfs.erofs")
+        .arg(&file)
+        .arg(&root)
+        .status()
+        .unwrap();
+    assert!(made.success(), "mkfs.erofs fails");
+    file
+}
+
+fn add_busybox(root: &Path) {
+    let bin = root.join("bin");
+    fs::create_dir(&bin).unwrap();
+    fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+    for name in [
+        "sh", "cat", "echo", "sleep", "tail", "head", "httpd", "wget", "nslookup", "stty", "test",
+        "touch", "wc", "hostname", "date", "yes",
+    ] {
+        symlink("busybox", bin.join(name)).unwrap();
+    }
+}
+
+fn add_files(root: &Path) {
+    fs::write(root.join("greeting"), "hello from a layer\n").unwrap();
+    fs::create_dir(root.join("www")).unwrap();
+    fs::write(root.join("www/page"), "page ".repeat(20_000)).unwrap();
+}
