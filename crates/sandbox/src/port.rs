@@ -85,9 +85,12 @@ pub struct Found {
     pub label: Vec<u8>,
 }
 
-/// The read ends of a sandbox's output.
+/// The read ends of a sandbox's output: pipes or sockets.
 #[derive(Debug)]
 pub struct Output {
+    /// The streams end with their last byte. Otherwise they may be held open
+    /// beyond it: once the application has ended, what can be read is all.
+    pub ends: bool,
     /// Standard output.
     pub stdout: OwnedFd,
     /// Standard error.

@@ -228,6 +228,7 @@ fn sandbox_spec(spec: CreateSpec) -> SandboxSpec {
 fn pair(fds: Vec<OwnedFd>) -> Option<Output> {
     let mut fds = fds.into_iter();
     Some(Output {
+        ends: false,
         stdout: fds.next()?,
         stderr: fds.next()?,
     })

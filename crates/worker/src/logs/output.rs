@@ -1,9 +1,11 @@
 //! Reads an instance's output.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
 use skiff_sandbox::Output;
-use tokio::net::unix::pipe::Receiver;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::line::Stream;
@@ -21,7 +23,8 @@ pub enum Reader {
     /// Until both ends are closed.
     #[default]
     Open,
-    /// The instance has ended: what is in the pipes now is all there is.
+    /// The instance has ended: what is in the pipes now is all there is. A
+    /// stream that says where its end is, is read until there.
     Ended,
     /// Somebody else will go on: not one byte more.
     Left,
@@ -29,18 +32,20 @@ pub enum Reader {
 
 /// Reads both streams until they end or `until` says so.
 pub async fn read_output(output: Output, sink: LogSink, until: watch::Receiver<Reader>) {
-    let stdout = read_stream(output.stdout, Stream::Stdout, &sink, until.clone());
-    let stderr = read_stream(output.stderr, Stream::Stderr, &sink, until);
+    let ends = output.ends;
+    let stdout = read_stream(output.stdout, ends, Stream::Stdout, &sink, until.clone());
+    let stderr = read_stream(output.stderr, ends, Stream::Stderr, &sink, until);
     futures_util::future::join(stdout, stderr).await;
 }
 
 async fn read_stream(
-    fd: std::os::fd::OwnedFd,
+    fd: OwnedFd,
+    ends: bool,
     stream: Stream,
     sink: &LogSink,
     mut until: watch::Receiver<Reader>,
 ) {
-    let pipe = match Receiver::from_owned_fd(fd) {
+    let pipe = match registered(fd) {
         Ok(pipe) => pipe,
         Err(error) => {
             sink.note(format!("{} cannot be read: {error}", stream.as_str()))
@@ -51,7 +56,11 @@ async fn read_stream(
     let mut splitter = Splitter::default();
     let mut reads_left = LAST_READS_MAX;
     loop {
-        let state = *until.borrow_and_update();
+        let state = match *until.borrow_and_update() {
+            // Its last bytes may still be on their way.
+            Reader::Ended if ends => Reader::Open,
+            state => state,
+        };
         match (state, read_some(&pipe, &mut splitter, state)) {
             (_, Some(Ok(lines))) => sink.append(stream, lines).await,
             (Reader::Open, Some(Err(error))) if would_block(&error) => {
@@ -75,9 +84,14 @@ async fn read_stream(
     sink.append(stream, last).await;
 }
 
+fn registered(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    Ok(AsyncFd::register_with_interest(fd, Interest::READABLE)?)
+}
+
 /// The lines of one read; `None` at the end.
 fn read_some(
-    pipe: &Receiver,
+    pipe: &AsyncFd<OwnedFd>,
     splitter: &mut Splitter,
     state: Reader,
 ) -> Option<io::Result<Vec<String>>> {
@@ -87,9 +101,11 @@ fn read_some(
     let read = match state {
         Reader::Left => return None,
         // Through the event loop's knowledge, so that it is told to wait.
-        Reader::Open => pipe.try_read(&mut buffer),
+        Reader::Open => pipe.try_io(Interest::READABLE, |pipe| {
+            Ok(rustix::io::read(pipe, &mut buffer)?)
+        }),
         // Not through it: it may not know yet of bytes that are there.
-        Reader::Ended => rustix::io::read(pipe, &mut buffer).map_err(io::Error::from),
+        Reader::Ended => rustix::io::read(pipe.as_fd(), &mut buffer).map_err(io::Error::from),
     };
     match read {
         Ok(0) => None,

@@ -253,10 +253,7 @@ async fn output_is_read_to_its_end_even_if_nobody_closes_it() {
     let (sink, tasks) = (f.sink(1), Tasks::new());
     let ((stdout, out), (stderr, err)) = (pipe(), pipe());
     let (until, reader) = watch::channel(Reader::Open);
-    tasks.spawn(
-        "reader",
-        read_output(Output { stdout, stderr }, sink, reader),
-    );
+    tasks.spawn("reader", read_output(output(stdout, stderr), sink, reader));
     let mut follow = f.store.follow(query()).await.unwrap();
     rustix::io::write(&out, b"first\n").unwrap();
     assert_eq!(next(&mut follow).await, "first");
@@ -274,6 +271,36 @@ async fn output_is_read_to_its_end_even_if_nobody_closes_it() {
     drop((out, err));
 }
 
+fn output(stdout: OwnedFd, stderr: OwnedFd) -> Output {
+    Output {
+        ends: false,
+        stdout,
+        stderr,
+    }
+}
+
+#[tokio::test]
+async fn a_stream_with_an_end_is_read_to_there() {
+    let f = fixture(LogLimits::default());
+    let (sink, tasks) = (f.sink(1), Tasks::new());
+    let pair = || std::os::unix::net::UnixStream::pair().unwrap();
+    let ((stdout, out), (stderr, err)) = (pair(), pair());
+    let (until, reader) = watch::channel(Reader::Ended);
+    let output = Output {
+        ends: true,
+        ..output(stdout.into(), stderr.into())
+    };
+    tasks.spawn("reader", read_output(output, sink, reader));
+    let mut follow = f.store.follow(query()).await.unwrap();
+    rustix::io::write(&out, b"first\n").unwrap();
+    assert_eq!(next(&mut follow).await, "first");
+    rustix::io::write(&err, b"last").unwrap();
+    drop((out, err));
+    tasks.drain(PATIENCE).await.unwrap();
+    assert_eq!(f.texts(query()).await, ["first", "last"]);
+    drop(until);
+}
+
 #[tokio::test]
 async fn a_reader_that_leaves_takes_nothing_more() {
     let f = fixture(LogLimits::default());
@@ -284,7 +311,7 @@ async fn a_reader_that_leaves_takes_nothing_more() {
     rustix::io::write(&out, b"for the next\n").unwrap();
     tasks.spawn(
         "reader",
-        read_output(Output { stdout, stderr }, f.sink(1), reader),
+        read_output(output(stdout, stderr), f.sink(1), reader),
     );
     tasks.drain(PATIENCE).await.unwrap();
     let mut buffer = [0; 64];

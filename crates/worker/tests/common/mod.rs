@@ -235,6 +235,7 @@ impl FakeSandbox {
         Output {
             stdout: self.stdout.0.try_clone().unwrap(),
             stderr: self.stderr.0.try_clone().unwrap(),
+            ends: false,
         }
     }
 
