@@ -69,20 +69,23 @@ echo_streams() {
   peer host-send $work/vsock 1001 0 1 >>$work/host 2>&1
   wait
 }
-# The host's side of a disk of windows.
-map_window() {
+# The host's side of a disk of windows and of a network: maps a file when the
+# guest wants it, serves another, and fetches from the guest when that serves.
+map_and_serve() {
+  httpd -f -p 192.0.2.1:80 -h /guest &
+  trap "kill $!; exit" TERM
   until grep -q '^wants a window' $work/console; do usleep 100000; done
   peer map $work/control layers 2048 /guest/layer >$work/host 2>&1
   peer host-send $work/vsock 1001 0 1 >>$work/host 2>&1
-}
-# The host's side of a network.
-serve() {
-  httpd -f -p 192.0.2.1:80 -h /guest &
-  trap "kill $!; exit" TERM
   until grep -q '^serves' $work/console; do usleep 100000; done
-  wget -q -O $work/fetched http://192.0.2.2/busybox 2>$work/host
+  wget -q -O $work/fetched http://192.0.2.2/busybox 2>>$work/host
   peer host-send $work/vsock 1001 0 1 >>$work/host 2>&1
   wait
+}
+# The host of a guest that has been copied, or so it is told.
+renew() {
+  until grep -q '^wants a new generation' $work/console; do usleep 100000; done
+  peer renew $work/control >$work/host 2>&1
 }
 ended() { # CODE REASON
   [ "$status" -eq "$1" ] && grep -q "\[$2\]$" $work/said
@@ -127,30 +130,32 @@ check a_read_only_disk_is_unchanged unchanged
 cached() { [ "$(ls /run/kernels/*.vmlinux | wc -l)" -eq 1 ]; }
 check a_kernel_is_unpacked_into_the_cache cached
 
+modprobe tun
+tunctl -t tap0 >/dev/null
+ifconfig tap0 192.0.2.1 netmask 255.255.255.0 mtu 1400 up
 sectors=$(($(wc -c </guest/layer) / 512))
-windows=', "window-disks": [{"disk_id": "layers", "is_read_only": true}]'
-hosts_side=map_window
-boot window /guest/vmlinuz 256 "$serial$windows" "console=ttyS0 $quiet test.window=$sectors"
-check a_guest_with_a_disk_of_windows_boots ended 0 reset
-check it_is_first_and_large reported "capacity $((16 << 31))"
+more=', "window-disks": [{"disk_id": "layers", "is_read_only": true}],
+  "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "06:00:ac:10:00:02"}]'
+hosts_side=map_and_serve
+boot window /guest/vmlinuz 256 "$serial$more" "console=ttyS0 $quiet test.window=$sectors test.net=1"
+check a_guest_with_windows_and_a_network_boots ended 0 reset
+check its_windows_disk_is_first_and_large reported "capacity $((16 << 31))"
 check where_nothing_is_mapped_nothing_is_read reported 'before 0'
 check it_reads_a_window_that_was_mapped_later reported "window $(sha256sum </guest/layer | cut -c1-64)"
 check it_reads_nothing_below_it reported 'below 0'
 check it_reads_nothing_above_it reported 'above 0'
 check its_other_disks_are_as_ever reported 'disk_name layer'
-
-modprobe tun
-tunctl -t tap0 >/dev/null
-ifconfig tap0 192.0.2.1 netmask 255.255.255.0 mtu 1400 up
-interface='{"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "06:00:ac:10:00:02"}'
-hosts_side=serve
-boot net /guest/vmlinuz 256 "$serial, \"network-interfaces\": [$interface]" "console=ttyS0 $quiet test.net=1"
-check a_guest_with_a_network_boots ended 0 reset
 check it_has_the_address_that_it_is_given reported 'mac 06:00:ac:10:00:02'
 check it_has_its_taps_mtu reported 'mtu 1400'
 check it_fetches_from_the_host reported "fetched $(sha256sum </guest/layer | cut -c1-64)"
 fetched() { cmp -s $work/fetched /usr/bin/busybox; }
 check the_host_fetches_from_it fetched
+
+# Debian's other kernel knows of generations.
+hosts_side=renew
+boot generation /guest/vmlinux 256 "$serial" "console=ttyS0 $quiet test.bare=1"
+check a_kernel_that_knows_of_generations_boots ended 0 reset
+check it_makes_its_randomness_anew_for_a_new_one grep -q '^has reseeded' $work/console
 hosts_side=echo_streams
 
 # The unpacked kernel without its note of PVH has the 64-bit entry. The serial

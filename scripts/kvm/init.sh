@@ -1,8 +1,9 @@
 #!/bin/busybox sh
 # The first process of a guest of the monitor: looks at its machine, writes
 # what it finds to its second disk, flushes it, and ends as it is told. The
-# first disk is an EROFS file system, which has the hash of its own content. With
-test.window there is a disk of windows before both, with test.net a network.
+# first disk is an EROFS file system, which has the hash of its own content.
+# With test.window there is a disk of windows before both, with test.net a network.
+# With test.bare it is another kernel, without its modules.
 . /load.sh
 fail() {
   echo "init: $*"
@@ -14,6 +15,13 @@ $b mkdir -p /dev /proc /sys /disk
 $b mount -t devtmpfs dev /dev
 $b mount -t proc proc /proc
 $b mount -t sysfs sys /sys
+if [ -n "$(word bare)" ]; then
+  # Without a disk it has its console to report on.
+  echo "wants a new generation"
+  until $b dmesg | $b grep -q 'reseeded due to virtual machine fork'; do $b usleep 100000; done
+  echo "has reseeded"
+  $b reboot -f
+fi
 load_modules
 
 layer=vda scratch=vdb

@@ -11,6 +11,7 @@ use std::time::Duration;
 use skiff_base::{Clock, SystemClock};
 use skiff_flat::Program;
 use skiff_flat::testing::{deadline, has_kvm};
+use skiff_kvm::arch::layout;
 use skiff_kvm::{Backing, GuestExit};
 use skiff_virtio::block::SectorRange;
 use skiff_vmm::{Config, Machine, Options};
@@ -256,6 +257,25 @@ fn a_guest_stands_still_while_it_is_paused() {
         assert_eq!(machine.wait(Some(deadline())), Some(GuestExit::Stopped));
         drop(machine);
     }
+}
+
+#[test]
+fn each_machine_is_another_one_and_can_become_another() {
+    if !has_kvm() {
+        return;
+    }
+    let generation = |machine: &Machine| -> u128 {
+        let memory = machine.ram().memory();
+        memory.read_obj(GuestAddress(layout::GENERATION)).unwrap()
+    };
+    let guest = Guest::new(skiff_flat::HALT);
+    let (one, other) = (guest.build(Backing::Private), guest.build(Backing::Private));
+    let mut seen = vec![0, generation(&one), generation(&other)];
+    one.renew_generation().unwrap();
+    seen.push(generation(&one));
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), 4);
 }
 
 #[test]

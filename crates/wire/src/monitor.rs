@@ -62,6 +62,9 @@ pub enum Request {
     Pause,
     /// Lets it run. A guest that runs goes on.
     Resume,
+    /// Says that the guest is another one from now on, because it has been
+    /// copied: its kernel makes its randomness anew, if it knows of that.
+    RenewGeneration,
     /// What it has used so far.
     Stats,
     /// Ends the guest, whatever it does, and the monitor with it. The reply
@@ -179,6 +182,7 @@ mod tests {
             },
             Request::Pause,
             Request::Resume,
+            Request::RenewGeneration,
             Request::Stats,
             Request::Stop,
         ]

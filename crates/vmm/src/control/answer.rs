@@ -74,6 +74,7 @@ fn result(
         Request::Unmap { disk, first_sector } => machine.unmap(&disk, first_sector),
         Request::Pause => machine.pause(),
         Request::Resume => machine.resume(),
+        Request::RenewGeneration => machine.renew_generation(),
         Request::Stats => return Ok(Reply::Stats(machine.stats())),
         Request::Stop => {
             machine.stop();

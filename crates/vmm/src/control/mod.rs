@@ -49,6 +49,11 @@ pub trait Controlled: Send + Sync + 'static {
     /// # Errors
     /// When it has ended.
     fn resume(&self) -> Result<(), MachineError>;
+    /// Makes it another one than it was.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    fn renew_generation(&self) -> Result<(), MachineError>;
     /// What it has used.
     fn stats(&self) -> Stats;
     /// Ends it.
@@ -70,6 +75,10 @@ impl Controlled for Machine {
 
     fn resume(&self) -> Result<(), MachineError> {
         self.resume()
+    }
+
+    fn renew_generation(&self) -> Result<(), MachineError> {
+        self.renew_generation()
     }
 
     fn stats(&self) -> Stats {

@@ -66,6 +66,10 @@ impl Controlled for Fake {
         self.add("resume")
     }
 
+    fn renew_generation(&self) -> Result<(), MachineError> {
+        self.add("renew")
+    }
+
     fn stats(&self) -> Stats {
         Stats {
             cpu_us: 5,
@@ -145,7 +149,13 @@ fn each_request_is_done_and_answered() {
     let file = file("content");
     let ask = |client: &mut Client, request| client.ask(request, &[]);
     assert_eq!(client.ask(map(2048), &[file.as_fd()]), Ok(Reply::Done));
-    for request in [unmap(9), Request::Pause, Request::Resume] {
+    let requests = [
+        unmap(9),
+        Request::Pause,
+        Request::RenewGeneration,
+        Request::Resume,
+    ];
+    for request in requests {
         assert_eq!(ask(&mut client, request), Ok(Reply::Done));
     }
     let stats = ask(&mut client, Request::Stats);
@@ -157,6 +167,7 @@ fn each_request_is_done_and_answered() {
             "map layers 2048 8 content",
             "unmap layers 9",
             "pause",
+            "renew",
             "resume",
             "stop"
         ]

@@ -8,6 +8,7 @@ use skiff_kvm::{Backing, GuestRam, Host, VcpuThread, Vm};
 use super::bus::{MachineBus, Shared};
 use super::devices::{self, Attached};
 use super::ending::Ending;
+use super::generation::Generation;
 use super::io::IoThread;
 use super::serial::SerialPort;
 use super::{Machine, MachineError};
@@ -70,6 +71,7 @@ impl Machine {
             .as_ref()
             .map(|serial| open_serial(&vm, serial))
             .transpose()?;
+        let generation = Generation::begin(&vm, &ram)?;
         boot(config, &ram, &kernel, &attached, count)?;
         if let Some(first) = vcpus.first() {
             first.enter(ram.memory(), &kernel)?;
@@ -102,6 +104,7 @@ impl Machine {
             disks: made.disks,
             networks: made.networks,
             paused: AtomicBool::new(true),
+            generation,
             ram,
             _vm: vm,
         })

@@ -9,6 +9,7 @@ mod bus;
 mod devices;
 mod ending;
 mod error;
+mod generation;
 mod io;
 mod serial;
 
@@ -26,6 +27,7 @@ use bus::MachineBus;
 use devices::{DiskHandle, NetworkHandle};
 use ending::Ending;
 pub use error::MachineError;
+use generation::Generation;
 use io::IoThread;
 
 /// How long threads may take to pause: a device's request may wait for a disk.
@@ -45,6 +47,7 @@ pub struct Machine {
     networks: Vec<NetworkHandle>,
     /// What it was told last.
     paused: AtomicBool,
+    generation: Generation,
     ram: GuestRam,
     _vm: Vm,
 }
@@ -88,6 +91,15 @@ impl Machine {
         }
         // The devices last: until then vCPUs may have rung doorbells.
         self.io.pause(PAUSE_DEADLINE)
+    }
+
+    /// Makes it another one than it was, for when it has been copied: a guest
+    /// whose kernel knows of generations makes its randomness anew.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn renew_generation(&self) -> Result<(), MachineError> {
+        self.generation.renew(&self.ram)
     }
 
     /// Maps a file to sectors of a disk of windows.

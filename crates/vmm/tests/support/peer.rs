@@ -9,6 +9,7 @@
 //! peer host-send PATH PORT BYTES STREAMS  on the host: sends to the guest, expects it back
 //! peer map PATH DISK SECTOR FILE        on the host: maps a whole file, over a control socket
 //! peer unmap PATH DISK SECTOR           on the host: takes it away
+//! peer renew PATH                       on the host: makes the guest another one
 //! ```
 
 #![allow(
@@ -73,6 +74,7 @@ fn main() {
             };
             control(path, request, &[file.as_fd()]);
         }
+        ["renew", path] => control(path, Request::RenewGeneration, &[]),
         ["unmap", path, disk, sector] => {
             let request = Request::Unmap {
                 disk: disk.into(),

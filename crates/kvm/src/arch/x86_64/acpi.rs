@@ -6,8 +6,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package, Path, ResourceTemplate,
-    Scope, ZERO,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path,
+    ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -30,6 +30,14 @@ const REVISION: u32 = 1;
 const VIRTIO_MMIO: &str = "LNRO0005";
 /// A 16550 serial port.
 const SERIAL: &str = "PNP0501";
+/// The machine's generation (Microsoft, "Virtual Machine Generation ID"): by
+/// this kernels know it, and the other name is ours.
+const GENERATION: &str = "VM_Gen_Counter";
+const GENERATION_ID: &str = "SKIFVGID";
+/// Whose interrupts are events of other devices (ACPI 6.5, section 5.6.9).
+const EVENTS: &str = "ACPI0013";
+/// The event that says that the generation is a new one.
+const NEW_GENERATION: u8 = 0x80;
 /// Of the FADT's boot flags: no VGA, no CMOS clock. Its keyboard controller
 /// flag is clear: kernels need not look for a keyboard.
 const BOOT_ARCH: u16 = (1 << 2) | (1 << 5);
@@ -144,6 +152,7 @@ fn dsdt(devices: &Devices) -> Sdt {
     if devices.serial {
         aml.extend(serial());
     }
+    aml.extend(generation());
     // Switching off is sleep type 5.
     Name::new(
         "_S5_".into(),
@@ -192,6 +201,36 @@ fn serial() -> Vec<u8> {
             ),
         ],
     ))
+}
+
+/// The generation's place, and the device that tells of a new one.
+fn generation() -> Vec<u8> {
+    let place = u32::try_from(layout::GENERATION).unwrap_or(u32::MAX);
+    let mut bytes = in_system_bus(&Device::new(
+        Path::new("VGEN"),
+        vec![
+            &Name::new("_HID".into(), &GENERATION_ID),
+            &Name::new("_CID".into(), &GENERATION),
+            &Name::new("_DDN".into(), &GENERATION),
+            &Name::new("ADDR".into(), &Package::new(vec![&place, &ZERO])),
+        ],
+    ));
+    let interrupt = Interrupt::new(true, true, false, false, layout::GENERATION_GSI);
+    bytes.extend(in_system_bus(&Device::new(
+        Path::new("GED0"),
+        vec![
+            &Name::new("_HID".into(), &EVENTS),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt])),
+            &Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &NEW_GENERATION)],
+            ),
+        ],
+    )));
+    bytes
 }
 
 fn in_system_bus(device: &dyn Aml) -> Vec<u8> {
@@ -265,6 +304,10 @@ mod tests {
         assert!(has(b"V000") && has(b"V001") && !has(b"V002"));
         assert!(has(b"LNRO0005") && has(b"COM1") && has(b"_S5_"));
         assert!(has(&0xc000_1000_u32.to_le_bytes()));
+        assert!(has(b"VM_Gen_Counter") && has(b"ACPI0013") && has(b"_EVT"));
+        assert!(has(&[
+            b'A', b'D', b'D', b'R', 0x12, 8, 2, 0x0c, 0, 0xf0, 0x0f, 0, 0
+        ]));
     }
 
     #[test]

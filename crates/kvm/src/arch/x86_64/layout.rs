@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!          0 ┬ GDT, boot information, page tables, command line
-//!    0x9fc00 ┼ reserved; ACPI tables from 0xe0000
+//!    0x9fc00 ┼ reserved; ACPI tables from 0xe0000, the generation at 0xff000
 //!   0x100000 ┼ kernel, initramfs at the end
 //!      3 GiB ┼ device windows, interrupt controllers
 //!      4 GiB ┼ the rest of the memory
@@ -39,7 +39,11 @@ pub const LOW_END: u64 = 0x9_fc00;
 /// The ACPI tables, the pointer to them first.
 pub const ACPI: u64 = 0xe_0000;
 /// The first address behind them.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = GENERATION;
+/// The machine's generation, of 16 bytes, in a page of its own.
+pub const GENERATION: u64 = 0xf_f000;
+/// The first address behind what is reserved below the kernel.
+pub const RESERVED_END: u64 = 0x10_0000;
 /// The first address of a kernel.
 pub const KERNEL: u64 = 0x10_0000;
 /// Kernels want their initramfs below this.
@@ -56,6 +60,9 @@ pub const DEVICE_BYTES: u64 = 0x1000;
 pub const FIRST_GSI: u32 = 5;
 /// The last interrupt: a 24-pin I/O APIC is what KVM has.
 pub const LAST_GSI: u32 = 23;
+/// The interrupt that tells of a new generation: that of a second serial port,
+/// which there is not.
+pub const GENERATION_GSI: u32 = 3;
 /// The I/O APIC.
 pub const IO_APIC: u32 = 0xfec0_0000;
 /// Each vCPU's local APIC.

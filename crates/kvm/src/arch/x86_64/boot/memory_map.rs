@@ -43,10 +43,10 @@ pub(super) fn of(regions: &[Region]) -> Vec<Entry> {
     for region in regions {
         if region.start == 0 {
             add(0, layout::LOW_END, Kind::Usable);
-            add(layout::LOW_END, layout::ACPI_END, Kind::Reserved);
+            add(layout::LOW_END, layout::RESERVED_END, Kind::Reserved);
         }
         add(
-            region.start.max(layout::ACPI_END),
+            region.start.max(layout::RESERVED_END),
             region.end(),
             Kind::Usable,
         );
@@ -75,6 +75,6 @@ mod tests {
             .collect();
         assert_eq!(reserved.len(), 1);
         assert_eq!(reserved[0].region.start, layout::LOW_END);
-        assert_eq!(reserved[0].region.end(), layout::ACPI_END);
+        assert_eq!(reserved[0].region.end(), layout::RESERVED_END);
     }
 }
