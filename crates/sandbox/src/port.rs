@@ -85,11 +85,12 @@ pub struct Found {
     pub label: Vec<u8>,
 }
 
-/// The read ends of a sandbox's output: pipes or sockets.
+/// The read ends of a sandbox's output.
 #[derive(Debug)]
 pub struct Output {
-    /// The streams end with their last byte. Otherwise they may be held open
-    /// beyond it: once the application has ended, what can be read is all.
+    /// They are Unix streams, which end with their last byte. Otherwise they
+    /// are pipes that may be held open beyond it: once the application has
+    /// ended, what can be read is all.
     pub ends: bool,
     /// Standard output.
     pub stdout: OwnedFd,

@@ -1,11 +1,11 @@
 //! Reads an instance's output.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use skiff_sandbox::Output;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
 
 use super::line::Stream;
@@ -45,7 +45,7 @@ async fn read_stream(
     sink: &LogSink,
     mut until: watch::Receiver<Reader>,
 ) {
-    let pipe = match registered(fd) {
+    let pipe = match Source::new(fd, ends) {
         Ok(pipe) => pipe,
         Err(error) => {
             sink.note(format!("{} cannot be read: {error}", stream.as_str()))
@@ -84,14 +84,48 @@ async fn read_stream(
     sink.append(stream, last).await;
 }
 
-fn registered(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    rustix::io::ioctl_fionbio(&fd, true)?;
-    Ok(AsyncFd::register_with_interest(fd, Interest::READABLE)?)
+/// What output comes from.
+enum Source {
+    Pipe(Receiver),
+    Stream(UnixStream),
+}
+
+impl Source {
+    fn new(fd: OwnedFd, is_stream: bool) -> io::Result<Self> {
+        if !is_stream {
+            return Receiver::from_owned_fd(fd).map(Self::Pipe);
+        }
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        UnixStream::from_std(fd.into()).map(Self::Stream)
+    }
+
+    async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Pipe(pipe) => pipe.readable().await,
+            Self::Stream(stream) => stream.readable().await,
+        }
+    }
+
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Pipe(pipe) => pipe.try_read(buffer),
+            Self::Stream(stream) => stream.try_read(buffer),
+        }
+    }
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Pipe(pipe) => pipe.as_fd(),
+            Self::Stream(stream) => stream.as_fd(),
+        }
+    }
 }
 
 /// The lines of one read; `None` at the end.
 fn read_some(
-    pipe: &AsyncFd<OwnedFd>,
+    pipe: &Source,
     splitter: &mut Splitter,
     state: Reader,
 ) -> Option<io::Result<Vec<String>>> {
@@ -101,9 +135,7 @@ fn read_some(
     let read = match state {
         Reader::Left => return None,
         // Through the event loop's knowledge, so that it is told to wait.
-        Reader::Open => pipe.try_io(Interest::READABLE, |pipe| {
-            Ok(rustix::io::read(pipe, &mut buffer)?)
-        }),
+        Reader::Open => pipe.try_read(&mut buffer),
         // Not through it: it may not know yet of bytes that are there.
         Reader::Ended => rustix::io::read(pipe.as_fd(), &mut buffer).map_err(io::Error::from),
     };
