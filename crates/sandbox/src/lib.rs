@@ -1,7 +1,9 @@
 //! What isolates an instance: one trait, and the classes behind it.
 //!
 //! [`ContainerBackend`] makes namespaced containers by asking the launcher, a
-//! process of its own, over [`LauncherClient`]; [`AgentClient`] asks the agent in
+//! process of its own, over [`LauncherClient`]; [`MicrovmBackend`] makes virtual
+//! machines, each with a monitor that the launcher starts and an agent that it
+//! asks through that; [`AgentClient`] asks the agent in
 //! a virtual machine, of which no class is made yet; [`NullBackend`] makes nothing
 //! and answers every request itself, for measuring what stands around a
 //! sandbox. This crate holds no capability and makes no kernel object: it
@@ -18,6 +20,7 @@ mod agent;
 mod container;
 mod doctor;
 mod launcher;
+mod microvm;
 mod null;
 mod port;
 
@@ -25,6 +28,7 @@ pub use agent::{AgentClient, AgentError, AgentHello};
 pub use container::ContainerBackend;
 pub use doctor::{Check, host_checks};
 pub use launcher::{Exits, LauncherClient, LauncherError};
+pub use microvm::{MicrovmBackend, MicrovmOptions};
 pub use null::{NullBackend, NullOptions};
 pub use port::{
     Backend, CreateSpec, Created, Found, LayerFile, Listeners, Output, Sandbox, SandboxError,

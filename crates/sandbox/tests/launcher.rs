@@ -288,6 +288,7 @@ fn listed(number: u32) -> Listed {
         label: vec![7; 10],
         exit: (number == 3).then(|| exit(4)),
         frozen: number == 2,
+        monitor: false,
     }
 }
 

@@ -285,6 +285,8 @@ pub struct Listed {
     pub exit: Option<Exit>,
     /// Whether it is frozen.
     pub frozen: bool,
+    /// It is a virtual machine's monitor.
+    pub monitor: bool,
 }
 
 /// How a sandbox's first process ended.

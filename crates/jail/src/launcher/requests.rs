@@ -9,7 +9,7 @@ use skiff_wire::launcher::{Envelope, Listed, Refusal, Reply, Request};
 
 use super::Launcher;
 use super::client::ReplyTo;
-use super::sandbox::{Sandbox, State};
+use super::sandbox::{Sandbox, State, Work};
 use crate::failure::{Context, Step, refuse};
 use crate::sys;
 
@@ -202,6 +202,7 @@ impl Launcher {
                 label: sandbox.label.clone(),
                 exit: sandbox.exit(),
                 frozen: sandbox.frozen,
+                monitor: sandbox.work == Work::Monitor,
             })
             .take_while(|listed| {
                 bytes += listed.label.len() + LISTED_BYTES;

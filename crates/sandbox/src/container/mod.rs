@@ -27,12 +27,12 @@ pub struct ContainerBackend {
     link: Arc<Link>,
 }
 
-/// The way to the launcher that every sandbox of a backend shares: it stays
-/// when a connection is replaced.
+/// The way to the launcher that every sandbox of it shares, virtual machines
+/// too: it stays when a connection is replaced.
 #[derive(Debug)]
-struct Link {
+pub struct Link {
     current: Mutex<Current>,
-    exits: Exits,
+    pub exits: Exits,
 }
 
 #[derive(Clone, Debug)]
@@ -50,8 +50,18 @@ impl Link {
             .clone()
     }
 
-    fn client(&self) -> LauncherClient {
+    pub fn client(&self) -> LauncherClient {
         self.current().client
+    }
+
+    /// Asks about one sandbox.
+    pub async fn ask(
+        &self,
+        id: InstanceId,
+        request: Request,
+    ) -> Result<(Reply, Vec<OwnedFd>), SandboxError> {
+        let asked = self.client().call(request, vec![]).await;
+        asked.map_err(|error| refused(id, error))
     }
 }
 
@@ -67,6 +77,11 @@ impl ContainerBackend {
         Self {
             link: Arc::new(Link { current, exits }),
         }
+    }
+
+    /// What sandboxes of other classes share with its own.
+    pub(crate) fn link(&self) -> Arc<Link> {
+        self.link.clone()
     }
 
     /// The connection in use.
@@ -138,6 +153,7 @@ impl ContainerBackend {
         let client = self.link.client();
         let listed = client.list().await.map_err(launcher_gone)?;
         stream::iter(listed)
+            .filter(|one| std::future::ready(!one.monitor))
             .map(|one| self.adopt_one(&client, one))
             .buffer_unordered(AT_ONCE)
             .collect::<Vec<_>>()
@@ -207,7 +223,7 @@ impl Backend for ContainerBackend {
     }
 }
 
-fn sandbox_spec(spec: CreateSpec) -> SandboxSpec {
+pub fn sandbox_spec(spec: CreateSpec) -> SandboxSpec {
     SandboxSpec {
         sandbox: spec.instance,
         layers: spec.layers.into_iter().map(|layer| layer.digest).collect(),
@@ -225,7 +241,7 @@ fn sandbox_spec(spec: CreateSpec) -> SandboxSpec {
 }
 
 /// The read ends of stdout and stderr, when both came.
-fn pair(fds: Vec<OwnedFd>) -> Option<Output> {
+pub fn pair(fds: Vec<OwnedFd>) -> Option<Output> {
     let mut fds = fds.into_iter();
     Some(Output {
         ends: false,
@@ -234,7 +250,7 @@ fn pair(fds: Vec<OwnedFd>) -> Option<Output> {
     })
 }
 
-fn refused(instance: InstanceId, error: LauncherError) -> SandboxError {
+pub fn refused(instance: InstanceId, error: LauncherError) -> SandboxError {
     match error {
         LauncherError::Refused { refusal, .. } => SandboxError::Refused {
             instance,
@@ -254,10 +270,10 @@ fn refused(instance: InstanceId, error: LauncherError) -> SandboxError {
     }
 }
 
-fn launcher_gone(error: LauncherError) -> SandboxError {
+pub fn launcher_gone(error: LauncherError) -> SandboxError {
     SandboxError::Launcher(io::Error::other(error))
 }
 
-fn unexpected(what: &'static str) -> SandboxError {
+pub fn unexpected(what: &'static str) -> SandboxError {
     launcher_gone(LauncherError::Unexpected { what })
 }

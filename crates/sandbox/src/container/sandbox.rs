@@ -9,7 +9,7 @@ use skiff_wire::launcher::{Exit, Reply, Request, Stats};
 use tokio::sync::watch;
 
 use super::connect::{Tried, finish, into_stream, try_now};
-use super::{Link, refused, unexpected};
+use super::{Link, unexpected};
 use crate::launcher::UNKNOWN_EXIT;
 use crate::{Listeners, Sandbox, SandboxError};
 
@@ -81,9 +81,7 @@ impl ContainerSandbox {
     }
 
     async fn ask(&self, request: Request) -> Result<(Reply, Vec<OwnedFd>), SandboxError> {
-        let client = self.link.client();
-        let asked = client.call(request, vec![]).await;
-        asked.map_err(|error| refused(self.id, error))
+        self.link.ask(self.id, request).await
     }
 
     fn tell(&self, request: Request) -> BoxFuture<'_, Result<(), SandboxError>> {

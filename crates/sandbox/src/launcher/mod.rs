@@ -7,3 +7,4 @@ mod socket;
 
 pub use client::{LauncherClient, LauncherError};
 pub use exits::{Exits, UNKNOWN_EXIT};
+pub use socket::FrameSocket;

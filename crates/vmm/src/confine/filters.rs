@@ -174,6 +174,8 @@ const KVM_TYPE: u64 = 0xAE00;
 const IOCTL_TYPE: u64 = 0xFF00;
 /// Makes a descriptor wait for nothing.
 const FIONBIO: u64 = 0x5421;
+/// Says what a guest's driver can be spared; known once it is there.
+const TUNSETOFFLOAD: u64 = 0x4004_54D0;
 
 fn compile(part: Part) -> Result<BpfProgram, FilterError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
@@ -206,7 +208,10 @@ fn rules(part: Part) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Bac
         .map(|request| when(1, SeccompCmpOp::Eq, u64::from(request.cast_unsigned())));
     rules.insert(libc::SYS_fcntl, fcntls.collect::<Result<_, _>>()?);
     let ioctls = match part {
-        Part::Vcpu => vec![when(1, SeccompCmpOp::MaskedEq(IOCTL_TYPE), KVM_TYPE)?],
+        Part::Vcpu => vec![
+            when(1, SeccompCmpOp::MaskedEq(IOCTL_TYPE), KVM_TYPE)?,
+            when(1, SeccompCmpOp::Eq, TUNSETOFFLOAD)?,
+        ],
         Part::Devices => vec![when(1, SeccompCmpOp::Eq, FIONBIO)?],
         // A pause tells KVM's clock of it.
         Part::Control => vec![

@@ -1,0 +1,63 @@
+//! What a monitor is told of its machine.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+
+use serde_json::json;
+
+/// The agent's disk of layers, the machine's first.
+pub const LAYERS: &str = "layers";
+/// Where the monitor's sockets are, in its folder: vsock's, and its own.
+pub const VSOCK: &str = "vsock";
+pub const CONTROL: &str = "control";
+/// The first address that a guest may have.
+const GUEST_CID: u32 = 3;
+/// The kernel and the initramfs, by the numbers that the launcher gives them.
+const KERNEL: &str = "fd:4";
+const INITRAMFS: &str = "fd:5";
+/// Kernel, modules, agent, and the pages of a machine that has no more.
+const OVERHEAD_BASE_MIB: u64 = 96;
+/// The kernel's notes on each page: 64 bytes of 4,096.
+const OVERHEAD_SHARE: u64 = 64;
+
+/// MiB of a machine's memory for an application that may have so much: what
+/// its kernel and agent take comes on top.
+pub const fn machine_mib(application_mib: u64) -> u64 {
+    application_mib + OVERHEAD_BASE_MIB + application_mib.div_ceil(OVERHEAD_SHARE)
+}
+
+/// vCPUs for thousandths of a CPU.
+pub const fn vcpus(cpu_millis: u32) -> u32 {
+    let vcpus = cpu_millis.div_ceil(1000);
+    if vcpus == 0 { 1 } else { vcpus }
+}
+
+/// The configuration, as a file at its beginning.
+pub fn file(memory_mib: u64, vcpus: u32) -> io::Result<File> {
+    let config = json!({
+        "boot-source": {"kernel_image_path": KERNEL, "initrd_path": INITRAMFS},
+        "machine-config": {"vcpu_count": vcpus, "mem_size_mib": memory_mib},
+        "window-disks": [{"disk_id": LAYERS, "is_read_only": true}],
+        "vsock": {"guest_cid": GUEST_CID, "uds_path": VSOCK},
+        "entropy": {},
+    });
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::memfd_create("monitor-config", flags)?);
+    file.write_all(config.to_string().as_bytes())?;
+    file.rewind()?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_has_what_its_application_may_use_and_more() {
+        assert_eq!(machine_mib(256), 256 + 96 + 4);
+        for mib in [1, 128, 4096, 1 << 20] {
+            assert!(machine_mib(mib) > mib + mib / 64);
+        }
+        assert_eq!([1, 999, 1000, 1001, 4000].map(vcpus), [1, 1, 1, 2, 4]);
+    }
+}

@@ -1,0 +1,214 @@
+//! A virtual machine from the request for its monitor to its agent's hello.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use skiff_base::Tasks;
+use skiff_types::InstanceId;
+use skiff_wire::launcher::{Exit, Request, monitor_folder};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::net::unix::pipe::Receiver;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::config::{CONTROL, VSOCK};
+use crate::SandboxError;
+use crate::agent::{AgentClient, AgentError};
+use crate::container::Link;
+use crate::launcher::Exits;
+
+/// Bytes of one line of a monitor's that are kept.
+const LINE_BYTES_MAX: u64 = 1024;
+/// Between two tries to reach an agent whose connection has ended.
+const RECONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A monitor that the launcher has started.
+#[derive(Debug)]
+pub struct Machine {
+    pub id: InstanceId,
+    pub link: Arc<Link>,
+    folder: PathBuf,
+    /// The monitor's end.
+    pub ended: watch::Receiver<Option<Exit>>,
+    /// By the word of this machine's agent, which nobody else believes.
+    pub exits: Exits,
+    last_words: Arc<Mutex<String>>,
+    tasks: Tasks,
+}
+
+impl Machine {
+    pub fn new(
+        id: InstanceId,
+        link: Arc<Link>,
+        run_dir: &Path,
+        ended: watch::Receiver<Option<Exit>>,
+    ) -> Self {
+        Self {
+            id,
+            link,
+            folder: monitor_folder(run_dir, id),
+            ended,
+            exits: Exits::default(),
+            last_words: Arc::default(),
+            tasks: Tasks::new(),
+        }
+    }
+
+    pub fn control(&self) -> PathBuf {
+        self.folder.join(CONTROL)
+    }
+
+    pub fn vsock(&self) -> PathBuf {
+        self.folder.join(VSOCK)
+    }
+
+    /// Logs what the monitor says, and remembers its last line.
+    pub fn listen(&self, output: impl IntoIterator<Item = OwnedFd>) {
+        for fd in output {
+            let (id, words) = (self.id, Arc::clone(&self.last_words));
+            self.tasks.spawn("monitor output", async move {
+                if let Err(error) = hear(id, fd, &words).await {
+                    tracing::warn!(instance = %id, %error, "a monitor's output cannot be read");
+                }
+            });
+        }
+    }
+
+    /// Waits for the agent, which comes with the kernel's boot.
+    pub async fn agent(&self, deadline: Duration) -> Result<AgentClient, AgentError> {
+        AgentClient::connect(&self.vsock(), self.exits.clone(), deadline).await
+    }
+
+    /// Waits for the monitor's end.
+    pub async fn end(&self) -> Exit {
+        let mut ended = self.ended.clone();
+        let known = ended.wait_for(Option::is_some).await;
+        known.ok().and_then(|exit| *exit).unwrap_or(super::GONE)
+    }
+
+    /// Why a machine that has ended did.
+    pub async fn died(&self) -> SandboxError {
+        let exit = self.end().await;
+        let words = self
+            .last_words
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let how = match (exit.code, exit.signal) {
+            (Some(code), _) => format!("with {code}"),
+            (None, Some(signal)) => format!("by signal {signal}"),
+            (None, None) => "and nobody knows how".to_owned(),
+        };
+        let said = if words.is_empty() {
+            String::new()
+        } else {
+            format!(": {words}")
+        };
+        SandboxError::Refused {
+            instance: self.id,
+            step: "monitor".to_owned(),
+            message: format!("the monitor has ended {how}{said}"),
+        }
+    }
+
+    /// Connects to the agent again whenever a connection ends, for as long as
+    /// the machine lives.
+    pub fn keep_agent(self: &Arc<Self>, current: watch::Sender<AgentClient>) {
+        let machine = Arc::downgrade(self);
+        self.tasks.spawn("agent connection", async move {
+            loop {
+                let client = current.borrow().clone();
+                let why = client.closed().await;
+                drop(client);
+                let Some(machine) = machine.upgrade() else {
+                    return;
+                };
+                if machine.ended.borrow().is_some() {
+                    return;
+                }
+                tracing::warn!(instance = %machine.id, why, "an agent's connection has ended");
+                match machine.agent(RECONNECT_DEADLINE).await {
+                    Ok(client) => {
+                        current.send_replace(client);
+                    }
+                    Err(error) => {
+                        let error = skiff_base::chain(&error);
+                        tracing::error!(instance = %machine.id, %error, "an agent is not reached again");
+                        // What it runs is of no use to anybody.
+                        machine.exits.set(machine.id, super::GONE);
+                        return;
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn hear(id: InstanceId, fd: OwnedFd, last: &Mutex<String>) -> io::Result<()> {
+    let mut reader = BufReader::new(Receiver::from_owned_fd(fd)?);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let mut bounded = (&mut reader).take(LINE_BYTES_MAX);
+        if bounded.read_until(b'\n', &mut line).await? == 0 {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        tracing::info!(instance = %id, text, "monitor");
+        *last.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+}
+
+/// Destroys a machine whose creation comes to nothing, whoever stops waiting
+/// for it.
+#[derive(Debug)]
+pub struct Birth {
+    link: Arc<Link>,
+    id: InstanceId,
+    tasks: Tasks,
+    runtime: Handle,
+    kept: bool,
+}
+
+impl Birth {
+    pub fn of(machine: &Machine, tasks: &Tasks) -> Self {
+        Self {
+            link: machine.link.clone(),
+            id: machine.id,
+            tasks: tasks.clone(),
+            runtime: Handle::current(),
+            kept: false,
+        }
+    }
+
+    /// It has been born.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+
+    /// Undoes it, and waits until nothing is left.
+    pub async fn undo(mut self) {
+        self.kept = true;
+        destroy(&self.link, self.id).await;
+    }
+}
+
+impl Drop for Birth {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        let (link, id) = (self.link.clone(), self.id);
+        let undone = async move { destroy(&link, id).await };
+        self.tasks.spawn_on("undo", undone, &self.runtime);
+    }
+}
+
+async fn destroy(link: &Link, id: InstanceId) {
+    if let Err(error) = link.ask(id, Request::Destroy { sandbox: id }).await {
+        let error = skiff_base::chain(&error);
+        tracing::error!(instance = %id, %error, "a machine that was not wanted stays");
+    }
+}

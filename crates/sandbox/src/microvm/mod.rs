@@ -1,0 +1,378 @@
+//! The class of virtual machines: a monitor that the launcher starts, a
+//! distribution's kernel, and an agent in it that runs the application as the
+//! launcher runs a container.
+//!
+//! ```text
+//!  create ─▶ launcher ─▶ monitor ─▶ kernel ─▶ agent ─▶ application
+//!     │                     ▲ layers: windows of a disk  ▲
+//!     └── control ──────────┘                            │
+//!     └── vsock: requests, output, connections ──────────┘
+//! ```
+
+mod config;
+mod machine;
+mod monitor;
+mod sandbox;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, stream};
+use skiff_base::{Clock, Monotonic, SystemClock, Tasks};
+use skiff_types::{InstanceId, IsolationClass};
+use skiff_wire::agent::{Opening, Window};
+use skiff_wire::launcher::{Exit, Listed, MonitorSpec, Reply, Request, Writable};
+
+use self::machine::{Birth, Machine};
+use self::monitor::{MonitorClient, MonitorError};
+use self::sandbox::MicrovmSandbox;
+use crate::agent::{AgentClient, AgentError};
+use crate::container::{ContainerBackend, Link, launcher_gone, refused as refused_by_launcher};
+use crate::container::{sandbox_spec, unexpected};
+use crate::{Backend, CreateSpec, Created, Found, LayerFile, Output, SandboxError};
+
+/// Machines adopted at once.
+const AT_ONCE: usize = 4;
+/// Memory of a monitor beside its guest's.
+const MONITOR_MIB: u64 = 32;
+/// Threads of a monitor beside its vCPUs.
+const MONITOR_THREADS: u32 = 8;
+/// Windows begin at whole MiB of the disk, so that none shares a page.
+const WINDOW_ALIGN_SECTORS: u64 = 2048;
+const SECTOR_BYTES: u64 = 512;
+const MIB: u64 = 1024 * 1024;
+/// The layers' disk is the machine's first.
+const LAYERS_DISK: u8 = 0;
+/// An agent that has answered before answers again at once.
+const ADOPT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The end of an application of which nobody has told.
+const GONE: Exit = crate::launcher::UNKNOWN_EXIT;
+
+/// What every machine is made with.
+#[derive(Clone, Debug)]
+pub struct MicrovmOptions {
+    /// The launcher's.
+    pub run_dir: PathBuf,
+    /// An ELF kernel.
+    pub kernel: PathBuf,
+    /// The initramfs with the agent.
+    pub initramfs: PathBuf,
+    /// From the monitor's start to the agent's hello.
+    pub boot_deadline: Duration,
+}
+
+/// Makes virtual machines through the launcher.
+#[derive(Debug)]
+pub struct MicrovmBackend {
+    link: Arc<Link>,
+    options: MicrovmOptions,
+    clock: SystemClock,
+    /// Undoes what nobody waits for.
+    tasks: Tasks,
+}
+
+impl MicrovmBackend {
+    /// Over the same launcher as these containers.
+    #[must_use]
+    pub fn beside(containers: &ContainerBackend, options: MicrovmOptions) -> Self {
+        Self {
+            link: containers.link(),
+            options,
+            clock: SystemClock,
+            tasks: Tasks::new(),
+        }
+    }
+
+    async fn create_machine(&self, spec: CreateSpec) -> Result<Created, SandboxError> {
+        check(&spec)?;
+        let id = spec.instance;
+        let begun = self.clock.now();
+        let ended = self.link.exits.watch(id);
+        let machine = Machine::new(id, self.link.clone(), &self.options.run_dir, ended);
+        let output = match self.start_monitor(&spec).await {
+            Ok(output) => output,
+            Err(error) => {
+                self.link.exits.forget(id);
+                return Err(error);
+            }
+        };
+        let birth = Birth::of(&machine, &self.tasks);
+        machine.listen(output);
+        let steps = vec![self.step("monitor", begun)];
+        let booted = tokio::select! {
+            booted = self.boot(&machine, spec, steps) => booted,
+            error = machine.died() => Err(error),
+        };
+        match booted {
+            Ok((agent, output, steps_us)) => {
+                birth.keep();
+                let sandbox = MicrovmSandbox::new(Arc::new(machine), agent, false);
+                Ok(Created {
+                    sandbox: Arc::new(sandbox),
+                    output: Some(output),
+                    steps_us,
+                    paused: false,
+                })
+            }
+            Err(error) => {
+                birth.undo().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Has the launcher start a monitor; what that says is to be read.
+    async fn start_monitor(&self, spec: &CreateSpec) -> Result<Vec<OwnedFd>, SandboxError> {
+        let id = spec.instance;
+        let memory_mib = config::machine_mib(spec.memory_bytes.div_ceil(MIB));
+        let vcpus = config::vcpus(spec.cpu_millis);
+        let options = self.options.clone();
+        let files = move || -> io::Result<Vec<OwnedFd>> {
+            Ok(vec![
+                config::file(memory_mib, vcpus)?.into(),
+                File::open(&options.kernel)?.into(),
+                File::open(&options.initramfs)?.into(),
+            ])
+        };
+        let files = blocking(files)
+            .await
+            .map_err(|error| SandboxError::Refused {
+                instance: id,
+                step: "kernel".to_owned(),
+                message: format!(
+                    "{} or {} cannot be opened: {error}",
+                    self.options.kernel.display(),
+                    self.options.initramfs.display()
+                ),
+            })?;
+        let request = Request::CreateMonitor(Box::new(MonitorSpec {
+            sandbox: id,
+            memory_bytes: (memory_mib + MONITOR_MIB) * MIB,
+            cpu_millis: spec.cpu_millis,
+            pids: vcpus + MONITOR_THREADS,
+            label: spec.label.clone(),
+        }));
+        match self.link.client().call(request, files).await {
+            Ok((Reply::Created { .. }, output)) => Ok(output),
+            Ok(_) => Err(unexpected("create monitor")),
+            Err(error) => Err(refused_by_launcher(id, error)),
+        }
+    }
+
+    /// From a monitor that starts to an application that runs.
+    async fn boot(
+        &self,
+        machine: &Machine,
+        spec: CreateSpec,
+        mut steps: Vec<(String, u32)>,
+    ) -> Result<(AgentClient, Output, Vec<(String, u32)>), SandboxError> {
+        let id = machine.id;
+        let begun = self.clock.now();
+        let windows = map_layers(machine, &spec.layers).await?;
+        let agent = machine.agent(self.options.boot_deadline).await;
+        let agent = agent.map_err(refused(id))?;
+        steps.push(self.step("kernel", begun));
+        let begun = self.clock.now();
+        for (layer, window) in spec.layers.iter().zip(windows) {
+            let added = agent.add_layer(layer.digest.clone(), window).await;
+            added.map_err(refused(id))?;
+        }
+        steps.push(self.step("layers", begun));
+        let begun = self.clock.now();
+        let created = agent.create(sandbox_spec(spec)).await;
+        created.map_err(refused(id))?;
+        let output = open_output(&agent, id).await?;
+        steps.push(self.step("agent", begun));
+        Ok((agent, output, steps))
+    }
+
+    fn step(&self, name: &str, begun: Monotonic) -> (String, u32) {
+        let us = self.clock.now().since(begun).as_micros();
+        (name.to_owned(), u32::try_from(us).unwrap_or(u32::MAX))
+    }
+
+    async fn adopt_all(&self) -> Result<Vec<Found>, SandboxError> {
+        let listed = self.link.client().list().await.map_err(launcher_gone)?;
+        let found = stream::iter(listed)
+            .filter(|one| std::future::ready(one.monitor))
+            .map(|one| self.adopt_one(one))
+            .buffer_unordered(AT_ONCE)
+            .filter_map(std::future::ready);
+        Ok(found.collect().await)
+    }
+
+    /// A machine that does not answer is of no use: it is destroyed.
+    async fn adopt_one(&self, listed: Listed) -> Option<Found> {
+        let id = listed.sandbox;
+        if let Some(exit) = listed.exit {
+            self.link.exits.set(id, exit);
+        }
+        let ended = self.link.exits.watch(id);
+        let machine = Machine::new(id, self.link.clone(), &self.options.run_dir, ended);
+        let birth = Birth::of(&machine, &self.tasks);
+        match self.take_up(&machine, listed.frozen).await {
+            Ok((agent, output)) => {
+                birth.keep();
+                let sandbox = MicrovmSandbox::new(Arc::new(machine), agent, listed.frozen);
+                Some(Found {
+                    created: Created {
+                        sandbox: Arc::new(sandbox),
+                        output: Some(output),
+                        steps_us: Vec::new(),
+                        paused: listed.frozen,
+                    },
+                    label: listed.label,
+                })
+            }
+            Err(error) => {
+                let error = skiff_base::chain(&error).to_string();
+                tracing::error!(instance = %id, error, "a machine cannot be adopted and is destroyed");
+                birth.undo().await;
+                None
+            }
+        }
+    }
+
+    async fn take_up(
+        &self,
+        machine: &Machine,
+        frozen: bool,
+    ) -> Result<(AgentClient, Output), SandboxError> {
+        let sandbox = machine.id;
+        if machine.ended.borrow().is_some() {
+            return Err(machine.died().await);
+        }
+        if let (Reply::Descriptors, output) =
+            self.link.ask(sandbox, Request::Output { sandbox }).await?
+        {
+            machine.listen(output);
+        }
+        // One that stands cannot answer.
+        if frozen {
+            self.link.ask(sandbox, Request::Thaw { sandbox }).await?;
+        }
+        let agent = machine
+            .agent(ADOPT_DEADLINE)
+            .await
+            .map_err(refused(sandbox))?;
+        let output = open_output(&agent, sandbox).await?;
+        if frozen {
+            self.link.ask(sandbox, Request::Freeze { sandbox }).await?;
+        }
+        Ok((agent, output))
+    }
+}
+
+impl Backend for MicrovmBackend {
+    fn class(&self) -> IsolationClass {
+        IsolationClass::Microvm
+    }
+
+    fn create(&self, spec: CreateSpec) -> BoxFuture<'_, Result<Created, SandboxError>> {
+        Box::pin(self.create_machine(spec))
+    }
+
+    fn adopt(&self) -> BoxFuture<'_, Result<Vec<Found>, SandboxError>> {
+        Box::pin(self.adopt_all())
+    }
+}
+
+/// What this class cannot do yet.
+fn check(spec: &CreateSpec) -> Result<(), SandboxError> {
+    let what = if spec.egress {
+        "reach the internet: deploy with `--egress closed`"
+    } else if matches!(spec.writable, Writable::Disk { .. }) {
+        "write to a disk: deploy without `--disk`"
+    } else {
+        return Ok(());
+    };
+    Err(SandboxError::Unsupported {
+        class: IsolationClass::Microvm.as_str(),
+        what,
+    })
+}
+
+/// Maps each layer's file to a window of the machine's disk, one behind the
+/// other.
+async fn map_layers(machine: &Machine, layers: &[LayerFile]) -> Result<Vec<Window>, SandboxError> {
+    let id = machine.id;
+    let mut monitor = MonitorClient::connect(&machine.control())
+        .await
+        .map_err(refused(id))?;
+    let mut windows = Vec::with_capacity(layers.len());
+    let mut first_sector = 0;
+    for layer in layers {
+        let path = layer.path.clone();
+        let opened = blocking(move || {
+            let file = File::open(path)?;
+            Ok((file.metadata()?.len(), OwnedFd::from(file)))
+        });
+        let (bytes, file) = opened.await.map_err(|source| SandboxError::Layer {
+            layer: layer.digest.clone(),
+            source,
+        })?;
+        let sectors = bytes / SECTOR_BYTES;
+        monitor
+            .map(config::LAYERS, first_sector, sectors, file)
+            .await
+            .map_err(refused(id))?;
+        windows.push(Window {
+            disk: LAYERS_DISK,
+            first_sector,
+            sectors,
+        });
+        first_sector = (first_sector + sectors).next_multiple_of(WINDOW_ALIGN_SECTORS);
+    }
+    Ok(windows)
+}
+
+async fn open_output(agent: &AgentClient, sandbox: InstanceId) -> Result<Output, SandboxError> {
+    let open = async |opening| -> Result<OwnedFd, SandboxError> {
+        let stream = agent.open(opening).await.map_err(refused(sandbox))?;
+        let stream = stream.into_std().map_err(SandboxError::Launcher)?;
+        Ok(stream.into())
+    };
+    Ok(Output {
+        ends: true,
+        stdout: open(Opening::Stdout { sandbox }).await?,
+        stderr: open(Opening::Stderr { sandbox }).await?,
+    })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// What a machine's own parts refuse.
+trait Refused: std::error::Error {
+    fn step(&self) -> &'static str;
+}
+
+impl Refused for MonitorError {
+    fn step(&self) -> &'static str {
+        "monitor"
+    }
+}
+
+impl Refused for AgentError {
+    fn step(&self) -> &'static str {
+        "agent"
+    }
+}
+
+fn refused<E: Refused + 'static>(instance: InstanceId) -> impl Fn(E) -> SandboxError {
+    move |error| SandboxError::Refused {
+        instance,
+        step: error.step().to_owned(),
+        message: skiff_base::chain(&error).to_string(),
+    }
+}

@@ -1,0 +1,168 @@
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::future::BoxFuture;
+use skiff_base::ByteStream;
+use skiff_types::{InstanceId, IsolationClass};
+use skiff_wire::agent::Opening;
+use skiff_wire::launcher::{Exit, Reply, Request, Stats};
+use tokio::sync::watch;
+
+use super::machine::Machine;
+use super::{GONE, refused};
+use crate::agent::{AgentClient, AgentError};
+use crate::container::unexpected;
+use crate::{Sandbox, SandboxError};
+
+/// One application in a virtual machine of its own.
+#[derive(Debug)]
+pub struct MicrovmSandbox {
+    machine: Arc<Machine>,
+    agent: watch::Receiver<AgentClient>,
+    exit: watch::Receiver<Option<Exit>>,
+    /// A machine that stands answers nothing.
+    paused: AtomicBool,
+    /// The agent's last word of what the application uses.
+    used: Mutex<Stats>,
+}
+
+impl MicrovmSandbox {
+    pub fn new(machine: Arc<Machine>, agent: AgentClient, paused: bool) -> Self {
+        let exit = machine.exits.watch(machine.id);
+        let (current, agent) = watch::channel(agent);
+        machine.keep_agent(current);
+        Self {
+            machine,
+            agent,
+            exit,
+            paused: AtomicBool::new(paused),
+            used: Mutex::default(),
+        }
+    }
+
+    fn agent(&self) -> AgentClient {
+        self.agent.borrow().clone()
+    }
+
+    /// By the host's word: the guest's own is the guest's.
+    async fn cpu_us(&self) -> Result<u64, SandboxError> {
+        let id = self.machine.id;
+        match self
+            .machine
+            .link
+            .ask(id, Request::Stats { sandbox: id })
+            .await?
+        {
+            (Reply::Stats(stats), _) => Ok(stats.cpu_us),
+            _ => Err(unexpected("stats")),
+        }
+    }
+
+    async fn stats_now(&self) -> Result<Stats, SandboxError> {
+        let cpu_us = self.cpu_us().await?;
+        if !self.paused.load(Ordering::SeqCst) {
+            let id = self.machine.id;
+            let used = self.agent().stats(id).await.map_err(refused(id))?;
+            *self.used.lock().unwrap_or_else(PoisonError::into_inner) = used;
+        }
+        let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Stats { cpu_us, ..used })
+    }
+
+    async fn exit_now(&self) -> Exit {
+        let mut exit = self.exit.clone();
+        let application = async move {
+            let known = exit.wait_for(Option::is_some).await;
+            known.ok().and_then(|exit| *exit).unwrap_or(GONE)
+        };
+        tokio::select! {
+            biased;
+            exit = application => Exit {
+                cpu_us: self.cpu_us().await.unwrap_or(exit.cpu_us),
+                ..exit
+            },
+            // Its monitor has died under it, or was killed.
+            end = self.machine.end() => Exit {
+                code: None,
+                signal: Some(end.signal.unwrap_or(KILLED)),
+                ..end
+            },
+        }
+    }
+
+    async fn steer(&self, request: Request, paused: bool) -> Result<(), SandboxError> {
+        // Before it stands, after it moves: questions in between wait.
+        if paused {
+            self.paused.store(true, Ordering::SeqCst);
+        }
+        let asked = self.machine.link.ask(self.machine.id, request).await;
+        if paused != asked.is_ok() || !paused {
+            self.paused.store(paused && asked.is_ok(), Ordering::SeqCst);
+        }
+        asked.map(drop)
+    }
+}
+
+/// SIGKILL: what a container whose init was killed dies of.
+const KILLED: i32 = 9;
+
+impl Sandbox for MicrovmSandbox {
+    fn id(&self) -> InstanceId {
+        self.machine.id
+    }
+
+    fn class(&self) -> IsolationClass {
+        IsolationClass::Microvm
+    }
+
+    fn connect(&self, port: u16) -> BoxFuture<'_, io::Result<ByteStream>> {
+        Box::pin(async move {
+            let opened = self.agent().open(Opening::Forward { port }).await;
+            opened.map(ByteStream::Unix).map_err(|error| match error {
+                AgentError::Refused { refusal, .. } if refusal.errno != 0 => {
+                    io::Error::from_raw_os_error(refusal.errno)
+                }
+                AgentError::Stream { source, .. } => source,
+                other => io::Error::other(other),
+            })
+        })
+    }
+
+    fn signal(&self, signal: i32) -> BoxFuture<'_, Result<(), SandboxError>> {
+        Box::pin(async move {
+            let id = self.machine.id;
+            self.agent().signal(id, signal).await.map_err(refused(id))
+        })
+    }
+
+    fn pause(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+        let sandbox = self.machine.id;
+        Box::pin(self.steer(Request::Freeze { sandbox }, true))
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+        let sandbox = self.machine.id;
+        Box::pin(self.steer(Request::Thaw { sandbox }, false))
+    }
+
+    fn stats(&self) -> BoxFuture<'_, Result<Stats, SandboxError>> {
+        Box::pin(self.stats_now())
+    }
+
+    fn exited(&self) -> BoxFuture<'_, Exit> {
+        Box::pin(self.exit_now())
+    }
+
+    fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+        Box::pin(async move {
+            let sandbox = self.machine.id;
+            self.machine
+                .link
+                .ask(sandbox, Request::Destroy { sandbox })
+                .await?;
+            self.machine.exits.forget(sandbox);
+            Ok(())
+        })
+    }
+}
