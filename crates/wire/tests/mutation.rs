@@ -97,6 +97,7 @@ fn answers() -> Vec<Vec<u8>> {
         label: vec![0; 40],
         exit: Some(exit),
         frozen: false,
+        monitor: true,
     };
     let reply = |result| Answer::Reply {
         id: 1 << 40,
