@@ -11,7 +11,8 @@
 //! The host has no address on its end of a pair and the pair does without
 //! ARP: the instance's default route and the host's route to the instance's
 //! one address name the interface only. So it is with IPv6, where an operator
-//! wants it.
+//! wants it; but there the host's end has an address, the same on every pair,
+//! for refusals to come from on a host that has no other.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -228,7 +229,8 @@ impl Egress {
         let mut request = Request::new();
         route::set_up(&mut request, index);
         route::add_route(&mut request, index, Ipv4Net::from(address));
-        if let Some(address6) = address6 {
+        if let Some((address6, own)) = address6.zip(self.address6(self.address(0))) {
+            route::add_address(&mut request, index, own);
             route::add_route(&mut request, index, Ipv6Net::from(address6));
         }
         self.route.execute(&request)

@@ -156,8 +156,22 @@ fn closed_ranges_and_the_host_are_refused() {
             host.accept().unwrap();
             assert_refused(&network, address, 7001);
         }
+        // Of the host's end of the link.
+        let end = ipv6::address(POOL.parse().unwrap(), Ipv4Addr::new(100, 96, 0, 0));
+        assert_refused(&network, end, 7001);
         host.set_nonblocking(true).unwrap();
         assert!(host.accept().is_err());
+    });
+}
+
+#[test]
+fn a_host_without_ipv6_of_its_own_says_so_at_once() {
+    in_a_world(|world| {
+        ip("-6 route del default");
+        ip("-6 addr flush dev up0");
+        let network = networks(world, 1).take(true).unwrap();
+        let told = connect(&network, PUBLIC6, PORT6).unwrap_err();
+        assert_eq!(told.kind(), std::io::ErrorKind::NetworkUnreachable);
     });
 }
 

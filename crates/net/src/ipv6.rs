@@ -6,7 +6,7 @@
 //!
 //! The pair does without neighbour discovery as it does without ARP: on a
 //! link with IFF_NOARP the kernel takes its own link address for everybody's,
-//! and both ends have the same. Neither end has a link-local address or hears
+//! and both ends have the same. Neither end has a link-local address or heeds
 //! router advertisements; an instance's only addresses are `::1` and its own.
 
 use std::io;

@@ -26,6 +26,7 @@ const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const IFA_FLAGS: u16 = 8;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 
@@ -35,7 +36,8 @@ const IF_OPER_UP: u8 = 6;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// Nobody else can have the address: the kernel need not ask.
-const IFA_F_NODAD: u8 = 2;
+const IFA_F_NODAD: u32 = 2;
+const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 const RT_TABLE_MAIN: u8 = 254;
 const RT_TABLE_LOCAL: u8 = 255;
 const RTPROT_STATIC: u8 = 4;
@@ -126,12 +128,15 @@ pub(crate) fn add_address(request: &mut Request, index: u32, address: impl Into<
     let mut fixed = [0; 8];
     fixed[0] = family(net);
     fixed[1] = net.prefix_len();
-    fixed[2] = if net.addr().is_ipv6() { IFA_F_NODAD } else { 0 };
     fixed[4..8].copy_from_slice(&index.to_ne_bytes());
     request.message(RTM_NEWADDR, ACK | CREATE | EXCL, &fixed, |message| {
         let bytes = octets(net.addr());
         message.attribute(IFA_LOCAL, &bytes);
         message.attribute(IFA_ADDRESS, &bytes);
+        if net.addr().is_ipv6() {
+            let flags = IFA_F_NODAD | IFA_F_NOPREFIXROUTE;
+            message.attribute(IFA_FLAGS, &flags.to_ne_bytes());
+        }
     });
 }
 
