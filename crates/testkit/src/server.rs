@@ -465,10 +465,11 @@ impl Server {
         if self.id.is_empty() {
             return Vec::new();
         }
-        crate::leaks::processes_with(&[&mark])
-            .into_iter()
-            .map(|(pid, _)| pid)
-            .collect()
+        let found = crate::leaks::processes_with(&[&mark]);
+        let pids: Vec<i32> = found.into_iter().map(|(pid, _)| pid).collect();
+        // Sandboxes' first processes are its copies, and may have smaller ids.
+        let is_copy = |pid: &i32| parent(*pid).is_some_and(|parent| pids.contains(&parent));
+        pids.iter().copied().filter(|pid| !is_copy(pid)).collect()
     }
 
     /// What is left of it on this machine.
@@ -569,4 +570,11 @@ impl Drop for Server {
 fn pid(child: &Child) -> Pid {
     let raw = i32::try_from(child.id()).expect("a process id fits");
     Pid::from_raw(raw).expect("a process id is not 0")
+}
+
+/// The parent of a process, unless it has ended.
+fn parent(pid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
 }
