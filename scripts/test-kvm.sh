@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The monitor's tests on real KVM, in a machine whose processor QEMU emulates
 # with AMD's virtualisation: no /dev/kvm is needed. In it Debian's stock kernel
-# runs the monitor, and that Debian's stock cloud kernel.
+# runs the monitor, and that Debian's stock cloud kernel, with the agent in it.
 #
-#   test-kvm.sh [PROGRAM...]  all, or these (vcpu, machine, command, confined, boots)
+#   test-kvm.sh [PROGRAM...]  all, or these (vcpu, machine, command, confined,
+#                             guest, boots)
 #
 # SKIFF_SLOWNESS=N stretches every deadline N times.
 set -euo pipefail
@@ -21,16 +22,17 @@ trap 'rm -rf "$work"' EXIT
 . scripts/machine/machine.sh
 
 build
-mapfile -t tests < <(built '(.target.kind == ["test"]) and (.package_id | test("/crates/(kvm|vmm)#"))')
+mapfile -t tests < <(built '(.target.kind == ["test"]) and ((.package_id | test("/crates/(kvm|vmm)#")) or .target.name == "guest")')
 [ "${#tests[@]}" -gt 0 ] || { say "cargo has built no tests"; exit 1; }
 mapfile -t names < <(names_of "${tests[@]}")
 choose "$*" "${names[@]}" boots
 
 kernel=$(scripts/machine/kernel.sh)
 guest=$(scripts/kvm/kernel.sh)
+agent=$(scripts/agent.sh)
 once() {
   scripts/kvm/disk.sh "$work/disk" "$kernel" "$guest" \
-    "$(program skiff-vmm)" "$(program skiff-vsock-peer)" "${tests[@]}" \
+    "$(program skiff-vmm)" "$(program skiff-vsock-peer)" "$agent" "${tests[@]}" \
     "$(program skiff-vmm-launcher)" "$(program skiff-vmm-taken)" || return
   run_machine "$kernel" "$work/disk" -cpu EPYC,+svm,+npt
 }

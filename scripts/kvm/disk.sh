@@ -2,10 +2,10 @@
 # Makes the disk of the machine that has KVM: a small userland, the monitor, a
 # guest's kernel and disks, the tests.
 #
-#   disk.sh DISK KERNEL GUEST-KERNEL MONITOR PEER TEST...
+#   disk.sh DISK KERNEL GUEST-KERNEL MONITOR PEER AGENT TEST...
 set -euo pipefail
-disk=$1 kernel=$2 guest=$3 monitor=$4 peer=$5
-shift 5
+disk=$1 kernel=$2 guest=$3 monitor=$4 peer=$5 agent=$6
+shift 6
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -15,6 +15,8 @@ trap 'rm -rf "$work"' EXIT
 # What the guest's initramfs has beside the kernel's modules.
 root=$work/initrd
 add_stripped "$peer" /bin/peer
+root=$work/agent
+add_stripped "$agent" /init
 
 root=$work/root
 layer=$work/layer
@@ -29,6 +31,7 @@ add_stripped "$monitor" /usr/bin/skiff-vmm
 add_stripped "$monitor" "$monitor"
 add_stripped "$peer" /usr/bin/peer
 add_tests "$@"
+add_named mkfs.erofs
 
 mkdir "$root/guest"
 cp "$guest"/{vmlinuz,version} "$root/guest/"
@@ -41,6 +44,7 @@ dd if="$kernel/vmlinuz" iflag=skip_bytes,count_bytes skip=$start count=$(($(numb
   bs=1M status=none | xz -dc >"$root/guest/vmlinux"
 # Archives that follow each other are one.
 cat "$guest/initrd" <(pack_initramfs "$work/initrd") >"$root/guest/initrd"
+cat "$guest/modules" <(pack_initramfs "$work/agent") >"$root/guest/agent"
 # A layer of what is here anyway, with its sums.
 cp /bin/busybox "$here"/*.sh "$layer/"
 (cd "$layer" && sha256sum -- * >.sums && mv .sums sums)

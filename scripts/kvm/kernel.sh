@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Debian's stock cloud kernel as a guest's, with an initramfs of busybox and
-# the modules of its devices. Prints the folder: vmlinuz, initrd, version.
+# the modules of its devices. Prints the folder:
+#
+#   vmlinuz, initrd, version
+#   modules   an initramfs of what the agent needs, without a first process
 #
 # Kept by the hash of this recipe in the user's cache folder.
 set -euo pipefail
@@ -8,6 +11,8 @@ cd "$(dirname "$0")"
 . ../machine/modules.sh
 
 modules=(virtio_mmio virtio_blk virtio_net virtio-rng vmw_vsock_virtio_transport erofs)
+# Containers, and the way to the host's services.
+agent_modules=("${modules[@]}" overlay nf_tables)
 
 read -r package version < <(../machine/package.sh linux-image-cloud-amd64)
 cache=${SKIFF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/skiff}
@@ -24,6 +29,10 @@ if [ ! -e "$out/done" ]; then
   initramfs_root "$work/initrd" init.sh "$package" "$version" "${modules[@]}"
   cp ../machine/load.sh "$work/initrd/"
   pack_initramfs "$work/initrd" >"$out/initrd"
+  modules_root "$work/agent" "$package" "$version" "${agent_modules[@]}"
+  # The agent loads them as they are.
+  find "$work/agent" -name '*.xz' -exec xz -d {} +
+  pack_initramfs "$work/agent" >"$out/modules"
   cp "$package/boot/vmlinuz-$version" "$out/vmlinuz"
   echo "$version" >"$out/version"
   touch "$out/done"

@@ -9,11 +9,18 @@ files_of() { # FOLDER VERSION MODULE...
 # A folder with busybox, the modules under /modules by the order of their
 # names, and the first process.
 initramfs_root() { # ROOT INIT FOLDER VERSION MODULE...
-  local root=$1 number=100 file
-  mkdir -p "$root/bin" "$root/modules"
+  local root=$1
+  mkdir -p "$root/bin"
   cp /bin/busybox "$root/bin/"
   install -m 0755 "$2" "$root/init"
-  for file in $(files_of "${@:3}"); do
+  modules_root "$root" "${@:3}"
+}
+
+# Modules under /modules, by the order of their names.
+modules_root() { # ROOT FOLDER VERSION MODULE...
+  local root=$1 number=100 file
+  mkdir -p "$root/modules"
+  for file in $(files_of "${@:2}"); do
     cp "$file" "$root/modules/$number-${file##*/}"
     number=$((number + 1))
   done

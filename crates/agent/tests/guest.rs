@@ -1,0 +1,137 @@
+//! The agent in a machine: Debian's stock kernel under the monitor. It takes
+//! KVM, the kernel and the agent in an initramfs, which `make test-kvm` has.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use skiff_base::process::command;
+use skiff_base::{Clock, SystemClock};
+use support::{LayerDisk, Machine, connect, refusal, scenarios, until};
+
+/// Where `vmlinuz` and `agent`, an initramfs, are.
+fn files() -> Option<PathBuf> {
+    let files = std::env::var_os("SKIFF_TEST_GUEST").map(PathBuf::from);
+    if files.is_none() {
+        let message = "a machine is not tested: make test-kvm does it\n";
+        // A message that cannot be written changes no result.
+        std::io::stderr().write_all(message.as_bytes()).ok();
+    }
+    files
+}
+
+/// A running monitor. A test that fails shows the guest's console.
+struct Monitor {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Monitor {
+    fn start(files: &Path, layers: &LayerDisk, folder: tempfile::TempDir) -> Self {
+        let boot = "console=ttyS0 loglevel=5 reboot=k panic=1 pci=off swiotlb=noforce";
+        let config = serde_json::json!({
+            "boot-source": {
+                "kernel_image_path": files.join("vmlinuz"),
+                "initrd_path": files.join("agent"),
+                "boot_args": format!("{boot} skiff.log=info"),
+            },
+            "drives": [
+                {"drive_id": "layers", "path_on_host": layers.path, "is_read_only": true},
+            ],
+            "machine-config": {"vcpu_count": 2, "mem_size_mib": 256},
+            "vsock": {"guest_cid": 3, "uds_path": folder.path().join("vsock")},
+            "entropy": {},
+            "serial": {"serial_out_path": folder.path().join("console")},
+        });
+        let file = folder.path().join("config");
+        fs::write(&file, config.to_string()).unwrap();
+        let child = command("skiff-vmm")
+            .args(["--no-api", "--cache-dir", "/run/kernels", "--config-file"])
+            .arg(file)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self { child, folder }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("vsock")
+    }
+
+    /// Waits for its end: whether that is a success, and its last words.
+    async fn end(&mut self) -> (bool, String) {
+        let status = until("the machine's end", async || self.child.try_wait().unwrap()).await;
+        let said = std::io::read_to_string(self.child.stderr.take().unwrap()).unwrap();
+        (status.success(), said)
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if std::thread::panicking() {
+            let console = fs::read(self.folder.path().join("console")).unwrap_or_default();
+            let mut out = std::io::stderr();
+            out.write_all(b"-- the guest's console:\n").ok();
+            out.write_all(&console).ok();
+        }
+    }
+}
+
+/// One boot for everything: under emulation it takes seconds.
+#[tokio::test]
+async fn a_machine_does_what_it_is_asked() {
+    let Some(files) = files() else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let layers = LayerDisk::new(folder.path());
+    let mut monitor = Monitor::start(&files, &layers, folder);
+    let mut machine = Machine::new(&monitor.socket(), layers).await;
+    macro_rules! in_turn {
+        ($name:ident) => {
+            let started = SystemClock.now();
+            scenarios::$name(&machine).await;
+            let took = SystemClock.now().since(started);
+            let line = format!("{} took {took:.1?}\n", stringify!($name));
+            // It tells how far a test came that fails.
+            std::io::stderr().write_all(line.as_bytes()).ok();
+            machine.client = connect(&machine.socket).await;
+        };
+    }
+    each_scenario!(in_turn);
+    the_clock_is_set(&machine).await;
+    randomness_is_taken(&machine).await;
+    machine.client.shutdown().await.unwrap();
+    drop(machine);
+    let (success, said) = monitor.end().await;
+    assert!(
+        success && said.trim_end().ends_with("[power-off]"),
+        "{said}"
+    );
+}
+
+async fn the_clock_is_set(machine: &Machine) {
+    const TIME_S: u64 = 4_000_000_000;
+    machine
+        .client
+        .set_clock(TIME_S * 1_000_000_000)
+        .await
+        .unwrap();
+    let (_, text) = machine.run("date +%s").await;
+    let now: u64 = text.trim().parse().unwrap();
+    assert!((TIME_S..TIME_S + 3600).contains(&now), "{now}");
+}
+
+async fn randomness_is_taken(machine: &Machine) {
+    machine.client.reseed(vec![7; 64]).await.unwrap();
+    for wrong in [Vec::new(), vec![7; 513]] {
+        assert_eq!(refusal(machine.client.reseed(wrong).await).0, "reseed");
+    }
+}
