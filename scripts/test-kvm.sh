@@ -4,7 +4,7 @@
 # runs the monitor, and that Debian's stock cloud kernel, with the agent in it.
 #
 #   test-kvm.sh [PROGRAM...]  all, or these (vcpu, machine, command, confined,
-#                             guest, boots)
+#                             guest, microvm, boots)
 #
 # SKIFF_SLOWNESS=N stretches every deadline N times.
 set -euo pipefail
@@ -22,7 +22,7 @@ trap 'rm -rf "$work"' EXIT
 . scripts/machine/machine.sh
 
 build
-mapfile -t tests < <(built '(.target.kind == ["test"]) and ((.package_id | test("/crates/(kvm|vmm)#")) or .target.name == "guest")')
+mapfile -t tests < <(built '(.target.kind == ["test"]) and ((.package_id | test("/crates/(kvm|vmm)#")) or .target.name == "guest" or .target.name == "microvm")')
 [ "${#tests[@]}" -gt 0 ] || { say "cargo has built no tests"; exit 1; }
 mapfile -t names < <(names_of "${tests[@]}")
 choose "$*" "${names[@]}" boots

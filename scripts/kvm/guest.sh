@@ -16,7 +16,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 hostname kvm
 # The machine's pulse.
 while :; do echo beat; sleep 1; done >$report &
-modprobe kvm-amd
+modprobe -a kvm-amd loop erofs overlay
 
 # How many times slower than a quiet machine of two cores, where this takes
 # a second. Every deadline is stretched by that.

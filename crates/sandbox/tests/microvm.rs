@@ -1,0 +1,440 @@
+//! The same sandboxes in both classes, made by a real launcher. It takes KVM,
+//! a kernel and an initramfs with the agent, which `make test-kvm` has.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::future::Future;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::Arc;
+use std::time::Duration;
+
+use skiff_base::process::command;
+use skiff_base::{Clock, SystemClock};
+use skiff_sandbox::{
+    Backend, ContainerBackend, CreateSpec, Created, Exits, LauncherClient, LayerFile,
+    MicrovmBackend, MicrovmOptions, Sandbox, SandboxError,
+};
+use skiff_types::{InstanceId, IsolationClass, ServerId};
+use skiff_wire::launcher::{Exit, ProcessSpec, Writable, monitor_folder};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// A machine boots in seconds where it is emulated.
+fn patience() -> Duration {
+    let slowness = std::env::var("SKIFF_SLOWNESS").map_or(1, |text| text.parse().unwrap());
+    Duration::from_secs(60) * slowness
+}
+
+async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(patience(), work).await;
+    done.unwrap_or_else(|_| panic!("in vain waited for: {what}"))
+}
+
+async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    within(what, async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+}
+
+/// Where `vmlinuz` and `agent`, an initramfs, are.
+fn guest_files() -> Option<PathBuf> {
+    let files = std::env::var_os("SKIFF_TEST_GUEST").map(PathBuf::from);
+    if files.is_none() {
+        let message = "virtual machines are not tested: make test-kvm does it\n";
+        // A message that cannot be written changes no result.
+        std::io::stderr().write_all(message.as_bytes()).ok();
+    }
+    files
+}
+
+/// A launcher, its layers, and both classes over it.
+struct Rig {
+    server: ServerId,
+    folder: tempfile::TempDir,
+    launcher: Child,
+    layers: Vec<LayerFile>,
+    options: MicrovmOptions,
+}
+
+/// Both classes over one connection.
+struct Classes {
+    client: LauncherClient,
+    containers: ContainerBackend,
+    machines: MicrovmBackend,
+}
+
+impl Classes {
+    fn each(&self) -> [&dyn Backend; 2] {
+        [&self.containers, &self.machines]
+    }
+}
+
+impl Rig {
+    fn start(files: &Path) -> Self {
+        let server = ServerId::from_parts(SystemClock.unix_ms(), skiff_base::random::u32());
+        let folder = tempfile::tempdir().unwrap();
+        let own = std::env::current_exe().unwrap();
+        let launcher = command(own.with_file_name("skiff-vmm-launcher"))
+            .arg(server.to_string())
+            .arg(folder.path())
+            .arg(std::env::temp_dir().join("skiff-sandbox-test-locks"))
+            .arg("/usr/bin/skiff-vmm")
+            .spawn()
+            .unwrap();
+        let layers = [
+            layer(folder.path(), 1, busybox),
+            layer(folder.path(), 2, words),
+        ];
+        Self {
+            server,
+            launcher,
+            layers: layers.into(),
+            options: MicrovmOptions {
+                run_dir: folder.path().to_owned(),
+                kernel: files.join("vmlinuz"),
+                initramfs: files.join("agent"),
+                boot_deadline: patience(),
+            },
+            folder,
+        }
+    }
+
+    async fn connect(&self) -> Classes {
+        let path = self.folder.path().join("launcher.sock");
+        let connected = LauncherClient::connect(&path, self.server, Exits::default()).await;
+        let client = connected.unwrap();
+        let containers = ContainerBackend::new(client.clone());
+        let machines = MicrovmBackend::beside(&containers, self.options.clone());
+        Classes {
+            client,
+            containers,
+            machines,
+        }
+    }
+
+    fn spec(&self, script: &str) -> CreateSpec {
+        CreateSpec {
+            instance: InstanceId::from_parts(SystemClock.unix_ms(), skiff_base::random::u32()),
+            layers: self.layers.clone(),
+            process: ProcessSpec {
+                args: ["sh", "-c", script].map(str::to_owned).into(),
+                env: vec!["PATH=/bin".to_owned()],
+                cwd: "/".to_owned(),
+                uid: 1000,
+                gid: 1000,
+                additional_gids: Vec::new(),
+                nofile: 1024,
+            },
+            hostname: "box".to_owned(),
+            memory_bytes: 32 << 20,
+            cpu_millis: 1000,
+            pids: 32,
+            writable: Writable::Tmpfs { bytes: 8 << 20 },
+            readonly_root: false,
+            egress: false,
+            label: b"label".to_vec(),
+        }
+    }
+
+    /// Nothing is left of what was destroyed.
+    async fn is_empty(&self, classes: &Classes) {
+        assert_eq!(classes.client.list().await.unwrap(), []);
+        let vms = self.folder.path().join("launcher/vms");
+        let left = fs::read_dir(vms).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "folders of monitors are left");
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.launcher.kill().ok();
+        self.launcher.wait().ok();
+    }
+}
+
+fn layer(folder: &Path, number: u32, fill: fn(&Path)) -> LayerFile {
+    let root = folder.join(format!("root-{number}"));
+    let path = folder.join(format!("layer-{number}"));
+    fs::create_dir(&root).unwrap();
+    fill(&root);
+    let made = command("mkfs.erofs")
+        .arg("--quiet")
+        .arg(&path)
+        .arg(&root)
+        .status();
+    assert!(made.unwrap().success(), "mkfs.erofs fails");
+    LayerFile {
+        digest: format!("sha256:{number:064x}").parse().unwrap(),
+        path,
+    }
+}
+
+fn busybox(root: &Path) {
+    let bin = root.join("bin");
+    fs::create_dir(&bin).unwrap();
+    fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+    for name in [
+        "sh", "cat", "echo", "sleep", "tail", "httpd", "hostname", "id",
+    ] {
+        symlink("busybox", bin.join(name)).unwrap();
+    }
+}
+
+fn words(root: &Path) {
+    fs::write(root.join("greeting"), "hello from a layer\n").unwrap();
+    fs::create_dir(root.join("www")).unwrap();
+    fs::write(root.join("www/page"), "page ".repeat(20_000)).unwrap();
+}
+
+async fn read_all(fd: OwnedFd) -> String {
+    let text = tokio::task::spawn_blocking(move || {
+        rustix::io::ioctl_fionbio(&fd, false).unwrap();
+        std::io::read_to_string(fs::File::from(fd)).unwrap()
+    });
+    within("the end of output", text).await.unwrap()
+}
+
+/// Its output, its end, and nothing left of it.
+async fn run(backend: &dyn Backend, spec: CreateSpec) -> (String, String, Exit) {
+    let created = within("a sandbox", backend.create(spec)).await.unwrap();
+    let exit = within("its end", created.sandbox.exited()).await;
+    let output = created.output.unwrap();
+    within("its destruction", created.sandbox.destroy())
+        .await
+        .unwrap();
+    (
+        read_all(output.stdout).await,
+        read_all(output.stderr).await,
+        exit,
+    )
+}
+
+async fn fetch(sandbox: &dyn Sandbox) -> Option<String> {
+    let mut stream = sandbox.connect(8080).await.ok()?;
+    let asked = stream.write_all(b"GET /page HTTP/1.0\r\n\r\n").await;
+    asked.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_classes_do_the_same() {
+    let Some(files) = guest_files() else {
+        return;
+    };
+    let rig = Rig::start(&files);
+    let classes = rig.connect().await;
+    for backend in classes.each() {
+        output_and_end_are_told(&rig, backend).await;
+        too_much_memory_is_told(&rig, backend).await;
+        a_port_is_reached_and_it_can_stand(&rig, backend).await;
+        rig.is_empty(&classes).await;
+    }
+    sandboxes_are_adopted(&rig, classes).await;
+}
+
+async fn output_and_end_are_told(rig: &Rig, backend: &dyn Backend) {
+    let script = "cat /greeting; hostname; id -u; echo err >&2; exit 3";
+    let (out, err, exit) = run(backend, rig.spec(script)).await;
+    assert_eq!(
+        out,
+        "hello from a layer\nbox\n1000\n",
+        "{:?}",
+        backend.class()
+    );
+    assert_eq!(err, "err\n");
+    assert_eq!(
+        (exit.code, exit.signal, exit.out_of_memory),
+        (Some(3), None, false)
+    );
+    assert!(exit.cpu_us > 0, "{exit:?}");
+}
+
+async fn too_much_memory_is_told(rig: &Rig, backend: &dyn Backend) {
+    let (_, _, exit) = run(backend, rig.spec("exec tail /dev/zero")).await;
+    assert_eq!(
+        (exit.signal, exit.out_of_memory),
+        (Some(9), true),
+        "{exit:?}"
+    );
+}
+
+async fn a_port_is_reached_and_it_can_stand(rig: &Rig, backend: &dyn Backend) {
+    let spec = rig.spec("while :; do :; done & exec httpd -f -p 8080 -h /www");
+    let created = within("a sandbox", backend.create(spec)).await.unwrap();
+    let steps = format!("{:?}: {:?}\n", backend.class(), created.steps_us);
+    std::io::stderr().write_all(steps.as_bytes()).ok();
+    let sandbox = created.sandbox;
+    let answer = until("an answer", async || fetch(&*sandbox).await).await;
+    assert!(
+        answer.ends_with(&"page ".repeat(20_000)),
+        "{}",
+        answer.len()
+    );
+    let nobody = sandbox.connect(9).await.unwrap_err();
+    assert_eq!(nobody.kind(), std::io::ErrorKind::ConnectionRefused);
+
+    let used = sandbox.stats().await.unwrap();
+    assert!(used.memory_bytes > 0 && used.pids >= 2, "{used:?}");
+    assert!(
+        used.memory_bytes <= 32 << 20,
+        "a machine's overhead is not its application's"
+    );
+    until("it to use its processor", async || {
+        (sandbox.stats().await.unwrap().cpu_us > used.cpu_us).then_some(())
+    })
+    .await;
+    within("it to stand", sandbox.pause()).await.unwrap();
+    let cpu = async || sandbox.stats().await.unwrap().cpu_us;
+    let stands = cpu().await;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(cpu().await, stands);
+    }
+    within("it to go on", sandbox.resume()).await.unwrap();
+    until("it to use its processor again", async || {
+        (cpu().await > stands).then_some(())
+    })
+    .await;
+    assert!(within("an answer", fetch(&*sandbox)).await.is_some());
+
+    within("a signal", sandbox.signal(15)).await.unwrap();
+    let exit = within("its end", sandbox.exited()).await;
+    assert_eq!((exit.code, exit.signal), (None, Some(15)), "{exit:?}");
+    within("its destruction", sandbox.destroy()).await.unwrap();
+}
+
+async fn sandboxes_are_adopted(rig: &Rig, classes: Classes) {
+    let mut before = Vec::new();
+    for (backend, stands) in [
+        (classes.each()[0], false),
+        (classes.each()[1], false),
+        (classes.each()[1], true),
+    ] {
+        let spec = rig.spec("exec httpd -f -p 8080 -h /www");
+        let created = within("a sandbox", backend.create(spec)).await.unwrap();
+        until("an answer", async || fetch(&*created.sandbox).await).await;
+        if stands {
+            within("it to stand", created.sandbox.pause())
+                .await
+                .unwrap();
+        }
+        before.push((backend.class(), created.sandbox.id(), stands));
+    }
+    // As a server that is killed.
+    drop(classes);
+    let classes = rig.connect().await;
+    for backend in classes.each() {
+        let mut found = within("adoption", backend.adopt()).await.unwrap();
+        found.sort_by_key(|found| found.created.sandbox.id());
+        let mut expected: Vec<_> = before
+            .iter()
+            .filter(|(class, ..)| *class == backend.class())
+            .map(|(_, id, stands)| (*id, *stands))
+            .collect();
+        expected.sort();
+        let got: Vec<_> = found
+            .iter()
+            .map(|found| (found.created.sandbox.id(), found.created.paused))
+            .collect();
+        assert_eq!(got, expected, "{:?}", backend.class());
+        for one in found {
+            assert_eq!(one.label, b"label");
+            let Created {
+                sandbox, output, ..
+            } = one.created;
+            if one.created.paused {
+                within("it to go on", sandbox.resume()).await.unwrap();
+            }
+            assert!(within("an answer", fetch(&*sandbox)).await.is_some());
+            within("a signal", sandbox.signal(9)).await.unwrap();
+            assert_eq!(within("its end", sandbox.exited()).await.signal, Some(9));
+            within("its destruction", sandbox.destroy()).await.unwrap();
+            drop(output);
+        }
+    }
+    rig.is_empty(&classes).await;
+}
+
+fn monitors(rig: &Rig) -> Vec<u32> {
+    let pid = rig.launcher.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let is_monitor = |pid: &u32| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+        line.is_ok_and(|line| line.contains("--no-api"))
+    };
+    let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    pids.filter(is_monitor).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_wrong_is_told_and_leaves_nothing() {
+    let Some(files) = guest_files() else {
+        return;
+    };
+    let mut rig = Rig::start(&files);
+    let classes = rig.connect().await;
+    let machines = &classes.machines;
+    assert_eq!(machines.class(), IsolationClass::Microvm);
+
+    let mut spec = rig.spec("true");
+    spec.egress = true;
+    let refused = machines.create(spec).await.unwrap_err();
+    assert!(
+        matches!(refused, SandboxError::Unsupported { .. }),
+        "{refused}"
+    );
+    let mut spec = rig.spec("true");
+    spec.process.args = vec!["/no/such/program".to_owned()];
+    let refused = within("a refusal", machines.create(spec))
+        .await
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("/no/such/program"),
+        "{refused}"
+    );
+    rig.is_empty(&classes).await;
+
+    // A monitor that dies takes its application along.
+    let created = within("a sandbox", machines.create(rig.spec("exec sleep 100000"))).await;
+    let sandbox: Arc<dyn Sandbox> = created.unwrap().sandbox;
+    let [pid] = *monitors(&rig) else {
+        panic!("there is not one monitor");
+    };
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let exit = within("its end", sandbox.exited()).await;
+    assert_eq!((exit.code, exit.signal), (None, Some(9)), "{exit:?}");
+    assert!(sandbox.connect(8080).await.is_err());
+    within("its destruction", sandbox.destroy()).await.unwrap();
+
+    // Nobody waits for it any more.
+    let spec = rig.spec("true");
+    let folder = monitor_folder(rig.folder.path(), spec.instance);
+    let creation = machines.create(spec);
+    let begun = until("its folder", async || folder.exists().then_some(()));
+    tokio::select! {
+        _ = creation => panic!("it is there already"),
+        () = begun => {}
+    }
+    until("the undoing", async || (!folder.exists()).then_some(())).await;
+    rig.is_empty(&classes).await;
+
+    rig.options.kernel = "/etc/passwd".into();
+    let classes = rig.connect().await;
+    let refused = within("a refusal", classes.machines.create(rig.spec("true"))).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("kernel"), "{refused}");
+    rig.is_empty(&classes).await;
+}
