@@ -23,6 +23,8 @@ pub struct Config {
     pub images: Images,
     /// What this machine gives.
     pub worker: Worker,
+    /// Virtual machines.
+    pub microvm: Microvm,
     /// How instances reach the world.
     pub network: Network,
     /// What the bill says.
@@ -94,6 +96,15 @@ pub struct Worker {
     pub allow_null: bool,
     /// Bytes of logs kept of one service.
     pub log_bytes_per_service: u64,
+}
+
+/// Virtual machines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Microvm {
+    /// From a monitor's start to its guest's first word, seconds. A machine
+    /// that takes longer, in the trial or later, is given up.
+    pub boot_timeout_s: u32,
 }
 
 /// How instances reach the world.
@@ -230,6 +241,7 @@ impl Default for Config {
             api: Api::default(),
             images: Images::default(),
             worker: Worker::default(),
+            microvm: Microvm::default(),
             network: Network::default(),
             meter: Meter::default(),
             secrets: Secrets::default(),
@@ -247,6 +259,12 @@ impl Default for Gateway {
             access_log: false,
             overload_wait_ms: 300,
         }
+    }
+}
+
+impl Default for Microvm {
+    fn default() -> Self {
+        Self { boot_timeout_s: 10 }
     }
 }
 

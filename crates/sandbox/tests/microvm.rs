@@ -16,8 +16,8 @@ use std::time::Duration;
 use skiff_base::process::command;
 use skiff_base::{Clock, SystemClock};
 use skiff_sandbox::{
-    Backend, ContainerBackend, CreateSpec, Created, Exits, LauncherClient, LayerFile,
-    MicrovmBackend, MicrovmOptions, Sandbox, SandboxError,
+    Backend, ContainerBackend, CreateSpec, Created, Exits, GuestFiles, LauncherClient, LayerFile,
+    MicrovmBackend, Sandbox, SandboxError,
 };
 use skiff_types::{InstanceId, IsolationClass, ServerId};
 use skiff_wire::launcher::{Exit, ProcessSpec, Writable, monitor_folder};
@@ -63,7 +63,7 @@ struct Rig {
     folder: tempfile::TempDir,
     launcher: Child,
     layers: Vec<LayerFile>,
-    options: MicrovmOptions,
+    files: GuestFiles,
 }
 
 /// Both classes over one connection.
@@ -99,11 +99,9 @@ impl Rig {
             server,
             launcher,
             layers: layers.into(),
-            options: MicrovmOptions {
-                run_dir: folder.path().to_owned(),
+            files: GuestFiles {
                 kernel: files.join("vmlinuz"),
                 initramfs: files.join("agent"),
-                boot_deadline: patience(),
             },
             folder,
         }
@@ -114,7 +112,9 @@ impl Rig {
         let connected = LauncherClient::connect(&path, self.server, Exits::default()).await;
         let client = connected.unwrap();
         let containers = ContainerBackend::new(client.clone());
-        let machines = MicrovmBackend::beside(&containers, self.options.clone());
+        let run_dir = self.folder.path().to_owned();
+        let machines = MicrovmBackend::beside(&containers, run_dir, patience());
+        machines.boot_from(self.files.clone());
         Classes {
             client,
             containers,
@@ -388,6 +388,9 @@ async fn what_goes_wrong_is_told_and_leaves_nothing() {
     let machines = &classes.machines;
     assert_eq!(machines.class(), IsolationClass::Microvm);
 
+    let took = within("a machine", machines.try_boot()).await.unwrap();
+    assert!(took > Duration::ZERO);
+    rig.is_empty(&classes).await;
     let mut spec = rig.spec("true");
     spec.egress = true;
     let refused = machines.create(spec).await.unwrap_err();
@@ -431,10 +434,14 @@ async fn what_goes_wrong_is_told_and_leaves_nothing() {
     until("the undoing", async || (!folder.exists()).then_some(())).await;
     rig.is_empty(&classes).await;
 
-    rig.options.kernel = "/etc/passwd".into();
+    rig.files.kernel = "/etc/passwd".into();
     let classes = rig.connect().await;
     let refused = within("a refusal", classes.machines.create(rig.spec("true"))).await;
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("kernel"), "{refused}");
+    let refused = within("a refusal", classes.machines.try_boot())
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("no bzImage"), "{refused}");
     rig.is_empty(&classes).await;
 }

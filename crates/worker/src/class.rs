@@ -1,6 +1,6 @@
 //! Which class an instance gets, and why.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use skiff_sandbox::Backend;
 use skiff_types::{IsolationClass, IsolationRequest};
@@ -10,15 +10,56 @@ use skiff_types::{IsolationClass, IsolationRequest};
 pub enum Seat {
     /// It serves.
     Ready(Arc<dyn Backend>),
+    /// Whether it serves is being found out.
+    Trial(Trial),
     /// It does not, for this reason.
     Missing(String),
+}
+
+/// A class that is tried while the worker serves already. What it left before
+/// is adopted whatever comes of it.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    backend: Arc<dyn Backend>,
+    verdict: Arc<OnceLock<Result<(), String>>>,
+}
+
+impl Trial {
+    /// One that begins.
+    #[must_use]
+    pub fn of(backend: Arc<dyn Backend>) -> Self {
+        Self {
+            backend,
+            verdict: Arc::default(),
+        }
+    }
+
+    /// It serves from now on, or does not for this reason. The first word
+    /// counts.
+    pub fn end(&self, verdict: Result<(), String>) {
+        // A second word changes nothing.
+        drop(self.verdict.set(verdict));
+    }
 }
 
 impl Seat {
     fn backend(&self) -> Result<&Arc<dyn Backend>, &str> {
         match self {
             Self::Ready(backend) => Ok(backend),
+            Self::Trial(trial) => match trial.verdict.get() {
+                Some(Ok(())) => Ok(&trial.backend),
+                Some(Err(why)) => Err(why),
+                None => Err("this host is being tried: ask again in a moment"),
+            },
             Self::Missing(why) => Err(why),
+        }
+    }
+
+    /// Who may have sandboxes, whether or not it makes more.
+    fn holder(&self) -> Option<&Arc<dyn Backend>> {
+        match self {
+            Self::Ready(backend) | Self::Trial(Trial { backend, .. }) => Some(backend),
+            Self::Missing(_) => None,
         }
     }
 }
@@ -39,7 +80,7 @@ impl Backends {
     #[must_use]
     pub fn container(backend: Arc<dyn Backend>) -> Self {
         Self {
-            microvm: Seat::Missing("no microVM support in this build".to_owned()),
+            microvm: Seat::Missing("virtual machines are not set up".to_owned()),
             container: Seat::Ready(backend),
             null: Seat::Missing("the configuration does not allow it".to_owned()),
         }
@@ -52,11 +93,18 @@ impl Backends {
         self
     }
 
-    /// Those that serve.
-    pub(crate) fn ready(&self) -> impl Iterator<Item = &Arc<dyn Backend>> {
+    /// Virtual machines beside what there is.
+    #[must_use]
+    pub fn with_microvm(mut self, seat: Seat) -> Self {
+        self.microvm = seat;
+        self
+    }
+
+    /// Those that may have sandboxes.
+    pub(crate) fn holders(&self) -> impl Iterator<Item = &Arc<dyn Backend>> {
         [&self.microvm, &self.container, &self.null]
             .into_iter()
-            .filter_map(|seat| seat.backend().ok())
+            .filter_map(Seat::holder)
     }
 
     /// The backend for a request and the reason for its class; an error says
@@ -73,10 +121,14 @@ impl Backends {
             IsolationRequest::Microvm => asked(&self.microvm, IsolationClass::Microvm),
             IsolationRequest::Container => asked(&self.container, IsolationClass::Container),
             IsolationRequest::Null => asked(&self.null, IsolationClass::Null),
+            // Machines cannot do all that containers can yet.
             IsolationRequest::Auto => match (self.microvm.backend(), self.container.backend()) {
-                (Ok(backend), _) => Ok((backend.clone(), "microvm: the strongest".to_owned())),
+                (Ok(_), Ok(backend)) => {
+                    let reason = "container: `--isolation microvm` was not asked for";
+                    Ok((backend.clone(), reason.to_owned()))
+                }
                 (Err(why), Ok(backend)) => Ok((backend.clone(), format!("container: {why}"))),
-                (Err(_), Err(why)) => Err((IsolationClass::Container, why.to_owned())),
+                (_, Err(why)) => Err((IsolationClass::Container, why.to_owned())),
             },
         }
     }
@@ -89,14 +141,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_takes_the_strongest_and_says_why_it_is_no_stronger() {
+    fn a_class_is_taken_with_its_reason() {
         let seat = || Seat::Ready(Arc::new(NullBackend::default()));
         let mut backends = Backends::container(Arc::new(NullBackend::default()));
         let reason = |b: &Backends, r| b.choose(r).map(|(_, reason)| reason);
         let refused = |b: &Backends, r| b.choose(r).unwrap_err();
         assert_eq!(
             reason(&backends, IsolationRequest::Auto).unwrap(),
-            "container: no microVM support in this build"
+            "container: virtual machines are not set up"
         );
         assert_eq!(
             reason(&backends, IsolationRequest::Container).unwrap(),
@@ -104,7 +156,7 @@ mod tests {
         );
         let (class, why) = refused(&backends, IsolationRequest::Microvm);
         assert_eq!(class, IsolationClass::Microvm);
-        assert_eq!(why, "no microVM support in this build");
+        assert_eq!(why, "virtual machines are not set up");
         assert!(
             refused(&backends, IsolationRequest::Null)
                 .1
@@ -114,8 +166,21 @@ mod tests {
         assert!(
             reason(&backends, IsolationRequest::Auto)
                 .unwrap()
-                .starts_with("microvm")
+                .starts_with("container: `--isolation microvm`")
         );
+        assert_eq!(
+            reason(&backends, IsolationRequest::Microvm).unwrap(),
+            "microvm: asked for"
+        );
+        let trial = Trial::of(Arc::new(NullBackend::default()));
+        backends.microvm = Seat::Trial(trial.clone());
+        assert_eq!(backends.holders().count(), 2);
+        let (_, why) = refused(&backends, IsolationRequest::Microvm);
+        assert!(why.contains("being tried"), "{why}");
+        trial.end(Err("it does not boot".to_owned()));
+        trial.end(Ok(()));
+        let (_, why) = refused(&backends, IsolationRequest::Microvm);
+        assert_eq!(why, "it does not boot");
         backends.microvm = Seat::Missing("no /dev/kvm".to_owned());
         backends.container = Seat::Missing("no launcher".to_owned());
         assert_eq!(refused(&backends, IsolationRequest::Auto).1, "no launcher");

@@ -165,7 +165,7 @@ impl Worker {
         keep: impl Fn(&RevisionId, InstanceId) -> bool + Sync,
     ) -> Result<Vec<Adopted>, SandboxError> {
         let mut adopted = Vec::new();
-        for backend in self.inner.backends.ready() {
+        for backend in self.inner.backends.holders() {
             adopted.extend(adopt::adopt(&self.inner, &**backend, &keep).await?);
         }
         Ok(adopted)
@@ -282,7 +282,7 @@ impl Worker {
     /// # Errors
     /// When a backend still uses it or does not answer.
     pub async fn release_layer(&self, layer: &Digest) -> Result<(), SandboxError> {
-        for backend in self.inner.backends.ready() {
+        for backend in self.inner.backends.holders() {
             backend.release(layer).await?;
         }
         Ok(())

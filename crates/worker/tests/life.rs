@@ -31,7 +31,7 @@ async fn an_instance_starts_serves_and_stops() {
     assert_eq!(started.class, IsolationClass::Container);
     assert_eq!(
         started.class_reason,
-        "container: no microVM support in this build"
+        "container: virtual machines are not set up"
     );
     assert_eq!(started.phases.steps_us, [("exec".to_owned(), 5)]);
     assert!(started.phases.app_us >= 3000, "{:?}", started.phases);
@@ -175,7 +175,7 @@ async fn what_cannot_be_is_refused_at_once() {
     assert!(
         chain(&error)
             .to_string()
-            .contains("microvm cannot serve: no microVM support")
+            .contains("microvm cannot serve: virtual machines are not set up")
     );
     f.worker.start(id(1), Arc::new(launch())).await.unwrap();
     let again = f.worker.start(id(1), Arc::new(launch())).await.unwrap_err();

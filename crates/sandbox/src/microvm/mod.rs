@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -51,42 +51,82 @@ const LAYERS_DISK: u8 = 0;
 /// An agent that has answered before answers again at once.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(10);
 
+/// What a machine has that only shows that machines boot.
+const TRIAL_BYTES: u64 = 32 * MIB;
+const TRIAL_MILLIS: u32 = 1000;
+
 /// The end of an application of which nobody has told.
 const GONE: Exit = crate::launcher::UNKNOWN_EXIT;
 
-/// What every machine is made with.
+/// What every machine boots.
 #[derive(Clone, Debug)]
-pub struct MicrovmOptions {
-    /// The launcher's.
-    pub run_dir: PathBuf,
-    /// An ELF kernel.
+pub struct GuestFiles {
+    /// A kernel.
     pub kernel: PathBuf,
     /// The initramfs with the agent.
     pub initramfs: PathBuf,
-    /// From the monitor's start to the agent's hello.
-    pub boot_deadline: Duration,
 }
 
 /// Makes virtual machines through the launcher.
 #[derive(Debug)]
 pub struct MicrovmBackend {
     link: Arc<Link>,
-    options: MicrovmOptions,
+    /// The launcher's.
+    run_dir: PathBuf,
+    /// From a monitor's start to its agent's hello.
+    boot_deadline: Duration,
+    files: OnceLock<GuestFiles>,
     clock: SystemClock,
     /// Undoes what nobody waits for.
     tasks: Tasks,
 }
 
 impl MicrovmBackend {
-    /// Over the same launcher as these containers.
+    /// Over the same launcher as these containers, in its run folder. A
+    /// machine whose agent has not said hello by the deadline is given up.
     #[must_use]
-    pub fn beside(containers: &ContainerBackend, options: MicrovmOptions) -> Self {
+    pub fn beside(
+        containers: &ContainerBackend,
+        run_dir: PathBuf,
+        boot_deadline: Duration,
+    ) -> Self {
         Self {
             link: containers.link(),
-            options,
+            run_dir,
+            boot_deadline,
+            files: OnceLock::new(),
             clock: SystemClock,
             tasks: Tasks::new(),
         }
+    }
+
+    /// What machines boot from now on. The first word counts.
+    pub fn boot_from(&self, files: GuestFiles) {
+        // A second word changes nothing.
+        drop(self.files.set(files));
+    }
+
+    /// Boots a machine without an application, to the agent's hello, and
+    /// removes it. How long that took.
+    ///
+    /// # Errors
+    /// When it does not come up; nothing of it is left.
+    pub async fn try_boot(&self) -> Result<Duration, SandboxError> {
+        let id = InstanceId::from_parts(self.clock.unix_ms(), skiff_base::random::u32());
+        let begun = self.clock.now();
+        let ended = self.link.exits.watch(id);
+        let machine = Machine::new(id, self.link.clone(), &self.run_dir, ended);
+        let output = self.start_monitor(id, TRIAL_BYTES, TRIAL_MILLIS, Vec::new());
+        let output = output.await.inspect_err(|_| self.link.exits.forget(id))?;
+        let birth = Birth::of(&machine, &self.tasks);
+        machine.listen(output);
+        let booted = tokio::select! {
+            booted = machine.agent(self.boot_deadline) => booted.map_err(refused(id)),
+            error = machine.died() => Err(error),
+        };
+        let took = self.clock.now().since(begun);
+        birth.undo().await;
+        booted.map(|_agent| took)
     }
 
     async fn create_machine(&self, spec: CreateSpec) -> Result<Created, SandboxError> {
@@ -94,8 +134,10 @@ impl MicrovmBackend {
         let id = spec.instance;
         let begun = self.clock.now();
         let ended = self.link.exits.watch(id);
-        let machine = Machine::new(id, self.link.clone(), &self.options.run_dir, ended);
-        let output = match self.start_monitor(&spec).await {
+        let machine = Machine::new(id, self.link.clone(), &self.run_dir, ended);
+        let (bytes, millis) = (spec.memory_bytes, spec.cpu_millis);
+        let started = self.start_monitor(id, bytes, millis, spec.label.clone());
+        let output = match started.await {
             Ok(output) => output,
             Err(error) => {
                 self.link.exits.forget(id);
@@ -128,11 +170,23 @@ impl MicrovmBackend {
     }
 
     /// Has the launcher start a monitor; what that says is to be read.
-    async fn start_monitor(&self, spec: &CreateSpec) -> Result<Vec<OwnedFd>, SandboxError> {
-        let id = spec.instance;
-        let memory_mib = config::machine_mib(spec.memory_bytes.div_ceil(MIB));
-        let vcpus = config::vcpus(spec.cpu_millis);
-        let options = self.options.clone();
+    async fn start_monitor(
+        &self,
+        id: InstanceId,
+        memory_bytes: u64,
+        cpu_millis: u32,
+        label: Vec<u8>,
+    ) -> Result<Vec<OwnedFd>, SandboxError> {
+        let refused = |message| SandboxError::Refused {
+            instance: id,
+            step: "kernel".to_owned(),
+            message,
+        };
+        let memory_mib = config::machine_mib(memory_bytes.div_ceil(MIB));
+        let vcpus = config::vcpus(cpu_millis);
+        let guest = self.files.get().cloned();
+        let guest = guest.ok_or_else(|| refused("no kernel is chosen yet".to_owned()))?;
+        let options = guest.clone();
         let files = move || -> io::Result<Vec<OwnedFd>> {
             Ok(vec![
                 config::file(memory_mib, vcpus)?.into(),
@@ -140,23 +194,19 @@ impl MicrovmBackend {
                 File::open(&options.initramfs)?.into(),
             ])
         };
-        let files = blocking(files)
-            .await
-            .map_err(|error| SandboxError::Refused {
-                instance: id,
-                step: "kernel".to_owned(),
-                message: format!(
-                    "{} or {} cannot be opened: {error}",
-                    self.options.kernel.display(),
-                    self.options.initramfs.display()
-                ),
-            })?;
+        let files = blocking(files).await.map_err(|error| {
+            refused(format!(
+                "{} or {} cannot be opened: {error}",
+                guest.kernel.display(),
+                guest.initramfs.display()
+            ))
+        })?;
         let request = Request::CreateMonitor(Box::new(MonitorSpec {
             sandbox: id,
             memory_bytes: (memory_mib + MONITOR_MIB) * MIB,
-            cpu_millis: spec.cpu_millis,
+            cpu_millis,
             pids: vcpus + MONITOR_THREADS,
-            label: spec.label.clone(),
+            label,
         }));
         match self.link.client().call(request, files).await {
             Ok((Reply::Created { .. }, output)) => Ok(output),
@@ -175,7 +225,7 @@ impl MicrovmBackend {
         let id = machine.id;
         let begun = self.clock.now();
         let windows = map_layers(machine, &spec.layers).await?;
-        let agent = machine.agent(self.options.boot_deadline).await;
+        let agent = machine.agent(self.boot_deadline).await;
         let agent = agent.map_err(refused(id))?;
         steps.push(self.step("kernel", begun));
         let begun = self.clock.now();
@@ -214,7 +264,7 @@ impl MicrovmBackend {
             self.link.exits.set(id, exit);
         }
         let ended = self.link.exits.watch(id);
-        let machine = Machine::new(id, self.link.clone(), &self.options.run_dir, ended);
+        let machine = Machine::new(id, self.link.clone(), &self.run_dir, ended);
         let birth = Birth::of(&machine, &self.tasks);
         match self.take_up(&machine, listed.frozen).await {
             Ok((agent, output)) => {

@@ -232,11 +232,11 @@ pub enum CpuArg {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum IsolationArg {
-    /// The strongest that the server has
+    /// A container, until microVMs can do all that one can
     Auto,
     /// A namespaced container
     Container,
-    /// A microVM and nothing else
+    /// A microVM and nothing else; without egress and disk so far
     Microvm,
     /// Nothing runs; for measuring
     Null,
@@ -558,6 +558,9 @@ pub struct Launcher {
     /// Where writable layers on disk are made
     #[arg(long)]
     pub disk_dir: Option<PathBuf>,
+    /// The program that runs virtual machines
+    #[arg(long)]
+    pub monitor: Option<PathBuf>,
     /// Go on from the state in this descriptor
     #[arg(long)]
     pub resume: Option<i32>,

@@ -45,7 +45,10 @@ pub fn execute(args: &args::Doctor, shape: Output) -> anyhow::Result<()> {
                 }
             }
             output::line(format!("      {GUEST_KERNEL}: {kernel}"));
-            output::line("isolation: container (this version deploys no microVMs)");
+            output::line(
+                "isolation: container; microvm with `--isolation microvm`, where a server's trial \
+                 of this host finds that machines come up",
+            );
         }
     }
     if checks.iter().any(|check| !check.ok) {
@@ -61,11 +64,7 @@ fn guest_kernel(config: Option<&Path>) -> anyhow::Result<String> {
     let config = configuration(config, &[])?;
     let default = kernels::of_data_dir(&config.data_dir).default()?;
     Ok(match default {
-        Some(kernel) => format!(
-            "{}, for microVMs, which are not deployed yet",
-            kernel.version
-        ),
-        None => "none; `skiff kernel install` adds one for microVMs, which are not deployed yet"
-            .to_owned(),
+        Some(kernel) => format!("{}, for microVMs", kernel.version),
+        None => "none; `skiff kernel install` adds one for microVMs".to_owned(),
     })
 }

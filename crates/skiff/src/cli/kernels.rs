@@ -22,7 +22,8 @@ use super::output;
 use crate::server::user::User;
 use crate::server::{configuration, home};
 
-const AGENT: &str = "skiff-agent";
+/// The agent's program, beside this one.
+pub const AGENT: &str = "skiff-agent";
 /// The kernel that runs, in place of a path.
 const HOST: &str = "host";
 /// How a package begins.

@@ -15,6 +15,7 @@ use skiff_config::Network;
 use skiff_sandbox::{Exits, LauncherClient};
 use skiff_types::ServerId;
 
+use super::microvm;
 use super::user::User;
 
 /// How long a launcher may take until it accepts.
@@ -82,6 +83,7 @@ pub fn ensure(wanted: &Wanted<'_>) -> anyhow::Result<()> {
                 .disk_dir
                 .map(|folder| format!("--disk-dir={}", folder.display())),
         )
+        .args(microvm::monitor().map(|path| format!("--monitor={}", path.display())))
         .args(
             wanted
                 .ends_with_us
@@ -237,6 +239,7 @@ pub fn main(args: &crate::cli::args::Launcher) -> anyhow::Result<()> {
     let run_dir = args.run_dir.clone().context(missing)?;
     let mut options = skiff_jail::LauncherOptions::new(server, run_dir, args.uid.context(missing)?);
     options.disk_dir = args.disk_dir.clone();
+    options.monitor = args.monitor.clone();
     if let Some(pool) = &args.pool {
         options.network.pool = pool
             .parse()

@@ -20,6 +20,7 @@ pub mod inside;
 pub mod launcher;
 pub mod logs;
 pub mod meter;
+pub mod microvm;
 pub mod parts;
 pub mod prometheus;
 pub mod records;
@@ -39,11 +40,13 @@ use skiff_fleet::{Adopted, Fleet, FleetConfig, Parts};
 use skiff_gateway::{Gateway, GatewayConfig, ServeHandle};
 use skiff_image::ImageStore;
 use skiff_meter::LedgerWriter;
-use skiff_sandbox::{ContainerBackend, Exits, LauncherClient, NullBackend};
+use skiff_sandbox::{
+    Backend, ContainerBackend, Exits, LauncherClient, MicrovmBackend, NullBackend,
+};
 use skiff_store::SqliteStore;
 use skiff_types::{ServerId, WorkerId, limits};
 use skiff_wire::launcher::PoolConfig;
-use skiff_worker::{Backends, Ended, ShutdownMode, Worker, WorkerConfig};
+use skiff_worker::{Backends, Ended, Seat, ShutdownMode, Trial, Worker, WorkerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -53,6 +56,7 @@ use handover::{Given, Line};
 use home::Home;
 use inside::InsideDoors;
 use meter::Meter;
+use microvm::Findings;
 use parts::{GatewaySlot, LocalWorker, ResolverLaunches, SandboxUpstream, Steering};
 use records::ServerRecords;
 
@@ -104,6 +108,7 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
         disk_dir: Some(&home.data_dir),
         ends_with_us: false,
     })?;
+    let machines = microvm::look(&home);
     home.user.become_it()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -121,7 +126,8 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
             None => (None, Given::default()),
         };
         let (run_dir, id) = (home.run_dir.clone(), home.server);
-        let assembled = Server::assemble(&config, home, doors, threads, given, &instances).await;
+        let assembled =
+            Server::assemble(&config, home, doors, threads, given, machines, &instances).await;
         if assembled.is_err() {
             end_idle_launcher(&run_dir, id).await;
         }
@@ -253,8 +259,10 @@ impl Server {
         doors: Doors,
         threads: usize,
         given: Given,
+        machines: Result<Findings, String>,
         instances: &Instances,
     ) -> anyhow::Result<Self> {
+        let home = Arc::new(home);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let tasks = Tasks::new();
         let resolver = resolver(config, &home, &doors).await?;
@@ -280,8 +288,9 @@ impl Server {
         )?);
         let records = Arc::new(ServerRecords::new(Arc::clone(&writer), Arc::clone(&clock)));
         let inside = Arc::new(InsideDoors::new(resolvers(config), Arc::clone(&clock)));
+        let backends = instances.make(|| make_backends(config, &home, &client, &tasks, machines));
         let (worker, ends) =
-            instances.make(|| make_worker(config, &home, &client, &records, &inside, &clock))?;
+            instances.make(|| make_worker(config, backends, &home, &records, &inside, &clock))?;
         let slot = Arc::new(GatewaySlot::default());
         let fleet = instances.make(|| make_fleet(config, &worker, &slot, &resolver, &clock));
         let gateway = Gateway::new(
@@ -350,7 +359,7 @@ impl Server {
             tasks,
             gateway,
             copies,
-            home: Arc::new(home),
+            home,
         })
     }
 
@@ -543,18 +552,41 @@ fn key_file(config: &Config) -> PathBuf {
         .unwrap_or_else(|| home::DEFAULT_KEY.into())
 }
 
+/// Every class, and the trial of virtual machines where there is hope for them.
+fn make_backends(
+    config: &Config,
+    home: &Arc<Home>,
+    client: &LauncherClient,
+    tasks: &Tasks,
+    machines: Result<Findings, String>,
+) -> Backends {
+    let containers = ContainerBackend::new(client.clone());
+    let deadline = Duration::from_secs(config.microvm.boot_timeout_s.into());
+    let microvms = MicrovmBackend::beside(&containers, home.run_dir.clone(), deadline);
+    let microvms = Arc::new(microvms);
+    let trial = Trial::of(Arc::clone(&microvms) as Arc<dyn Backend>);
+    match machines {
+        Ok(findings) => {
+            let concluded = microvm::conclude(trial.clone(), microvms, Arc::clone(home), findings);
+            tasks.spawn("trial of virtual machines", concluded);
+        }
+        Err(why) => trial.end(Err(why)),
+    }
+    let backends = Backends::container(Arc::new(containers)).with_microvm(Seat::Trial(trial));
+    match config.worker.allow_null {
+        true => backends.with_null(Arc::new(NullBackend::default())),
+        false => backends,
+    }
+}
+
 fn make_worker(
     config: &Config,
+    backends: Backends,
     home: &Home,
-    client: &LauncherClient,
     records: &Arc<ServerRecords>,
     inside: &Arc<InsideDoors>,
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<(Arc<Worker>, mpsc::Receiver<Ended>)> {
-    let mut backends = Backends::container(Arc::new(ContainerBackend::new(client.clone())));
-    if config.worker.allow_null {
-        backends = backends.with_null(Arc::new(NullBackend::default()));
-    }
     let mut settings = WorkerConfig::new(home.data_dir.join("logs"));
     settings.log_limits.service_bytes = config.worker.log_bytes_per_service;
     settings.watcher = Some(Arc::clone(inside) as Arc<dyn skiff_worker::SandboxWatcher>);
