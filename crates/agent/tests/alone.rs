@@ -4,10 +4,13 @@
 
 mod support;
 
-use std::path::Path;
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use skiff_base::process::command;
+use support::disk::SECTOR_BYTES;
 use support::{LayerDisk, Machine, connect, scenarios, until};
 
 /// A loop device for a disk; it is let go of at the end.
@@ -39,6 +42,18 @@ impl Drop for LoopDevice {
     }
 }
 
+/// One file of all layers, each in its place.
+fn lay_out(layers: &LayerDisk, folder: &Path) -> PathBuf {
+    let path = folder.join("disk");
+    let mut disk = File::create(&path).unwrap();
+    for layer in &layers.layers {
+        let offset = layer.window.first_sector * SECTOR_BYTES;
+        disk.seek(SeekFrom::Start(offset)).unwrap();
+        std::io::copy(&mut File::open(&layer.file).unwrap(), &mut disk).unwrap();
+    }
+    path
+}
+
 /// A running agent; its end is its launcher's.
 struct Alone {
     agent: Child,
@@ -51,7 +66,7 @@ impl Alone {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let layers = LayerDisk::new(folder.path());
-        let disk = LoopDevice::new(&layers.path);
+        let disk = LoopDevice::new(&lay_out(&layers, folder.path()));
         let agent = command(env!("CARGO_BIN_EXE_skiff-agent-alone"))
             .arg(folder.path())
             .arg(&disk.0)

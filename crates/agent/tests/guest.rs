@@ -5,14 +5,21 @@
 
 mod support;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType};
 use skiff_base::process::command;
 use skiff_base::{Clock, SystemClock};
+use skiff_jail::channel;
+use skiff_wire::monitor;
+use support::disk::Layer;
 use support::{LayerDisk, Machine, connect, refusal, scenarios, until};
+
+const DISK: &str = "layers";
 
 /// Where `vmlinuz` and `agent`, an initramfs, are.
 fn files() -> Option<PathBuf> {
@@ -32,7 +39,7 @@ struct Monitor {
 }
 
 impl Monitor {
-    fn start(files: &Path, layers: &LayerDisk, folder: tempfile::TempDir) -> Self {
+    fn start(files: &Path, folder: tempfile::TempDir) -> Self {
         let boot = "console=ttyS0 loglevel=5 reboot=k panic=1 pci=off swiotlb=noforce";
         let config = serde_json::json!({
             "boot-source": {
@@ -40,9 +47,7 @@ impl Monitor {
                 "initrd_path": files.join("agent"),
                 "boot_args": format!("{boot} skiff.log=info"),
             },
-            "drives": [
-                {"drive_id": "layers", "path_on_host": layers.path, "is_read_only": true},
-            ],
+            "window-disks": [{"disk_id": DISK, "is_read_only": true}],
             "machine-config": {"vcpu_count": 2, "mem_size_mib": 256},
             "vsock": {"guest_cid": 3, "uds_path": folder.path().join("vsock")},
             "entropy": {},
@@ -53,10 +58,28 @@ impl Monitor {
         let child = command("skiff-vmm")
             .args(["--no-api", "--cache-dir", "/run/kernels", "--config-file"])
             .arg(file)
+            .arg("--control")
+            .arg(folder.path().join("control"))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         Self { child, folder }
+    }
+
+    /// The monitor's own socket, greeted.
+    async fn control(&self) -> OwnedFd {
+        let path = self.folder.path().join("control");
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let socket = until("the monitor's socket", async || {
+            let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+            let socket = rustix::net::socket(family, kind, None).unwrap();
+            rustix::net::connect(&socket, &address).ok()?;
+            Some(socket)
+        })
+        .await;
+        let version = monitor::VERSION;
+        ask(&socket, monitor::Request::Hello { version }, &[]);
+        socket
     }
 
     fn socket(&self) -> PathBuf {
@@ -84,6 +107,26 @@ impl Drop for Monitor {
     }
 }
 
+fn ask(control: &OwnedFd, request: monitor::Request, files: &[&File]) {
+    let frame = skiff_wire::encode(&monitor::Envelope { id: 7, request }).unwrap();
+    let fds: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+    channel::send(control, &frame, &fds, SendFlags::empty()).unwrap();
+    let mut buffer = vec![0; monitor::FRAME_BYTES_MAX];
+    let received = channel::receive(control, &mut buffer, RecvFlags::empty()).unwrap();
+    let (length, _) = received.unwrap();
+    let answer: monitor::Answer = skiff_wire::decode(&buffer[..length]).unwrap();
+    assert_eq!((answer.id, answer.result.map(drop)), (7, Ok(())));
+}
+
+fn map(control: &OwnedFd, layer: &Layer) {
+    let request = monitor::Request::Map {
+        disk: DISK.to_owned(),
+        first_sector: layer.window.first_sector,
+        sectors: layer.window.sectors,
+    };
+    ask(control, request, &[&File::open(&layer.file).unwrap()]);
+}
+
 /// One boot for everything: under emulation it takes seconds.
 #[tokio::test]
 async fn a_machine_does_what_it_is_asked() {
@@ -92,7 +135,11 @@ async fn a_machine_does_what_it_is_asked() {
     };
     let folder = tempfile::tempdir().unwrap();
     let layers = LayerDisk::new(folder.path());
-    let mut monitor = Monitor::start(&files, &layers, folder);
+    let mut monitor = Monitor::start(&files, folder);
+    let control = monitor.control().await;
+    for layer in &layers.layers {
+        map(&control, layer);
+    }
     let mut machine = Machine::new(&monitor.socket(), layers).await;
     macro_rules! in_turn {
         ($name:ident) => {
@@ -106,6 +153,7 @@ async fn a_machine_does_what_it_is_asked() {
         };
     }
     each_scenario!(in_turn);
+    a_layer_that_has_left_can_be_unmapped(&machine, &control).await;
     the_clock_is_set(&machine).await;
     randomness_is_taken(&machine).await;
     machine.client.shutdown().await.unwrap();
@@ -115,6 +163,25 @@ async fn a_machine_does_what_it_is_asked() {
         success && said.trim_end().ends_with("[power-off]"),
         "{said}"
     );
+}
+
+async fn a_layer_that_has_left_can_be_unmapped(machine: &Machine, control: &OwnedFd) {
+    let layer = &machine.disk.layers[0];
+    let again = || machine.client.add_layer(layer.digest.clone(), layer.window);
+    machine
+        .client
+        .remove_layer(layer.digest.clone())
+        .await
+        .unwrap();
+    let request = monitor::Request::Unmap {
+        disk: DISK.to_owned(),
+        first_sector: layer.window.first_sector,
+    };
+    ask(control, request, &[]);
+    assert_eq!(refusal(again().await).0, "layer");
+    map(control, layer);
+    again().await.unwrap();
+    assert_eq!(machine.run("cat /greeting").await.1, "hello from a layer\n");
 }
 
 async fn the_clock_is_set(machine: &Machine) {

@@ -1,8 +1,6 @@
-//! A disk with layers at places of its own, as a monitor's windows look from
-//! inside.
+//! A disk with layers at places of its own.
 
-use std::fs::{self, File};
-use std::io::{Seek as _, SeekFrom};
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +8,7 @@ use skiff_base::process::command;
 use skiff_types::Digest;
 use skiff_wire::agent::Window;
 
-const SECTOR_BYTES: u64 = 512;
+pub const SECTOR_BYTES: u64 = 512;
 /// Between the beginnings of two layers.
 const STEP_BYTES: u64 = 8 << 20;
 /// Where there is nothing but zeros.
@@ -20,42 +18,39 @@ const EMPTY_BYTES: u64 = 1 << 20;
 pub struct Layer {
     pub digest: Digest,
     pub window: Window,
+    /// Its own file.
+    pub file: PathBuf,
 }
 
-/// A file for a machine's first disk.
+/// A machine's first disk.
 pub struct LayerDisk {
-    pub path: PathBuf,
     /// busybox below, some files above.
     pub layers: Vec<Layer>,
 }
 
 impl LayerDisk {
-    /// Makes it in the folder.
+    /// Makes its layers in the folder.
     pub fn new(folder: &Path) -> Self {
-        let path = folder.join("layers");
-        let mut disk = File::create(&path).unwrap();
         let fill: [fn(&Path); 2] = [add_busybox, add_files];
         let mut layers = Vec::new();
         for (number, fill) in (1..).zip(fill) {
-            let offset = number * STEP_BYTES;
-            disk.seek(SeekFrom::Start(offset)).unwrap();
-            let mut layer = File::open(make_layer(folder, number, fill)).unwrap();
-            let length = std::io::copy(&mut layer, &mut disk).unwrap();
+            let file = make_layer(folder, number, fill);
+            let length = fs::metadata(&file).unwrap().len();
             assert!(length <= STEP_BYTES && length.is_multiple_of(SECTOR_BYTES));
             layers.push(Layer {
                 digest: format!("sha256:{number:064x}").parse().unwrap(),
                 window: Window {
                     disk: 0,
-                    first_sector: offset / SECTOR_BYTES,
+                    first_sector: number * STEP_BYTES / SECTOR_BYTES,
                     sectors: length / SECTOR_BYTES,
                 },
+                file,
             });
         }
-        disk.set_len(4 * STEP_BYTES).unwrap();
-        Self { path, layers }
+        Self { layers }
     }
 
-    /// A part of it with no file system.
+    /// A part of it without a layer.
     pub fn empty(&self) -> Window {
         Window {
             disk: 0,
