@@ -281,6 +281,8 @@ impl Agent {
                 Ok(Some((launcher::Answer::Exited { sandbox, exit }, _))) => {
                     self.exited(sandbox, exit);
                 }
+                // Nothing starts further processes.
+                Ok(Some((launcher::Answer::ExecExited { .. }, _))) => {}
                 Ok(Some((launcher::Answer::Reply { id, result }, fds))) => {
                     if let Some(waiting) = self.waiting.remove(&id) {
                         self.take_reply(waiting, result, fds)?;
@@ -415,7 +417,9 @@ fn translate(reply: launcher::Reply) -> Result<Reply, Refusal> {
         launcher::Reply::Created { steps_us } => Reply::Created { steps_us },
         launcher::Reply::Stats(stats) => Reply::Stats(stats),
         launcher::Reply::List(page) => Reply::List(page),
-        launcher::Reply::Hello { .. } | launcher::Reply::Descriptors => {
+        launcher::Reply::Hello { .. }
+        | launcher::Reply::Descriptors
+        | launcher::Reply::Executed => {
             return Err(refuse("launcher", "its answer is another one's"));
         }
     })

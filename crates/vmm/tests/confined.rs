@@ -108,6 +108,7 @@ impl Launcher {
                     return result.map(|reply| (reply, fds));
                 }
                 (Answer::Exited { sandbox, exit }, _) => self.exits.push((sandbox, exit)),
+                (Answer::ExecExited { exec, .. }, _) => panic!("nobody has started {exec}"),
             }
         }
     }
@@ -169,6 +170,7 @@ impl Launcher {
             }
             match self.hear() {
                 (Answer::Exited { sandbox, exit }, _) => self.exits.push((sandbox, exit)),
+                (Answer::ExecExited { exec, .. }, _) => panic!("nobody has started {exec}"),
                 (answer, _) => panic!("{answer:?}"),
             }
         }

@@ -37,6 +37,17 @@ pub enum Answer {
         /// How it ended.
         exit: Exit,
     },
+    /// A process of [`Request::Exec`] has ended. Sent once.
+    ExecExited {
+        /// In which sandbox.
+        sandbox: InstanceId,
+        /// Which.
+        exec: u64,
+        /// wait(2)'s: the code of an exit.
+        code: Option<i32>,
+        /// wait(2)'s: the signal that ended it.
+        signal: Option<i32>,
+    },
 }
 
 /// What the server asks. Descriptors that go along are named in brackets.
@@ -129,6 +140,32 @@ pub enum Request {
     Upgrade,
     /// Destroys every sandbox, unmounts everything and ends.
     Shutdown,
+    /// Starts a further process in a sandbox that runs, confined as its first
+    /// one is [with `Stdio::Given`: stdin, stdout, stderr]. The reply comes
+    /// once `execve` has succeeded.
+    Exec(Box<ExecSpec>),
+    /// Sends a signal to such a process.
+    SignalExec {
+        /// In which sandbox.
+        sandbox: InstanceId,
+        /// Which.
+        exec: u64,
+        /// Its number, signal(7).
+        signal: i32,
+    },
+}
+
+/// A further process in a sandbox that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// Where.
+    pub sandbox: InstanceId,
+    /// Chosen by the client, unique among those of the sandbox that run.
+    pub exec: u64,
+    /// What runs. Its working folder must be there.
+    pub process: ProcessSpec,
+    /// Where its standard streams go. The launcher keeps none of them.
+    pub stdio: Stdio,
 }
 
 /// Sizes of what is prepared ahead of demand.
@@ -272,6 +309,8 @@ pub enum Reply {
     List(Vec<Listed>),
     /// To `Sockets`, `Listeners` and `Output` [the descriptors].
     Descriptors,
+    /// To `Exec` [as to `Create`].
+    Executed,
 }
 
 /// One sandbox as listed.

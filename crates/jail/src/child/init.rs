@@ -1,4 +1,4 @@
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags};
@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use rustix::thread::LinkNameSpaceType;
 use skiff_base::{Clock, Monotonic, SystemClock};
 use skiff_wire::FRAME_BYTES_MAX;
-use skiff_wire::launcher::Refusal;
+use skiff_wire::launcher::{ProcessSpec, Refusal};
 
 use super::plan::{Birth, Plan, Report};
 use super::{app, root};
@@ -17,7 +17,7 @@ use crate::sys::{self, Cloned};
 
 /// The launcher's end is gone; so is the reason to go on.
 const ABANDONED: i32 = 1;
-const FAILED: i32 = 2;
+pub(super) const FAILED: i32 = 2;
 /// Above every score that a process has by its size unless it takes two
 /// thirds of the memory: the application goes first, never the init.
 pub(super) const APP_OOM_SCORE: &str = "300";
@@ -53,8 +53,15 @@ fn live(birth: &Birth, control: &OwnedFd, filters: &Filters) -> Step<i32> {
     let begun = clock.now();
     let (users, streams) = settle(birth, &plan, fds)?;
     let built = clock.now();
-    let (streams, terminal) = open_streams(birth, &plan, streams)?;
-    let app = start(&plan, &users, streams, filters)?;
+    let user = plan.process.uid;
+    let (streams, terminal) = open_streams(birth.owner, user, plan.terminal, streams)?;
+    let app = start(
+        &plan.process,
+        plan.terminal.is_some(),
+        &users,
+        streams,
+        filters,
+    )?;
     let started = Report::Started {
         root_us: micros(begun, built),
         exec_us: micros(built, clock.now()),
@@ -72,14 +79,14 @@ fn live(birth: &Birth, control: &OwnedFd, filters: &Filters) -> Step<i32> {
     Ok(0)
 }
 
-fn micros(from: Monotonic, to: Monotonic) -> u32 {
+pub(super) fn micros(from: Monotonic, to: Monotonic) -> u32 {
     u32::try_from(to.since(from).as_micros()).unwrap_or(u32::MAX)
 }
 
 fn park(birth: &Birth, control: &OwnedFd) -> Step<()> {
     const STEP: &str = "park";
     die_with_launcher(control)?;
-    keep_only(control)?;
+    keep_only(&mut [control.as_raw_fd()])?;
     rustix::process::setsid().at(STEP, "setsid")?;
     // Each entry may wait for every processor to pass a quiet point; the
     // launcher does not.
@@ -105,19 +112,26 @@ pub(super) fn die_with_launcher(control: &OwnedFd) -> Step<()> {
     Ok(())
 }
 
-/// Closes what the copy of the launcher has open, but for the channel and the
+/// Closes what the copy of the launcher has open, but for these and the
 /// standard streams.
-fn keep_only(control: &OwnedFd) -> Step<()> {
-    let kept = control.as_raw_fd().cast_unsigned();
-    // SAFETY: nothing below uses a descriptor of the launcher's.
-    let closed = unsafe {
-        (kept <= 3 || libc::syscall(libc::SYS_close_range, 3, kept - 1, 0) == 0)
-            && libc::syscall(libc::SYS_close_range, kept + 1, u32::MAX, 0) == 0
-    };
-    if closed {
-        return Ok(());
+pub(super) fn keep_only(kept: &mut [RawFd]) -> Step<()> {
+    kept.sort_unstable();
+    let mut next = 3;
+    for fd in kept.iter().map(|fd| fd.cast_unsigned()) {
+        if fd > next {
+            close_between(next, fd - 1)?;
+        }
+        next = next.max(fd + 1);
     }
-    Err(std::io::Error::last_os_error()).at("park", "close_range")
+    close_between(next, u32::MAX)
+}
+
+fn close_between(first: u32, last: u32) -> Step<()> {
+    // SAFETY: the callers use nothing of the launcher's but what they keep.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
+        return Err(std::io::Error::last_os_error()).at("park", "close_range");
+    }
+    Ok(())
 }
 
 fn receive_plan(control: &OwnedFd) -> Step<Option<(Plan, Vec<OwnedFd>)>> {
@@ -133,7 +147,7 @@ fn receive_plan(control: &OwnedFd) -> Step<Option<(Plan, Vec<OwnedFd>)>> {
 }
 
 /// The application's standard streams, before there is a terminal.
-type Streams = Option<[OwnedFd; 3]>;
+pub(super) type Streams = Option<[OwnedFd; 3]>;
 
 /// Builds the sandbox around this process; what is left to do takes its user
 /// namespace and its streams.
@@ -153,7 +167,7 @@ fn settle(birth: &Birth, plan: &Plan, fds: Vec<OwnedFd>) -> Step<(OwnedFd, Strea
         .at("network", "enter the namespace")?;
     rustix::system::sethostname(plan.hostname.as_bytes()).at("root", "sethostname")?;
     sys::join_new_keyring();
-    limit_resources(plan)?;
+    limit_resources(&plan.process)?;
     root::build(birth, plan, disk, fds.collect())?;
     Ok((users, streams))
 }
@@ -171,8 +185,8 @@ fn enter_users(users: &OwnedFd) -> Step<()> {
 }
 
 /// While the launcher's privilege to raise limits, if it has it, is here.
-fn limit_resources(plan: &Plan) -> Step<()> {
-    sys::limit_resource(libc::RLIMIT_NOFILE, plan.process.nofile).at("rlimit", "open files")?;
+pub(super) fn limit_resources(process: &ProcessSpec) -> Step<()> {
+    sys::limit_resource(libc::RLIMIT_NOFILE, process.nofile).at("rlimit", "open files")?;
     sys::limit_resource(libc::RLIMIT_CORE, 0).at("rlimit", "core")?;
     // The cgroup counts processes; users of ranges need no second limit.
     sys::limit_resource(libc::RLIMIT_NPROC, u64::MAX).at("rlimit", "processes")
@@ -180,15 +194,16 @@ fn limit_resources(plan: &Plan) -> Step<()> {
 
 /// The streams that were given, or those of a new terminal with its
 /// controlling side.
-fn open_streams(
-    birth: &Birth,
-    plan: &Plan,
+pub(super) fn open_streams(
+    owner: u32,
+    user: u32,
+    terminal: Option<(u16, u16)>,
     streams: Streams,
 ) -> Step<([OwnedFd; 3], Option<OwnedFd>)> {
-    match (plan.terminal, streams) {
+    match (terminal, streams) {
         (Some((columns, rows)), _) => {
             let (master, slave) = app::open_terminal(columns, rows)?;
-            app::own_terminal(&slave, birth.owner, plan.process.uid)?;
+            app::own_terminal(&slave, owner, user)?;
             let copy = || slave.try_clone().at("terminal", "dup");
             Ok(([copy()?, copy()?, copy()?], Some(master)))
         }
@@ -197,9 +212,10 @@ fn open_streams(
     }
 }
 
-/// Forks and waits for the application's `execve`.
-fn start(
-    plan: &Plan,
+/// Forks and waits for the program's `execve`.
+pub(super) fn start(
+    process: &ProcessSpec,
+    terminal: bool,
     users: &OwnedFd,
     streams: [OwnedFd; 3],
     filters: &Filters,
@@ -214,14 +230,7 @@ fn start(
             // without it the score is the process's size alone.
             std::fs::write("/proc/self/oom_score_adj", APP_OOM_SCORE).ok();
             let entered = enter_users(users);
-            app::run(
-                &plan.process,
-                streams,
-                plan.terminal.is_some(),
-                entered,
-                filters,
-                writer,
-            )
+            app::run(process, streams, terminal, entered, filters, writer)
         }
         Cloned::Parent { pid, pidfd } => {
             drop((writer, streams));
@@ -249,7 +258,7 @@ fn await_execve(reader: &OwnedFd) -> Step<()> {
 }
 
 /// Waits for whatever ends in the sandbox until the application does.
-fn reap(app: i32) -> Step<i32> {
+pub(super) fn reap(app: i32) -> Step<i32> {
     loop {
         let (pid, status) = sys::wait_any().at("init", "wait")?;
         if pid == app {

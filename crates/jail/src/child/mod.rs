@@ -21,8 +21,10 @@ mod init;
 mod monitor;
 mod plan;
 mod root;
+mod visit;
 
 pub(crate) use disk::{made_file_system, make_file_system};
 pub(crate) use init::run;
 pub(crate) use monitor::{MonitorBirth, run_monitor};
 pub(crate) use plan::{Birth, DiskPlan, Plan, Report};
+pub(crate) use visit::{Visit, run_visit};

@@ -177,12 +177,16 @@ impl Launcher {
         self.post(to.client, &answer, fds);
     }
 
-    /// Tells everybody who has said hello.
     pub(super) fn tell_exit(&mut self, sandbox: skiff_types::InstanceId, exit: Exit) {
+        self.tell_all(&Answer::Exited { sandbox, exit });
+    }
+
+    /// Tells everybody who has said hello.
+    pub(super) fn tell_all(&mut self, answer: &Answer) {
         let greeted = |(number, client): (&u64, &Client)| client.greeted.then_some(*number);
         let numbers: Vec<_> = self.kept.clients.iter().filter_map(greeted).collect();
         for number in numbers {
-            self.post(number, &Answer::Exited { sandbox, exit }, Vec::new());
+            self.post(number, answer, Vec::new());
         }
     }
 

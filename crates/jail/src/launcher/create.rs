@@ -57,7 +57,7 @@ pub(super) struct Streams {
     pub(super) app: Vec<OwnedFd>,
     pub(super) outputs: Outputs,
     /// The client's end of stdin, if that is a pipe.
-    input: Option<OwnedFd>,
+    pub(super) input: Option<OwnedFd>,
 }
 
 impl Launcher {
@@ -137,7 +137,8 @@ impl Launcher {
         let namespace = self.kept.ranges.namespace(range)?;
         let view = |layer: &Digest| self.kept.layers.view(layer, namespace);
         let views = spec.layers.iter().map(view).collect::<Step<_>>()?;
-        let streams = open_streams(spec, fds, Ranges::base(range))?;
+        let user = Ranges::base(range) + spec.process.uid;
+        let streams = open_streams(spec.stdio, fds, user)?;
         let disk = match spec.writable {
             Writable::Disk { bytes } => Some(self.take_disk(bytes)?),
             Writable::Tmpfs { .. } => None,
@@ -217,19 +218,15 @@ fn plan(spec: &SandboxSpec, network: &Network, disk: Option<&Disk>) -> Plan {
     }
 }
 
-fn open_streams(spec: &SandboxSpec, given: Vec<OwnedFd>, owner: u32) -> Step<Streams> {
-    match spec.stdio {
+pub(super) fn open_streams(stdio: Stdio, given: Vec<OwnedFd>, user: u32) -> Step<Streams> {
+    match stdio {
         Stdio::Given => Ok(Streams {
             app: given,
             ..Streams::default()
         }),
         Stdio::Terminal { .. } => Ok(Streams::default()),
-        Stdio::Piped => {
-            let user = owner + spec.process.uid;
-            open_outputs(open_empty()?, user)
-        }
+        Stdio::Piped => open_outputs(open_empty()?, user),
         Stdio::PipedInput => {
-            let user = owner + spec.process.uid;
             let (reader, writer) = open_pipe()?;
             give(&reader, user)?;
             let mut streams = open_outputs(reader, user)?;
@@ -293,7 +290,7 @@ fn check(spec: &SandboxSpec, fds: usize) -> Step<()> {
     Err(refuse("request", problem))
 }
 
-fn check_process(process: &ProcessSpec) -> Step<()> {
+pub(super) fn check_process(process: &ProcessSpec) -> Step<()> {
     let groups = &process.additional_gids;
     let mut ids = [process.uid, process.gid]
         .into_iter()

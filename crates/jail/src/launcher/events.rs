@@ -192,17 +192,22 @@ impl Launcher {
 }
 
 fn exit(status: Option<i32>, stats: &skiff_wire::launcher::Stats) -> Exit {
-    let (code, signal) = match status {
-        Some(status) if libc::WIFEXITED(status) => (Some(libc::WEXITSTATUS(status)), None),
-        Some(status) => (None, Some(libc::WTERMSIG(status))),
-        // The init was killed before it could tell.
-        None => (None, Some(libc::SIGKILL)),
-    };
+    let (code, signal) = code_and_signal(status);
     Exit {
         code,
         signal,
         out_of_memory: stats.oom_kills > 0,
         cpu_us: stats.cpu_us,
         memory_peak_bytes: stats.memory_peak_bytes,
+    }
+}
+
+/// What wait(2)'s status says; without one whoever would tell was killed, and
+/// the rest with it.
+pub(super) fn code_and_signal(status: Option<i32>) -> (Option<i32>, Option<i32>) {
+    match status {
+        Some(status) if libc::WIFEXITED(status) => (Some(libc::WEXITSTATUS(status)), None),
+        Some(status) => (None, Some(libc::WTERMSIG(status))),
+        None => (None, Some(libc::SIGKILL)),
     }
 }

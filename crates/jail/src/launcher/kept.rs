@@ -8,6 +8,7 @@ use skiff_types::{InstanceId, ServerId};
 use skiff_wire::launcher::PoolConfig;
 
 use super::client::{Client, ReplyTo};
+use super::exec::Exec;
 use super::sandbox::Sandbox;
 use super::seat::Seat;
 use crate::handle::Handle;
@@ -23,6 +24,7 @@ pub(super) struct Kept {
     pub(super) clients: BTreeMap<u64, Client>,
     pub(super) sandboxes: BTreeMap<InstanceId, Sandbox>,
     pub(super) seats: BTreeMap<u64, Seat>,
+    pub(super) execs: BTreeMap<u64, Exec>,
     pub(super) layers: Layers,
     pub(super) ranges: Ranges,
     pub(super) pool: PoolConfig,

@@ -14,6 +14,7 @@ mod create;
 mod destroy;
 mod disks;
 mod events;
+mod exec;
 mod kept;
 mod monitor;
 mod observe;
@@ -115,6 +116,10 @@ enum Token {
     Process(u64),
     /// Who makes a file system ahead.
     Maker,
+    /// Who brings a further process into a sandbox.
+    Helper(u64),
+    /// What that one reports.
+    HelperControl(u64),
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -129,6 +134,8 @@ impl Token {
             Self::Process(number) => (4, number),
             Self::Owner => (5, 0),
             Self::Maker => (6, 0),
+            Self::Helper(number) => (7, number),
+            Self::HelperControl(number) => (8, number),
         };
         EventData::new_u64(kind << KIND_SHIFT | number)
     }
@@ -143,6 +150,8 @@ impl Token {
             4 => Self::Process(number),
             5 => Self::Owner,
             6 => Self::Maker,
+            7 => Self::Helper(number),
+            8 => Self::HelperControl(number),
             _ => return None,
         })
     }
@@ -220,6 +229,7 @@ impl Launcher {
             || self.wants_refill()
             || self.networks.leaving() > 0
             || self.makes_disk()
+            || self.has_starting_execs()
             || self.kept.is_destroying();
         busy.then_some(NETWORK_LOOK)
     }
@@ -241,6 +251,8 @@ impl Launcher {
             Some(Token::Control(seat)) => self.hear(seat),
             Some(Token::Process(seat)) => self.bury(seat),
             Some(Token::Maker) => self.disk_made(),
+            Some(Token::Helper(exec)) => self.helper_ended(exec),
+            Some(Token::HelperControl(exec)) => self.hear_helper(exec),
             None => tracing::error!("an event is about nothing"),
         }
     }

@@ -83,6 +83,7 @@ impl Launcher {
             self.look_at_freeze(id);
         }
         self.fail_late_starts();
+        self.end_late_execs();
         self.give_up_destroys();
         self.give_up_late_disk();
         self.finish_shutdown();

@@ -81,6 +81,15 @@ impl Launcher {
             Request::Create(spec) => self.create(to, *spec, fds).map(|()| None),
             Request::CreateMonitor(spec) => self.create_monitor(to, *spec, fds).map(|()| None),
             Request::Signal { sandbox, signal } => self.signal(sandbox, signal),
+            Request::Exec(spec) => self.execute_in(to, *spec, fds).map(|()| None),
+            Request::SignalExec {
+                sandbox,
+                exec,
+                signal,
+            } => {
+                self.signal_exec(sandbox, exec, signal)?;
+                done()
+            }
             Request::Freeze { sandbox } => self.freeze(to, sandbox).map(|()| None),
             Request::Thaw { sandbox } => self.thaw(sandbox),
             Request::Destroy { sandbox } => {

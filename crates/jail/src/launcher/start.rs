@@ -80,6 +80,7 @@ fn begin(options: LauncherOptions) -> Result<Launcher, LauncherError> {
         clients: std::collections::BTreeMap::new(),
         sandboxes: std::collections::BTreeMap::new(),
         seats: std::collections::BTreeMap::new(),
+        execs: std::collections::BTreeMap::new(),
         layers: Layers::open(options.own_folder().join("layers"))?,
         ranges: Ranges::new(options.lock_dir.clone(), options.server),
         pool: PoolConfig {

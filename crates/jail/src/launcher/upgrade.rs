@@ -22,7 +22,7 @@ const STEP: &str = "upgrade";
 /// What the saved state begins with, and what a program must contain to be
 /// handed it: one that knows another state would end every sandbox. Raise the
 /// number with every change of what is kept.
-static STATE_MARK: &[u8] = b"[skiff-launcher-state:00004]";
+static STATE_MARK: &[u8] = b"[skiff-launcher-state:00005]";
 /// Of a program, looked through at a time.
 const CHUNK_BYTES: usize = 1024 * 1024;
 /// Far above what the largest number of sandboxes takes.
@@ -80,6 +80,7 @@ impl Launcher {
                 self.watch(control, Token::Control(*number), EventFlags::IN)?;
             }
         }
+        self.watch_execs()?;
         for (id, sandbox) in &self.kept.sandboxes {
             if matches!(sandbox.state, State::Starting { .. }) {
                 self.starting.insert(*id);

@@ -279,6 +279,26 @@ impl Client {
         found
     }
 
+    /// The code and signal by which a further process ended.
+    pub fn exec_exit(&mut self, wanted: u64) -> (Option<i32>, Option<i32>) {
+        let mut others = VecDeque::new();
+        let found = loop {
+            let next = self.answers.pop_front().or_else(|| self.receive());
+            match next.expect("the launcher has closed the connection") {
+                (
+                    Answer::ExecExited {
+                        exec, code, signal, ..
+                    },
+                    _,
+                ) if exec == wanted => break (code, signal),
+                other => others.push_back(other),
+            }
+        };
+        others.append(&mut self.answers);
+        self.answers = others;
+        found
+    }
+
     pub fn add_layer(&mut self, layer: &Layer) {
         let file = OwnedFd::from(File::open(&layer.path).unwrap());
         let request = Request::AddLayer {

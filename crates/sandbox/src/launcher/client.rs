@@ -273,6 +273,8 @@ fn kind(request: &Request) -> (&'static str, About, Duration) {
         Request::Thaw { .. } => quick("thaw"),
         Request::Destroy { sandbox } => ("destroy", About::Destroy(*sandbox), SLOW_DEADLINE),
         Request::Sockets { .. } => quick("sockets"),
+        Request::Exec(_) => ("exec", About::Other, SLOW_DEADLINE),
+        Request::SignalExec { .. } => quick("signal exec"),
         Request::Stats { .. } => quick("stats"),
         Request::List { .. } => quick("list"),
         Request::Output { .. } => quick("output"),

@@ -146,6 +146,8 @@ impl Driver {
     fn answer(&mut self, frame: &[u8], fds: Vec<OwnedFd>) -> io::Result<()> {
         match skiff_wire::decode(frame).map_err(invalid)? {
             Answer::Exited { sandbox, exit } => self.exits.set(sandbox, exit),
+            // The server starts no further processes.
+            Answer::ExecExited { .. } => {}
             Answer::Reply { id, result } => {
                 let pending = self
                     .pending
