@@ -9,7 +9,6 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use skiff_base::{Clock, Monotonic, SystemClock};
-use skiff_types::InstanceId;
 
 use crate::control::Control;
 use crate::disks::{DiskNames, Disks};
@@ -17,7 +16,7 @@ use crate::dns::Queries;
 use crate::launcher::LauncherProcess;
 use crate::link::Link;
 use crate::requests::{To, Waiting};
-use crate::sandboxes::Sandbox;
+use crate::sandboxes::{Key, Sandbox};
 use crate::services::Services;
 use crate::streams::Streams;
 use crate::sys::{self, Outside};
@@ -156,7 +155,7 @@ pub struct Agent {
     /// Requests to the launcher so far.
     pub(crate) asked: u64,
     pub(crate) disks: Disks<Option<To>>,
-    pub(crate) sandboxes: BTreeMap<InstanceId, Sandbox>,
+    pub(crate) sandboxes: BTreeMap<Key, Sandbox>,
     pub(crate) streams: Streams,
     pub(crate) services: Services,
     pub(crate) queries: Queries,

@@ -5,14 +5,17 @@ use std::os::fd::OwnedFd;
 
 use rustix::event::epoll::EventFlags;
 use skiff_types::{Digest, InstanceId, ServerId};
-use skiff_wire::agent::{Answer, Envelope, FEATURE_SERVICES, PROTOCOL, Reply, Request};
-use skiff_wire::launcher::{self, PoolConfig, Refusal, SandboxSpec, Stdio, Writable};
+use skiff_wire::agent::{
+    Answer, Envelope, ExecExit, FEATURE_EXEC, FEATURE_SERVICES, PROTOCOL, Reply, Request,
+};
+use skiff_wire::launcher::{self, ExecSpec, PoolConfig, Refusal, SandboxSpec, Stdio, Writable};
 
 use crate::agent::{Agent, AgentError, Token};
 use crate::control::ControlError;
 use crate::disks::Opened;
 use crate::machine;
-use crate::sandboxes::Sandbox;
+use crate::sandboxes::{Key, Sandbox};
+use crate::streams::of_exec;
 
 /// Requests that are taken in one turn, so that streams have theirs.
 const REQUESTS_PER_TURN: usize = 16;
@@ -20,6 +23,8 @@ const REQUESTS_PER_TURN: usize = 16;
 const END_DEADLINE: std::time::Duration = std::time::Duration::from_secs(2);
 /// What is asked of the launcher at a time, by lost connections too.
 const WAITING_MAX: usize = 1024;
+/// Further processes that are kept, those that have ended among them.
+const EXECS_MAX: usize = 128;
 /// A process that waits for a sandbox's specification: a machine has one or a
 /// few.
 const PREPARED: PoolConfig = PoolConfig {
@@ -61,7 +66,8 @@ pub(crate) enum Waiting {
     Host(To),
     AddLayer(To, Digest),
     RemoveLayer(To, Digest),
-    Create(To, InstanceId, Stdio),
+    /// A sandbox's first process, or a further one.
+    Create(To, Key, Stdio),
     Destroy(To, InstanceId),
     Shutdown(To),
 }
@@ -195,6 +201,11 @@ impl Agent {
                 return Ok(Ok(None));
             }
             Request::Create(spec) => return self.create(to, spec),
+            Request::Exec(spec) => return self.exec(to, spec),
+            Request::ForgetExec { sandbox, exec } => {
+                let forgotten = self.forget_exec(of_exec(sandbox, exec));
+                return Ok(forgotten.map(|()| Some(Reply::Done)));
+            }
             Request::Destroy { sandbox } => {
                 let waiting = Waiting::Destroy(to, sandbox);
                 self.ask(waiting, Ask::Destroy { sandbox }, Vec::new())?;
@@ -204,7 +215,13 @@ impl Agent {
                 sandbox,
                 columns,
                 rows,
-            } => return Ok(self.resize(sandbox, columns, rows)),
+            } => return Ok(self.resize(sandbox.into(), columns, rows)),
+            Request::ResizeExec {
+                sandbox,
+                exec,
+                columns,
+                rows,
+            } => return Ok(self.resize(of_exec(sandbox, exec), columns, rows)),
             Request::SetClock { unix_ns } => {
                 return Ok(machine::set_clock(unix_ns).map(|()| Some(Reply::Done)));
             }
@@ -218,6 +235,15 @@ impl Agent {
                 return Ok(Ok(None));
             }
             Request::Signal { sandbox, signal } => Ask::Signal { sandbox, signal },
+            Request::SignalExec {
+                sandbox,
+                exec,
+                signal,
+            } => Ask::SignalExec {
+                sandbox,
+                exec,
+                signal,
+            },
             Request::Freeze { sandbox } => Ask::Freeze { sandbox },
             Request::Thaw { sandbox } => Ask::Thaw { sandbox },
             Request::Stats { sandbox } => Ask::Stats { sandbox },
@@ -234,14 +260,14 @@ impl Agent {
         if let Some(control) = &mut self.control {
             control.greeted = true;
         }
-        let features = if self.services.are_served() {
+        let services = if self.services.are_served() {
             FEATURE_SERVICES
         } else {
             0
         };
         Ok(Some(Reply::Hello {
             protocol: PROTOCOL,
-            features,
+            features: services | FEATURE_EXEC,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: machine::kernel_release(),
         }))
@@ -255,12 +281,28 @@ impl Agent {
             let message = "this machine has no disk for writable layers";
             return Ok(Err(refuse("request", message)));
         }
-        let waiting = Waiting::Create(to, spec.sandbox, spec.stdio);
+        let waiting = Waiting::Create(to, spec.sandbox.into(), spec.stdio);
         self.ask(waiting, launcher::Request::Create(spec), Vec::new())?;
         Ok(Ok(None))
     }
 
-    fn resize(&mut self, id: InstanceId, columns: u16, rows: u16) -> Outcome {
+    fn exec(&mut self, to: To, spec: Box<ExecSpec>) -> Result<Outcome, AgentError> {
+        let key = of_exec(spec.sandbox, spec.exec);
+        let problem = if spec.stdio == Stdio::Given {
+            "descriptors cannot be sent here".to_owned()
+        } else if self.sandboxes.contains_key(&key) {
+            format!("process {} is there already", spec.exec)
+        } else if self.execs() >= EXECS_MAX {
+            format!("{EXECS_MAX} further processes are not forgotten")
+        } else {
+            let waiting = Waiting::Create(to, key, spec.stdio);
+            self.ask(waiting, launcher::Request::Exec(spec), Vec::new())?;
+            return Ok(Ok(None));
+        };
+        Ok(Err(refuse("request", problem)))
+    }
+
+    fn resize(&mut self, id: Key, columns: u16, rows: u16) -> Outcome {
         let size = rustix::termios::Winsize {
             ws_row: rows,
             ws_col: columns,
@@ -279,10 +321,24 @@ impl Agent {
         loop {
             match self.link.receive() {
                 Ok(Some((launcher::Answer::Exited { sandbox, exit }, _))) => {
-                    self.exited(sandbox, exit);
+                    self.exited(sandbox.into(), Answer::Exited { sandbox, exit });
                 }
-                // Nothing starts further processes.
-                Ok(Some((launcher::Answer::ExecExited { .. }, _))) => {}
+                Ok(Some((
+                    launcher::Answer::ExecExited {
+                        sandbox,
+                        exec,
+                        code,
+                        signal,
+                    },
+                    _,
+                ))) => {
+                    let told = Answer::ExecExited {
+                        sandbox,
+                        exec,
+                        exit: ExecExit { code, signal },
+                    };
+                    self.exited(of_exec(sandbox, exec), told);
+                }
                 Ok(Some((launcher::Answer::Reply { id, result }, fds))) => {
                     if let Some(waiting) = self.waiting.remove(&id) {
                         self.take_reply(waiting, result, fds)?;
@@ -324,7 +380,7 @@ impl Agent {
             Waiting::Create(to, id, stdio) => self.created(to, id, stdio, result, fds),
             Waiting::Destroy(to, id) => {
                 if result.is_ok() {
-                    self.sandboxes.remove(&id);
+                    self.sandboxes.retain(|key, _| key.sandbox != id);
                 }
                 self.reply(to, result.and_then(translate));
             }
@@ -366,7 +422,7 @@ impl Agent {
     fn created(
         &mut self,
         to: To,
-        id: InstanceId,
+        id: Key,
         stdio: Stdio,
         result: Result<launcher::Reply, Refusal>,
         fds: Vec<OwnedFd>,
@@ -413,13 +469,11 @@ impl Agent {
 /// The launcher's words in the agent's.
 fn translate(reply: launcher::Reply) -> Result<Reply, Refusal> {
     Ok(match reply {
-        launcher::Reply::Done => Reply::Done,
+        launcher::Reply::Done | launcher::Reply::Executed => Reply::Done,
         launcher::Reply::Created { steps_us } => Reply::Created { steps_us },
         launcher::Reply::Stats(stats) => Reply::Stats(stats),
         launcher::Reply::List(page) => Reply::List(page),
-        launcher::Reply::Hello { .. }
-        | launcher::Reply::Descriptors
-        | launcher::Reply::Executed => {
+        launcher::Reply::Hello { .. } | launcher::Reply::Descriptors => {
             return Err(refuse("launcher", "its answer is another one's"));
         }
     })

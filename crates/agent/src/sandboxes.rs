@@ -1,4 +1,5 @@
-//! What the agent holds of each sandbox: its streams, and how it ended.
+//! What the agent holds of each sandbox, and of each further process in one:
+//! its streams, and how it ended.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use skiff_base::{Clock, Monotonic};
 use skiff_types::InstanceId;
 use skiff_wire::agent::Answer;
-use skiff_wire::launcher::{Exit, Refusal, Stdio};
+use skiff_wire::launcher::{Refusal, Stdio};
 
 use crate::agent::Agent;
 use crate::end::End;
@@ -25,14 +26,31 @@ enum Outputs {
     Terminal(OwnedFd),
 }
 
-/// One sandbox, from its start to its removal.
+/// Whose streams and exit: a sandbox's first process, or a further one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) sandbox: InstanceId,
+    pub(crate) exec: Option<u64>,
+}
+
+impl From<InstanceId> for Key {
+    fn from(sandbox: InstanceId) -> Self {
+        Self {
+            sandbox,
+            exec: None,
+        }
+    }
+}
+
+/// One of them, from its start to its removal.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     input: Option<OwnedFd>,
     outputs: Outputs,
     /// The streams by [`Which`].
     streams: [Option<u64>; 3],
-    exit: Option<(Exit, Monotonic)>,
+    /// What the host is to be told, and when at the latest.
+    exit: Option<(Answer, Monotonic)>,
     told: bool,
 }
 
@@ -130,17 +148,37 @@ fn copy(fd: &OwnedFd) -> Result<OwnedFd, Refusal> {
 }
 
 impl Agent {
-    pub(crate) fn sandbox(&mut self, id: InstanceId) -> Result<&mut Sandbox, Refusal> {
-        let sandbox = self.sandboxes.get_mut(&id);
+    pub(crate) fn sandbox(&mut self, key: Key) -> Result<&mut Sandbox, Refusal> {
+        let sandbox = self.sandboxes.get_mut(&key);
         sandbox.ok_or_else(|| Refusal {
             errno: libc::ESRCH,
-            ..refuse("lookup", format!("there is no sandbox {id}"))
+            ..refuse(
+                "lookup",
+                format!("there is no sandbox {}, or no such process", key.sandbox),
+            )
         })
+    }
+
+    /// Further processes, of which not all must have ended.
+    pub(crate) fn execs(&self) -> usize {
+        let keys = self.sandboxes.keys();
+        keys.filter(|key| key.exec.is_some()).count()
+    }
+
+    /// Lets go of a further process that has ended.
+    pub(crate) fn forget_exec(&mut self, key: Key) -> Result<(), Refusal> {
+        match self.sandboxes.get(&key) {
+            Some(process) if process.exit.is_none() => Err(refuse("forget", "it has not ended")),
+            _ => {
+                self.sandboxes.remove(&key);
+                Ok(())
+            }
+        }
     }
 
     /// A stream of a sandbox's is gone. An input whose stream came to its end
     /// is at its end.
-    pub(crate) fn detached(&mut self, number: u64, id: InstanceId, which: Which, through: bool) {
+    pub(crate) fn detached(&mut self, number: u64, id: Key, which: Which, through: bool) {
         let Some(sandbox) = self.sandboxes.get_mut(&id) else {
             return;
         };
@@ -154,8 +192,9 @@ impl Agent {
         }
     }
 
-    /// The launcher says that everything in a sandbox is dead.
-    pub(crate) fn exited(&mut self, id: InstanceId, exit: Exit) {
+    /// The launcher says that it is dead, and a sandbox's first process that
+    /// everything is.
+    pub(crate) fn exited(&mut self, id: Key, exit: Answer) {
         let deadline = self.clock.now().plus(DRAIN_DEADLINE);
         if let Some(sandbox) = self.sandboxes.get_mut(&id) {
             sandbox.exit.get_or_insert((exit, deadline));
@@ -164,7 +203,7 @@ impl Agent {
         }
     }
 
-    fn tell_if_drained(&mut self, id: InstanceId) {
+    fn tell_if_drained(&mut self, id: Key) {
         let sandbox = self.sandboxes.get(&id);
         if sandbox.is_some_and(|sandbox| sandbox.is_draining() && sandbox.is_drained()) {
             self.tell_exit(id);
@@ -173,7 +212,11 @@ impl Agent {
 
     pub(crate) fn tell_late_exits(&mut self, now: Monotonic) {
         let is_late = |sandbox: &Sandbox| {
-            sandbox.is_draining() && sandbox.exit.is_some_and(|(_, deadline)| deadline <= now)
+            sandbox.is_draining()
+                && sandbox
+                    .exit
+                    .as_ref()
+                    .is_some_and(|(_, deadline)| *deadline <= now)
         };
         let sandboxes = self.sandboxes.iter();
         let late: Vec<_> = sandboxes
@@ -185,12 +228,12 @@ impl Agent {
         }
     }
 
-    fn tell_exit(&mut self, id: InstanceId) {
+    fn tell_exit(&mut self, id: Key) {
         if let Some(sandbox) = self.sandboxes.get_mut(&id)
-            && let Some((exit, _)) = sandbox.exit
+            && let Some((exit, _)) = sandbox.exit.clone()
         {
             sandbox.told = true;
-            self.post(&Answer::Exited { sandbox: id, exit });
+            self.post(&exit);
         }
     }
 

@@ -24,6 +24,7 @@ use crate::agent::{Agent, EDGES, Token};
 use crate::end::End;
 use crate::flow::{Flow, PIECE_BYTES, Turn};
 use crate::requests::{kernel, refuse};
+use crate::sandboxes::Key;
 use crate::sys;
 
 const STEP: &str = "stream";
@@ -66,7 +67,7 @@ struct Stream {
     down: Flow,
     /// From the host.
     up: Flow,
-    sandbox: Option<(InstanceId, Which)>,
+    sandbox: Option<(Key, Which)>,
 }
 
 impl Stream {
@@ -212,10 +213,22 @@ impl Agent {
 
     fn open_stream(&mut self, number: u64, opening: Opening) {
         let opened = match opening {
-            Opening::Stdin { sandbox } => self.attach(number, sandbox, Which::Stdin),
-            Opening::Stdout { sandbox } => self.attach(number, sandbox, Which::Stdout),
-            Opening::Stderr { sandbox } => self.attach(number, sandbox, Which::Stderr),
-            Opening::Terminal { sandbox } => self.attach_terminal(number, sandbox),
+            Opening::Stdin { sandbox } => self.attach(number, sandbox.into(), Which::Stdin),
+            Opening::Stdout { sandbox } => self.attach(number, sandbox.into(), Which::Stdout),
+            Opening::Stderr { sandbox } => self.attach(number, sandbox.into(), Which::Stderr),
+            Opening::Terminal { sandbox } => self.attach_terminal(number, sandbox.into()),
+            Opening::ExecStdin { sandbox, exec } => {
+                self.attach(number, of_exec(sandbox, exec), Which::Stdin)
+            }
+            Opening::ExecStdout { sandbox, exec } => {
+                self.attach(number, of_exec(sandbox, exec), Which::Stdout)
+            }
+            Opening::ExecStderr { sandbox, exec } => {
+                self.attach(number, of_exec(sandbox, exec), Which::Stderr)
+            }
+            Opening::ExecTerminal { sandbox, exec } => {
+                self.attach_terminal(number, of_exec(sandbox, exec))
+            }
             Opening::Forward { port } => connect(port)
                 .map(End::Socket)
                 .map_err(|error| refusal_of(&error)),
@@ -244,19 +257,19 @@ impl Agent {
         Ok(())
     }
 
-    fn attach(&mut self, number: u64, id: InstanceId, which: Which) -> Result<End, Refusal> {
+    fn attach(&mut self, number: u64, id: Key, which: Which) -> Result<End, Refusal> {
         let (end, before) = self.sandbox(id)?.attach(which, number)?;
         self.attached(number, id, which, before);
         Ok(end)
     }
 
-    fn attach_terminal(&mut self, number: u64, id: InstanceId) -> Result<End, Refusal> {
+    fn attach_terminal(&mut self, number: u64, id: Key) -> Result<End, Refusal> {
         let (end, before) = self.sandbox(id)?.attach_terminal(number)?;
         self.attached(number, id, Which::Stdout, before);
         Ok(end)
     }
 
-    fn attached(&mut self, number: u64, id: InstanceId, which: Which, before: Option<u64>) {
+    fn attached(&mut self, number: u64, id: Key, which: Which, before: Option<u64>) {
         if let Some(stream) = self.streams.table.get_mut(&number) {
             stream.sandbox = Some((id, which));
         }
@@ -359,6 +372,13 @@ impl Agent {
             drop(stream);
             self.detached(number, id, which, through);
         }
+    }
+}
+
+pub(crate) fn of_exec(sandbox: InstanceId, exec: u64) -> Key {
+    Key {
+        sandbox,
+        exec: Some(exec),
     }
 }
 

@@ -80,7 +80,7 @@ impl Alone {
             _folder: folder,
         };
         let socket = alone._folder.path().join("vsock");
-        alone.machine = Some(Machine::new(&socket, layers).await);
+        alone.machine = Some(Machine::new(&socket, layers, 300).await);
         alone
     }
 

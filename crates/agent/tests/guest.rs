@@ -140,7 +140,8 @@ async fn a_machine_does_what_it_is_asked() {
     for layer in &layers.layers {
         map(&control, layer);
     }
-    let mut machine = Machine::new(&monitor.socket(), layers).await;
+    // Each failed attempt is an error on the console, which takes long.
+    let mut machine = Machine::new(&monitor.socket(), layers, 10).await;
     macro_rules! in_turn {
         ($name:ident) => {
             let started = SystemClock.now();

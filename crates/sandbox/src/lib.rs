@@ -24,7 +24,7 @@ mod microvm;
 mod null;
 mod port;
 
-pub use agent::{AgentClient, AgentError, AgentHello};
+pub use agent::{AgentClient, AgentError, AgentHello, ExecExits};
 pub use container::ContainerBackend;
 pub use doctor::{Check, host_checks};
 pub use launcher::{Exits, LauncherClient, LauncherError};

@@ -19,7 +19,7 @@
 use serde::{Deserialize, Serialize};
 use skiff_types::{Digest, InstanceId};
 
-use crate::launcher::{Exit, Listed, Refusal, SandboxSpec, Stats};
+use crate::launcher::{ExecSpec, Exit, Listed, Refusal, SandboxSpec, Stats};
 
 /// The protocol that this code speaks. The lower one of both sides' counts.
 pub const PROTOCOL: u16 = 1;
@@ -42,6 +42,8 @@ pub const REQUESTS_MAX: usize = 256;
 
 /// Services of the host are reachable from the guest.
 pub const FEATURE_SERVICES: u64 = 1 << 0;
+/// [`Request::Exec`] and what belongs to it.
+pub const FEATURE_EXEC: u64 = 1 << 1;
 
 /// One request with the number its reply will carry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +74,16 @@ pub enum Answer {
         sandbox: InstanceId,
         /// How it ended.
         exit: Exit,
+    },
+    /// A process of [`Request::Exec`] has ended, told as [`Answer::Exited`] is
+    /// until it is forgotten.
+    ExecExited {
+        /// In which sandbox.
+        sandbox: InstanceId,
+        /// Which.
+        exec: u64,
+        /// How it ended.
+        exit: ExecExit,
     },
 }
 
@@ -160,6 +172,47 @@ pub enum Request {
     /// Destroys every sandbox and switches the machine off. The reply comes
     /// before the end does.
     Shutdown,
+    /// Starts a further process in a sandbox that runs, its id unique among
+    /// those of the sandbox that are not forgotten. `Stdio::Given` is refused.
+    Exec(Box<ExecSpec>),
+    /// Sends a signal to such a process.
+    SignalExec {
+        /// In which sandbox.
+        sandbox: InstanceId,
+        /// Which.
+        exec: u64,
+        /// Its number, signal(7).
+        signal: i32,
+    },
+    /// Sets the size of such a process's terminal.
+    ResizeExec {
+        /// In which sandbox.
+        sandbox: InstanceId,
+        /// Which.
+        exec: u64,
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
+    },
+    /// Lets go of what is kept of such a process that has ended: its exit, and
+    /// what of its output nobody took. Its sandbox's end does so, too. One
+    /// that is not there is no error.
+    ForgetExec {
+        /// In which sandbox.
+        sandbox: InstanceId,
+        /// Which.
+        exec: u64,
+    },
+}
+
+/// How a further process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecExit {
+    /// wait(2)'s: the code of an exit.
+    pub code: Option<i32>,
+    /// wait(2)'s: the signal that ended it.
+    pub signal: Option<i32>,
 }
 
 /// A part of a disk, in sectors of 512 bytes.
@@ -229,6 +282,34 @@ pub enum Opening {
     Forward {
         /// Which.
         port: u16,
+    },
+    /// To the standard input of a process of [`Request::Exec`].
+    ExecStdin {
+        /// In which sandbox.
+        sandbox: InstanceId,
+        /// Which.
+        exec: u64,
+    },
+    /// From its standard output.
+    ExecStdout {
+        /// In which sandbox.
+        sandbox: InstanceId,
+        /// Which.
+        exec: u64,
+    },
+    /// From its standard error.
+    ExecStderr {
+        /// In which sandbox.
+        sandbox: InstanceId,
+        /// Which.
+        exec: u64,
+    },
+    /// To and from its terminal.
+    ExecTerminal {
+        /// In which sandbox.
+        sandbox: InstanceId,
+        /// Which.
+        exec: u64,
     },
 }
 

@@ -11,7 +11,7 @@ use skiff_wire::agent::{
     Answer, Envelope, OPENING_BYTES_MAX, Opened, Opening, Reply, Request, Window,
 };
 use skiff_wire::launcher::{
-    Exit, Listed, ProcessSpec, Refusal, SandboxSpec, Stats, Stdio, Writable,
+    ExecSpec, Exit, Listed, ProcessSpec, Refusal, SandboxSpec, Stats, Stdio, Writable,
 };
 use skiff_wire::{FRAME_BYTES_MAX, FrameReader, decode, encode, framed};
 
@@ -74,6 +74,21 @@ fn requests() -> Vec<Vec<u8>> {
             after: Some(sandbox),
         },
         Request::Shutdown,
+        Request::Exec(Box::new(ExecSpec {
+            sandbox,
+            exec: 9,
+            process: spec().process,
+            stdio: Stdio::Terminal {
+                columns: 80,
+                rows: 24,
+            },
+        })),
+        Request::ResizeExec {
+            sandbox,
+            exec: 9,
+            columns: 80,
+            rows: 24,
+        },
     ];
     let envelope = |request| framed(&Envelope { id: 300, request }).unwrap();
     requests.into_iter().map(envelope).collect()
@@ -127,6 +142,7 @@ fn openings() -> Vec<Vec<u8>> {
         Opening::Stdin { sandbox },
         Opening::Terminal { sandbox },
         Opening::Forward { port: 8080 },
+        Opening::ExecStdout { sandbox, exec: 9 },
     ]
     .iter()
     .map(|opening| framed(opening).unwrap())

@@ -23,11 +23,13 @@ pub struct Machine {
     pub socket: PathBuf,
     pub client: AgentClient,
     pub disk: LayerDisk,
+    /// How often what fails is tried.
+    pub attempts: u32,
 }
 
 impl Machine {
     /// Waits until the agent answers, and adds the layers.
-    pub async fn new(socket: &Path, disk: LayerDisk) -> Self {
+    pub async fn new(socket: &Path, disk: LayerDisk, attempts: u32) -> Self {
         let client = connect(socket).await;
         for layer in &disk.layers {
             let added = client.add_layer(layer.digest.clone(), layer.window).await;
@@ -37,6 +39,7 @@ impl Machine {
             socket: socket.to_owned(),
             client,
             disk,
+            attempts,
         }
     }
 

@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
+use skiff_sandbox::AgentClient;
+use skiff_types::InstanceId;
 use skiff_wire::FRAME_BYTES_MAX;
 use skiff_wire::agent::{
-    CONTROL_PORT, DNS_PORT, FEATURE_SERVICES, GATEWAY_PORT, Opening, PROTOCOL, STREAM_PORT,
+    CONTROL_PORT, DNS_PORT, FEATURE_EXEC, FEATURE_SERVICES, GATEWAY_PORT, Opening, PROTOCOL,
+    STREAM_PORT,
 };
-use skiff_wire::launcher::{Stdio, Writable};
+use skiff_wire::launcher::{ExecSpec, Stdio, Writable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -36,6 +39,7 @@ scenarios!(
     an_output_is_taken_up_again,
     a_terminal_is_one,
     a_signal_ends_it,
+    a_further_process_runs,
     layers_come_and_go,
     the_gateway_is_reached_from_inside,
     names_are_looked_up_on_the_host,
@@ -47,7 +51,7 @@ scenarios!(
 pub async fn it_greets(machine: &Machine) {
     let hello = machine.client.hello();
     assert_eq!(hello.protocol, PROTOCOL);
-    assert_eq!(hello.features, FEATURE_SERVICES);
+    assert_eq!(hello.features, FEATURE_SERVICES | FEATURE_EXEC);
     assert_eq!(hello.version, env!("CARGO_PKG_VERSION"));
     assert!(
         hello
@@ -257,6 +261,73 @@ pub async fn a_signal_ends_it(machine: &Machine) {
     assert_eq!(refusal(gone), ("lookup".to_owned(), 3));
 }
 
+pub async fn a_further_process_runs(machine: &Machine) {
+    let client = &machine.client;
+    let sandbox = machine.start(machine.spec(&["sleep", "100000"])).await;
+    let spec = |exec, script: &str, stdio| ExecSpec {
+        sandbox,
+        exec,
+        process: machine.shell(script).process,
+        stdio,
+    };
+    let script = "hostname; cat; exit 6";
+    client
+        .exec(spec(1, script, Stdio::PipedInput))
+        .await
+        .unwrap();
+    let again = client.exec(spec(1, script, Stdio::PipedInput)).await;
+    assert_eq!(refusal(again).0, "request");
+    assert_eq!(refusal(client.forget_exec(sandbox, 1).await).0, "forget");
+    let mut stdin = machine.open(Opening::ExecStdin { sandbox, exec: 1 }).await;
+    let mut stdout = machine.open(Opening::ExecStdout { sandbox, exec: 1 }).await;
+    assert_eq!(read_line(&mut stdout).await, "box");
+    write(&mut stdin, "words").await;
+    drop(stdin);
+    assert_eq!(read_all(&mut stdout).await, "words");
+    assert_eq!(exec_exit(client, sandbox, 1).await, (Some(6), None));
+    let terminal = Stdio::Terminal {
+        columns: 77,
+        rows: 22,
+    };
+    let script = "stty size; read line; stty size; sleep 100000";
+    client.exec(spec(2, script, terminal)).await.unwrap();
+    let mut terminal = machine
+        .open(Opening::ExecTerminal { sandbox, exec: 2 })
+        .await;
+    assert_eq!(read_line(&mut terminal).await, "22 77");
+    client.resize_exec(sandbox, 2, 66, 11).await.unwrap();
+    write(&mut terminal, "\n").await;
+    assert_eq!(read_line(&mut terminal).await, "");
+    assert_eq!(read_line(&mut terminal).await, "11 66");
+    client.signal_exec(sandbox, 2, 9).await.unwrap();
+    assert_eq!(exec_exit(client, sandbox, 2).await, (None, Some(9)));
+    client.forget_exec(sandbox, 2).await.unwrap();
+    let gone = client
+        .open(Opening::ExecTerminal { sandbox, exec: 2 })
+        .await;
+    assert_eq!(refusal(gone), ("lookup".to_owned(), 3));
+    // What is not forgotten is told to whoever comes.
+    let client = connect(&machine.socket).await;
+    assert_eq!(exec_exit(&client, sandbox, 1).await, (Some(6), None));
+    let absent = client.exec(spec(3, "true", Stdio::Given)).await;
+    assert_eq!(refusal(absent).0, "request");
+    let mut absent = spec(3, "true", Stdio::Piped);
+    absent.process.args = vec!["/absent".to_owned()];
+    assert_eq!(refusal(client.exec(absent).await), ("exec".to_owned(), 2));
+    client.destroy(sandbox).await.unwrap();
+}
+
+async fn exec_exit(
+    client: &AgentClient,
+    sandbox: InstanceId,
+    exec: u64,
+) -> (Option<i32>, Option<i32>) {
+    let mut exit = client.exec_exits().watch(sandbox, exec);
+    let known = within("an exit", exit.wait_for(Option::is_some)).await;
+    let exit = (*known.unwrap()).unwrap();
+    (exit.code, exit.signal)
+}
+
 pub async fn layers_come_and_go(machine: &Machine) {
     let client = &machine.client;
     let base = machine.disk.layers[0].clone();
@@ -277,7 +348,7 @@ pub async fn layers_come_and_go(machine: &Machine) {
     );
     // What is no layer leaves nothing: it can be tried more often than there
     // are parts of a disk.
-    for number in 0..300 {
+    for number in 0..machine.attempts {
         let added = client
             .add_layer(digest(100 + number), machine.disk.empty())
             .await;

@@ -10,7 +10,7 @@ use skiff_wire::agent::{
     CONTROL_PORT, Envelope, OPENING_BYTES_MAX, Opened, Opening, PROTOCOL, REQUESTS_MAX, Reply,
     Request, STREAM_PORT, Window,
 };
-use skiff_wire::launcher::{Listed, Refusal, SandboxSpec, Stats};
+use skiff_wire::launcher::{ExecSpec, Listed, Refusal, SandboxSpec, Stats};
 use skiff_wire::{FrameError, FrameReader, framed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::dial::{dial, dial_patiently};
 use super::driver::{Pending, read, write};
+use super::execs::ExecExits;
 use crate::launcher::Exits;
 
 /// Requests that wait to be written.
@@ -127,6 +128,7 @@ struct Connection {
     next_id: AtomicU64,
     closed: watch::Receiver<Option<String>>,
     exits: Exits,
+    execs: ExecExits,
     /// Owns the connection's tasks.
     _tasks: Tasks,
 }
@@ -275,6 +277,70 @@ impl AgentClient {
     pub async fn destroy(&self, sandbox: InstanceId) -> Result<(), AgentError> {
         self.done(Request::Destroy { sandbox }).await?;
         self.exits().forget(sandbox);
+        self.exec_exits().forget_all(sandbox);
+        Ok(())
+    }
+
+    /// Starts a further process in a sandbox that runs.
+    ///
+    /// # Errors
+    /// As [`AgentClient::call`].
+    pub async fn exec(&self, spec: ExecSpec) -> Result<(), AgentError> {
+        self.done(Request::Exec(Box::new(spec))).await
+    }
+
+    /// Which further processes have ended. A connection is told anew of those
+    /// that are not forgotten.
+    #[must_use]
+    pub fn exec_exits(&self) -> &ExecExits {
+        &self.shared.connection.execs
+    }
+
+    /// Sends a signal to a further process.
+    ///
+    /// # Errors
+    /// As [`AgentClient::call`].
+    pub async fn signal_exec(
+        &self,
+        sandbox: InstanceId,
+        exec: u64,
+        signal: i32,
+    ) -> Result<(), AgentError> {
+        let request = Request::SignalExec {
+            sandbox,
+            exec,
+            signal,
+        };
+        self.done(request).await
+    }
+
+    /// Sets the size of a further process's terminal.
+    ///
+    /// # Errors
+    /// As [`AgentClient::call`].
+    pub async fn resize_exec(
+        &self,
+        sandbox: InstanceId,
+        exec: u64,
+        columns: u16,
+        rows: u16,
+    ) -> Result<(), AgentError> {
+        let request = Request::ResizeExec {
+            sandbox,
+            exec,
+            columns,
+            rows,
+        };
+        self.done(request).await
+    }
+
+    /// Lets go of a further process that has ended.
+    ///
+    /// # Errors
+    /// As [`AgentClient::call`].
+    pub async fn forget_exec(&self, sandbox: InstanceId, exec: u64) -> Result<(), AgentError> {
+        self.done(Request::ForgetExec { sandbox, exec }).await?;
+        self.exec_exits().forget(sandbox, exec);
         Ok(())
     }
 
@@ -389,12 +455,14 @@ impl Connection {
         let (closed_sender, closed) = watch::channel(None);
         let closed_sender = Arc::new(closed_sender);
         let pending = Pending::new();
+        let execs = ExecExits::default();
         let (reader, writer) = socket.into_split();
         let tasks = Tasks::new();
         let reading = read(
             reader,
             pending.clone(),
             exits.clone(),
+            execs.clone(),
             closed_sender.clone(),
         );
         tasks.spawn("agent connection, reading", reading);
@@ -407,6 +475,7 @@ impl Connection {
             next_id: AtomicU64::new(0),
             closed,
             exits,
+            execs,
             _tasks: tasks,
         }
     }
@@ -458,6 +527,10 @@ fn stream_name(opening: &Opening) -> &'static str {
         Opening::Stderr { .. } => "stderr",
         Opening::Terminal { .. } => "terminal",
         Opening::Forward { .. } => "forward",
+        Opening::ExecStdin { .. } => "exec stdin",
+        Opening::ExecStdout { .. } => "exec stdout",
+        Opening::ExecStderr { .. } => "exec stderr",
+        Opening::ExecTerminal { .. } => "exec terminal",
     }
 }
 
@@ -469,6 +542,10 @@ fn kind(request: &Request) -> (&'static str, Duration) {
         Request::RemoveLayer { .. } => ("remove layer", QUICK_DEADLINE),
         Request::Create(_) => ("create", SLOW_DEADLINE),
         Request::Signal { .. } => ("signal", QUICK_DEADLINE),
+        Request::Exec(_) => ("exec", SLOW_DEADLINE),
+        Request::SignalExec { .. } => ("signal exec", QUICK_DEADLINE),
+        Request::ResizeExec { .. } => ("resize exec", QUICK_DEADLINE),
+        Request::ForgetExec { .. } => ("forget exec", QUICK_DEADLINE),
         Request::Resize { .. } => ("resize", QUICK_DEADLINE),
         Request::Freeze { .. } => ("freeze", QUICK_DEADLINE),
         Request::Thaw { .. } => ("thaw", QUICK_DEADLINE),

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
+use super::execs::ExecExits;
 use crate::launcher::Exits;
 
 /// Read at a time.
@@ -79,9 +80,10 @@ pub async fn read(
     mut socket: OwnedReadHalf,
     pending: Pending,
     exits: Exits,
+    execs: ExecExits,
     closed: Arc<watch::Sender<Option<String>>>,
 ) {
-    let why = match serve(&mut socket, &pending, &exits).await {
+    let why = match serve(&mut socket, &pending, &exits, &execs).await {
         Ok(()) => "the agent has closed it".to_owned(),
         Err(error) => skiff_base::chain(&error).to_string(),
     };
@@ -95,7 +97,12 @@ fn end(pending: &Pending, closed: &watch::Sender<Option<String>>, why: String) {
     pending.end();
 }
 
-async fn serve(socket: &mut OwnedReadHalf, pending: &Pending, exits: &Exits) -> io::Result<()> {
+async fn serve(
+    socket: &mut OwnedReadHalf,
+    pending: &Pending,
+    exits: &Exits,
+    execs: &ExecExits,
+) -> io::Result<()> {
     let mut reader = FrameReader::new(FRAME_BYTES_MAX);
     let mut piece = vec![0; PIECE_BYTES];
     loop {
@@ -110,6 +117,11 @@ async fn serve(socket: &mut OwnedReadHalf, pending: &Pending, exits: &Exits) -> 
         };
         match skiff_wire::decode(&frame).map_err(invalid)? {
             Answer::Exited { sandbox, exit } => exits.set(sandbox, exit),
+            Answer::ExecExited {
+                sandbox,
+                exec,
+                exit,
+            } => execs.set(sandbox, exec, exit),
             Answer::Reply { id, result } => {
                 if !pending.settle(id, result) {
                     return Err(invalid(format!("a reply to no request, {id}")));

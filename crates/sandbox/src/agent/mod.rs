@@ -4,5 +4,7 @@
 mod client;
 mod dial;
 mod driver;
+mod execs;
 
 pub use client::{AgentClient, AgentError, AgentHello};
+pub use execs::ExecExits;

@@ -1,0 +1,53 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use skiff_types::InstanceId;
+use skiff_wire::agent::ExecExit;
+use tokio::sync::watch;
+
+/// How many are remembered at once: more than an agent keeps.
+const EXITS_MAX: usize = 1024;
+
+type Of = HashMap<(InstanceId, u64), watch::Sender<Option<ExecExit>>>;
+
+/// Which further processes in a machine have ended, by its agent's word.
+///
+/// An exit that comes before anybody watches is kept.
+#[derive(Clone, Debug, Default)]
+pub struct ExecExits {
+    of: Arc<Mutex<Of>>,
+}
+
+impl ExecExits {
+    fn lock(&self) -> MutexGuard<'_, Of> {
+        self.of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The end of a process, known or to come.
+    #[must_use]
+    pub fn watch(&self, sandbox: InstanceId, exec: u64) -> watch::Receiver<Option<ExecExit>> {
+        self.lock().entry((sandbox, exec)).or_default().subscribe()
+    }
+
+    /// It has ended. The first word counts.
+    pub(super) fn set(&self, sandbox: InstanceId, exec: u64, exit: ExecExit) {
+        let mut of = self.lock();
+        if of.len() >= EXITS_MAX && !of.contains_key(&(sandbox, exec)) {
+            tracing::warn!(%sandbox, exec, "an exit that nobody watches was dropped");
+            return;
+        }
+        of.entry((sandbox, exec))
+            .or_default()
+            .send_if_modified(|known| known.is_none() && known.replace(exit).is_none());
+    }
+
+    /// Nobody asks for it any more.
+    pub(super) fn forget(&self, sandbox: InstanceId, exec: u64) {
+        self.lock().remove(&(sandbox, exec));
+    }
+
+    /// A sandbox is gone, and every process in it.
+    pub(super) fn forget_all(&self, gone: InstanceId) {
+        self.lock().retain(|(sandbox, _), _| *sandbox != gone);
+    }
+}
