@@ -312,7 +312,8 @@ mod tests {
                 "vmw_vsock_virtio_transport",
                 "erofs",
                 "overlay",
-                "virtio_net"
+                "virtio_net",
+                "nf_tables"
             ]
         );
         assert_eq!(bootable.notes, Vec::<String>::new());

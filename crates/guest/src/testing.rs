@@ -182,6 +182,7 @@ impl Made {
             "EROFS_FS",
             "OVERLAY_FS",
             "VIRTIO_NET",
+            "NF_TABLES",
         ];
         let built_in = [
             "ACPI",
@@ -230,6 +231,7 @@ impl Made {
                 module("fs/erofs/erofs", ""),
                 module("fs/overlayfs/overlay", ""),
                 module("drivers/net/virtio_net", "virtio"),
+                module("net/netfilter/nf_tables", ""),
                 module("drivers/net/unrelated", "missing"),
             ],
         }

@@ -195,6 +195,7 @@ fn debians_cloud_kernel_is_installed_from_package_and_folder() {
         "erofs",
         "overlay",
         "virtio_net",
+        "nf_tables",
     ];
     let root = folder.to_str().unwrap();
     let arguments = [

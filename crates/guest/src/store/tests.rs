@@ -63,7 +63,7 @@ fn an_installed_kernel_is_listed_and_has_its_files() {
     let kernel = place.try_install(&Made::default(), options).unwrap();
     assert_eq!(kernel.version, "6.1.0-1-test");
     assert_eq!(kernel.source, "x.deb");
-    assert_eq!(kernel.modules, 8);
+    assert_eq!(kernel.modules, 9);
     assert!(kernel.default);
     assert_eq!(place.kernels.list().unwrap(), std::slice::from_ref(&kernel));
     let folder = place.kernel_folder(&kernel);
