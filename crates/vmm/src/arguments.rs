@@ -11,11 +11,16 @@ use clap::Parser;
 pub struct Arguments {
     /// The machine's configuration; `fd:3` in the place of any file is a
     /// descriptor that the process is started with.
-    #[arg(long, value_name = "FILE", required_unless_present = "probe")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["probe", "api_sock"])]
     pub config_file: Option<PathBuf>,
 
-    /// Offers no API. There is none yet, so this must be said.
-    #[arg(long, required_unless_present = "probe")]
+    /// Makes a socket on which Firecracker's API is served. Without a
+    /// configuration the machine is configured and started over it.
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+
+    /// Offers no API.
+    #[arg(long, required_unless_present_any = ["probe", "api_sock"], conflicts_with = "api_sock")]
     pub no_api: bool,
 
     /// Finds out whether this host's KVM can serve, says it as one line of

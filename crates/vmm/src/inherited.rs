@@ -39,6 +39,12 @@ pub fn take(number: RawFd) -> Result<OwnedFd> {
     Ok(descriptor)
 }
 
+/// Whether a path is the name of a descriptor.
+#[must_use]
+pub fn is_name(path: &Path) -> bool {
+    path.as_os_str().as_bytes().starts_with(PREFIX)
+}
+
 /// The descriptor that is named in the place of a path, as `fd:4`, if one is.
 ///
 /// # Errors

@@ -10,13 +10,15 @@
 //! a guest writes to the serial port is bounded.
 //!
 //! Entry points: [`Config`] is what to run, [`Machine`] what runs,
-//! [`control::ControlThread`] who tells it what to do meanwhile. The binary
-//! `skiff-vmm` is a thin shell around both.
+//! [`control::ControlThread`] and [`api::ApiThread`] who tells it what to do
+//! meanwhile. The binary `skiff-vmm` is a thin shell around them.
 
+pub mod api;
 pub mod config;
 pub mod confine;
 pub mod control;
 pub mod inherited;
+mod listener;
 mod machine;
 pub mod probe;
 

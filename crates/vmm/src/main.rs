@@ -5,6 +5,7 @@ mod arguments;
 mod signals;
 
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use arguments::Arguments;
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use skiff_kvm::{GuestExit, Host};
+use skiff_vmm::api::{Api, ApiError, ApiThread};
 use skiff_vmm::confine::{Confinement, Filters, Part};
 use skiff_vmm::control::{ControlError, ControlThread, Endpoint};
 use skiff_vmm::kernel::Cache;
@@ -53,13 +55,39 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
         confinement.enter_folder()?;
     }
     let control = endpoint(arguments)?;
+    let mut api = api(arguments)?;
     raise_file_limit();
     let filters = match arguments.no_seccomp {
         true => None,
         false => Some(Filters::compile()?),
     };
-    let path = arguments.config_file.as_deref();
-    let config = Config::read(path.context("--config-file is missing")?)?;
+    let Some(machine) = machine(arguments, api.as_mut(), confinement, filters.clone())? else {
+        return Ok(GuestExit::Stopped);
+    };
+    let exit = live(&machine, control, api, filters)?;
+    for failure in machine.take_failures() {
+        say(&arguments.id, &failure);
+    }
+    match machine.serial_dropped() {
+        0 => {}
+        bytes => say(
+            &arguments.id,
+            &format!("{bytes} bytes of the serial port were over its limit"),
+        ),
+    }
+    Ok(exit)
+}
+
+/// Makes the machine of the configuration, or the one that a client of the
+/// API configures; none when a signal comes before that.
+fn machine(
+    arguments: &Arguments,
+    api: Option<&mut Api>,
+    confinement: Option<Confinement>,
+    filters: Option<Filters>,
+) -> anyhow::Result<Option<Arc<Machine>>> {
+    let config = arguments.config_file.as_deref().map(Config::read);
+    let config = config.transpose()?;
     let options = Options {
         cache: arguments
             .cache_dir
@@ -67,16 +95,39 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
             .map(Cache::open)
             .transpose()?,
         confinement,
-        filters: filters.clone(),
+        filters,
         ..Options::default()
     };
+    // It is closed when this is through, and so are the cgroups' doors: the
+    // guest must never reach them.
     let host = match arguments.kvm_fd {
         Some(number) => Host::from_fd(inherited::take(number).context("--kvm-fd")?)?,
         None => Host::open()?,
     };
-    let machine = Arc::new(Machine::build_on(&host, &config, &options)?);
-    // What the guest must never reach: KVM's device and the cgroups' doors.
-    drop((host, options));
+    let build = |config: &Config| Machine::build_on(&host, config, &options).map(Arc::new);
+    match (config, api) {
+        (Some(config), api) => {
+            let machine = build(&config)?;
+            if let Some(api) = api {
+                api.set_config(config);
+            }
+            Ok(Some(machine))
+        }
+        (None, Some(api)) => {
+            let end = signals::descriptor().context("signals cannot be waited for")?;
+            Ok(api.configure(end.as_fd(), build)?)
+        }
+        (None, None) => Err(anyhow::anyhow!("--config-file is missing")),
+    }
+}
+
+/// Starts every thread, lets the guest run, and waits for its end.
+fn live(
+    machine: &Arc<Machine>,
+    control: Option<Endpoint>,
+    api: Option<Api>,
+    filters: Option<Filters>,
+) -> anyhow::Result<GuestExit> {
     let stop = machine.stopper();
     let behind = |part| behind(filters.clone(), part);
     let waits = behind(Part::Main);
@@ -91,24 +142,22 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
         })
         .context("the signals' thread cannot be started")?;
     let _control = control
-        .map(|endpoint| ControlThread::spawn(endpoint, Arc::clone(&machine), behind(Part::Control)))
+        .map(|endpoint| ControlThread::spawn(endpoint, Arc::clone(machine), behind(Part::Control)))
+        .transpose()?;
+    // Whoever started the guest is told when it runs.
+    let (runs, told) = std::sync::mpsc::sync_channel(1);
+    let held = behind(Part::Api);
+    let first = move || held() && told.recv().is_ok();
+    let _api = api
+        .map(|api| ApiThread::spawn(api, Arc::clone(machine), first))
         .transpose()?;
     if let Some(filters) = &filters {
         filters.apply(Part::Main)?;
     }
     machine.resume()?;
-    let exit = machine.wait(None).context("the guest did not end")?;
-    for failure in machine.take_failures() {
-        say(&arguments.id, &failure);
-    }
-    match machine.serial_dropped() {
-        0 => {}
-        bytes => say(
-            &arguments.id,
-            &format!("{bytes} bytes of the serial port were over its limit"),
-        ),
-    }
-    Ok(exit)
+    // Nobody hears it where there is no API.
+    runs.send(()).unwrap_or_default();
+    machine.wait(None).context("the guest did not end")
 }
 
 /// What a thread does first; false if it may not go on.
@@ -128,6 +177,14 @@ fn confinement(arguments: &Arguments) -> anyhow::Result<Option<Confinement>> {
         .collect::<Result<_, _>>()
         .context("--cgroup-fd")?;
     Ok(Some(Confinement::new(folder, groups)))
+}
+
+fn api(arguments: &Arguments) -> Result<Option<Api>, ApiError> {
+    // Whoever reaches a confined monitor's folder may use it.
+    let for_all = arguments.folder_fd.is_some();
+    let path = arguments.api_sock.as_deref();
+    path.map(|path| Api::listen(path, &arguments.id, for_all))
+        .transpose()
 }
 
 /// Where the machine is controlled from.

@@ -1,5 +1,7 @@
 //! Signals that end the monitor in order.
 
+use std::os::fd::{FromRawFd, OwnedFd};
+
 use vmm_sys_util::signal::create_sigset;
 
 /// What asks a process to end.
@@ -20,6 +22,22 @@ pub fn hold() -> std::io::Result<()> {
         0 => Ok(()),
         error => Err(std::io::Error::from_raw_os_error(error)),
     }
+}
+
+/// A descriptor that is readable when one of them has come.
+///
+/// # Errors
+/// When the system refuses.
+pub fn descriptor() -> std::io::Result<OwnedFd> {
+    let set = create_sigset(&SIGNALS)
+        .map_err(|errno| std::io::Error::from_raw_os_error(errno.errno()))?;
+    // SAFETY: the set lives during the call.
+    let descriptor = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) };
+    if descriptor < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: it is new, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// Waits for one of them.

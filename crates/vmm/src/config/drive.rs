@@ -23,9 +23,33 @@ pub struct Drive {
     /// Whether the guest cannot write to it.
     #[serde(default)]
     pub is_read_only: bool,
+    /// What its flushes are worth: they are done, whatever is said.
+    #[serde(default)]
+    pub cache_type: CacheType,
+    /// How its file is used.
+    #[serde(default)]
+    pub io_engine: IoEngine,
     /// How much the guest may ask of it.
     #[serde(default)]
     pub rate_limiter: Option<RateLimits>,
+}
+
+/// What flushes are worth.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CacheType {
+    /// They need not be done.
+    #[default]
+    Unsafe,
+    /// They must be.
+    Writeback,
+}
+
+/// How a file is used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoEngine {
+    /// One request after the other.
+    #[default]
+    Sync,
 }
 
 /// A disk whose sectors are mapped to files while the guest runs, over the

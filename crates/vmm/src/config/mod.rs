@@ -5,13 +5,17 @@ mod interface;
 mod read;
 mod sections;
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
-pub use drive::{Drive, MAX_CAPACITY_MIB, WindowDisk};
+pub use drive::{CacheType, Drive, IoEngine, MAX_CAPACITY_MIB, WindowDisk};
 pub use interface::{Mac, NetworkInterface};
 pub use read::ConfigError;
+use sections::default_arguments;
 pub use sections::{
-    BootSource, Entropy, MachineConfig, RateLimiter, RateLimits, Serial, TokenBucket, Vsock,
+    BootSource, Entropy, MachineConfig, Nothing, Off, RateLimiter, RateLimits, Serial, TokenBucket,
+    Vsock,
 };
 
 /// The most vCPUs of a machine.
@@ -24,7 +28,7 @@ pub struct Config {
     /// What boots.
     pub boot_source: BootSource,
     /// The disks of windows, in the guest's order and before all others.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub window_disks: Vec<WindowDisk>,
     /// The disks, in the guest's order.
     #[serde(default)]
@@ -44,4 +48,25 @@ pub struct Config {
     /// A serial port, when there is this section.
     #[serde(default)]
     pub serial: Option<Serial>,
+}
+
+impl Config {
+    /// A machine of which nothing has been said: it has no kernel yet.
+    pub(crate) fn unsaid() -> Self {
+        Self {
+            boot_source: BootSource {
+                kernel_image_path: PathBuf::new(),
+                initrd_path: None,
+                boot_args: default_arguments(),
+            },
+            window_disks: Vec::new(),
+            drives: Vec::new(),
+            network_interfaces: Vec::new(),
+            machine_config: MachineConfig::default(),
+            vsock: None,
+            entropy: None,
+            // Firecracker's machines have one.
+            serial: Some(Serial::default()),
+        }
+    }
 }

@@ -22,7 +22,7 @@ pub struct BootSource {
     pub boot_args: String,
 }
 
-fn default_arguments() -> String {
+pub(super) fn default_arguments() -> String {
     DEFAULT_ARGUMENTS.into()
 }
 
@@ -34,6 +34,48 @@ pub struct MachineConfig {
     pub vcpu_count: u8,
     /// How much memory it has.
     pub mem_size_mib: u64,
+    /// Whether two vCPUs are one core's.
+    #[serde(default)]
+    pub smt: Off,
+    /// Whether it is noted which memory the guest writes.
+    #[serde(default)]
+    pub track_dirty_pages: Off,
+    /// Which large pages its memory is made of.
+    #[serde(default)]
+    pub huge_pages: Nothing,
+    /// Which processor the guest is shown.
+    #[serde(default, skip_serializing)]
+    pub cpu_template: Option<Nothing>,
+}
+
+/// What Firecracker's clients may leave out or switch off, and no more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "bool", into = "bool")]
+pub struct Off;
+
+impl TryFrom<bool> for Off {
+    type Error = &'static str;
+
+    fn try_from(on: bool) -> Result<Self, Self::Error> {
+        if on {
+            return Err("this monitor does not have it: it can only be false");
+        }
+        Ok(Self)
+    }
+}
+
+impl From<Off> for bool {
+    fn from(Off: Off) -> Self {
+        false
+    }
+}
+
+/// The only kind of something that this monitor has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Nothing {
+    /// None in particular.
+    #[default]
+    None,
 }
 
 impl Default for MachineConfig {
@@ -41,6 +83,10 @@ impl Default for MachineConfig {
         Self {
             vcpu_count: 1,
             mem_size_mib: 128,
+            smt: Off,
+            track_dirty_pages: Off,
+            huge_pages: Nothing::None,
+            cpu_template: None,
         }
     }
 }
@@ -56,13 +102,16 @@ pub struct Entropy {}
 pub struct Vsock {
     /// The guest's address.
     pub guest_cid: u64,
+    /// A name, which means nothing.
+    #[serde(default, skip_serializing)]
+    pub vsock_id: Option<String>,
     /// The host's side: connections to it go to the guest, and the guest's go
     /// to this path with "_" and the port behind it.
     pub uds_path: PathBuf,
 }
 
 /// A serial port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Serial {
     /// Where its output goes: a file that is there or can be made, a pipe, a

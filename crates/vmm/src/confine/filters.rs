@@ -19,6 +19,8 @@ pub enum Part {
     Devices,
     /// It answers control requests.
     Control,
+    /// It serves the API.
+    Api,
 }
 
 /// There is no filter.
@@ -39,6 +41,7 @@ pub struct Filters {
     vcpu: BpfProgram,
     devices: BpfProgram,
     control: BpfProgram,
+    api: BpfProgram,
 }
 
 impl Filters {
@@ -55,6 +58,7 @@ impl Filters {
             vcpu: compile(Part::Vcpu)?,
             devices: compile(Part::Devices)?,
             control: compile(Part::Control)?,
+            api: compile(Part::Api)?,
         })
     }
 
@@ -68,6 +72,7 @@ impl Filters {
             Part::Vcpu => &self.vcpu,
             Part::Devices => &self.devices,
             Part::Control => &self.control,
+            Part::Api => &self.api,
         };
         Ok(seccompiler::apply_filter(filter)?)
     }
@@ -160,6 +165,16 @@ const CONTROL: &[i64] = &[
     libc::SYS_unlink,
 ];
 
+const API: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_tgkill,
+    libc::SYS_unlink,
+];
+
 /// fcntl(2) requests that are about a descriptor and nobody else.
 const FCNTLS: &[i32] = &[
     libc::F_GETFD,
@@ -194,6 +209,7 @@ fn rules(part: Part) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Bac
         Part::Vcpu => VCPU,
         Part::Devices => DEVICES,
         Part::Control => CONTROL,
+        Part::Api => API,
     };
     let calls = COMMON.iter().chain(own);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
@@ -214,7 +230,7 @@ fn rules(part: Part) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Bac
         ],
         Part::Devices => vec![when(1, SeccompCmpOp::Eq, FIONBIO)?],
         // A pause tells KVM's clock of it.
-        Part::Control => vec![
+        Part::Control | Part::Api => vec![
             when(1, SeccompCmpOp::MaskedEq(IOCTL_TYPE), KVM_TYPE)?,
             when(1, SeccompCmpOp::Eq, FIONBIO)?,
         ],
@@ -245,7 +261,13 @@ fn when(
 mod tests {
     use super::*;
 
-    const PARTS: [Part; 4] = [Part::Main, Part::Vcpu, Part::Devices, Part::Control];
+    const PARTS: [Part; 5] = [
+        Part::Main,
+        Part::Vcpu,
+        Part::Devices,
+        Part::Control,
+        Part::Api,
+    ];
 
     #[test]
     fn every_filter_compiles_and_fits_the_kernel() {

@@ -1,13 +1,10 @@
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Mode;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::SocketType;
 
 use crate::inherited;
-
-/// How many clients wait to be accepted.
-const BACKLOG: i32 = 4;
+use crate::listener::Listener;
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
@@ -44,41 +41,19 @@ pub enum Endpoint {
     Connection(OwnedFd),
 }
 
-/// A socket at a path.
-#[derive(Debug)]
-pub struct Listener {
-    socket: OwnedFd,
-    path: PathBuf,
-}
-
 impl Endpoint {
     /// Listens at a path, for this user only, or for whoever reaches it.
     ///
     /// # Errors
     /// When the path cannot be bound.
     pub fn listen(path: &Path, for_all: bool) -> Result<Self, ControlError> {
-        let listen = || -> rustix::io::Result<OwnedFd> {
-            let socket = rustix::net::socket_with(
-                AddressFamily::UNIX,
-                SocketType::SEQPACKET,
-                SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-                None,
-            )?;
-            // Before it has a path: then the path has the mode from the start.
-            let mode = if for_all { 0o666 } else { 0o600 };
-            rustix::fs::fchmod(&socket, Mode::from_raw_mode(mode))?;
-            rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-            rustix::net::listen(&socket, BACKLOG)?;
-            Ok(socket)
-        };
-        let socket = listen().map_err(|errno| ControlError::Listen {
-            path: path.to_owned(),
-            source: errno.into(),
-        })?;
-        Ok(Self::Listener(Listener {
-            socket,
-            path: path.to_owned(),
-        }))
+        let listener = Listener::bind(path, SocketType::SEQPACKET, for_all);
+        listener
+            .map(Self::Listener)
+            .map_err(|source| ControlError::Listen {
+                path: path.to_owned(),
+                source,
+            })
     }
 
     /// Takes a connected socket over that the process was started with.
@@ -98,25 +73,5 @@ impl Endpoint {
             Ok(false) => Err(wrong(None)),
             Err(errno) => Err(wrong(Some(errno.into()))),
         }
-    }
-}
-
-impl Listener {
-    /// The next client, if one waits.
-    pub(super) fn accept(&self) -> Option<OwnedFd> {
-        rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC).ok()
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // Somebody else may have removed it.
-        std::fs::remove_file(&self.path).unwrap_or_default();
     }
 }

@@ -11,8 +11,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::Controlled;
 use super::answer::answer;
-use super::endpoint::{ControlError, Endpoint, Listener};
+use super::endpoint::{ControlError, Endpoint};
 use super::socket::{receive, send};
+use crate::listener::Listener;
 
 /// The thread. Dropping it ends it, with its socket.
 #[derive(Debug)]

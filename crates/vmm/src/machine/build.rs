@@ -1,6 +1,6 @@
 use std::fs::{File, OpenOptions};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use skiff_kvm::arch::{self, acpi, layout};
 use skiff_kvm::{Backing, GuestRam, Host, VcpuThread, Vm};
@@ -104,6 +104,7 @@ impl Machine {
             disks: made.disks,
             networks: made.networks,
             paused: AtomicBool::new(true),
+            turn: Mutex::default(),
             generation,
             ram,
             _vm: vm,

@@ -14,8 +14,8 @@ mod io;
 mod serial;
 
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use skiff_kvm::{GuestExit, GuestRam, VcpuThread, Vm};
@@ -47,6 +47,8 @@ pub struct Machine {
     networks: Vec<NetworkHandle>,
     /// What it was told last.
     paused: AtomicBool,
+    /// Whoever pauses or resumes it does so alone.
+    turn: Mutex<()>,
     generation: Generation,
     ram: GuestRam,
     _vm: Vm,
@@ -58,6 +60,11 @@ impl Machine {
     /// # Errors
     /// When it has ended.
     pub fn resume(&self) -> Result<(), MachineError> {
+        let _turn = bus::lock(&self.turn);
+        self.try_resume()
+    }
+
+    fn try_resume(&self) -> Result<(), MachineError> {
         self.paused.store(false, Ordering::SeqCst);
         self.io.resume()?;
         for vcpu in &self.vcpus {
@@ -72,13 +79,20 @@ impl Machine {
     /// # Errors
     /// When it has ended, or a thread does not stop in time; then it runs.
     pub fn pause(&self) -> Result<(), MachineError> {
+        let _turn = bus::lock(&self.turn);
         let paused = self.try_pause();
         match paused {
             Ok(()) => self.paused.store(true, Ordering::SeqCst),
             // That it cannot run either is the same error.
-            Err(_) => self.resume().unwrap_or_default(),
+            Err(_) => self.try_resume().unwrap_or_default(),
         }
         paused
+    }
+
+    /// Whether it was told to pause last.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
     }
 
     fn try_pause(&self) -> Result<(), MachineError> {
@@ -154,7 +168,7 @@ impl Machine {
             }
         };
         Stats {
-            paused: self.paused.load(Ordering::SeqCst),
+            paused: self.is_paused(),
             cpu_us: cpu_us(),
             serial_dropped_bytes: self.serial_dropped(),
             disks: self.disks.iter().map(disk).collect(),

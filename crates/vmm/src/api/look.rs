@@ -1,0 +1,33 @@
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use super::fault::Fault;
+use crate::config::BootSource;
+use crate::inherited;
+
+/// Looks whether a file can be opened, so that whoever names it is told at
+/// once, and not when the machine starts. A descriptor's name is believed: it
+/// can be taken only once.
+pub(super) fn file(field: &str, path: &Path, writes: bool) -> Result<(), Fault> {
+    if inherited::is_name(path) {
+        return Ok(());
+    }
+    let mut options = OpenOptions::new();
+    // A pipe whose other end is nowhere is not waited for.
+    options.custom_flags(libc::O_NONBLOCK);
+    let opened = options.read(true).write(writes).open(path);
+    opened.map(drop).map_err(|source| Fault::Open {
+        field: field.into(),
+        path: path.to_owned(),
+        source,
+    })
+}
+
+pub(super) fn boot_source(source: &BootSource) -> Result<(), Fault> {
+    file("kernel_image_path", &source.kernel_image_path, false)?;
+    match &source.initrd_path {
+        Some(path) => file("initrd_path", path, false),
+        None => Ok(()),
+    }
+}

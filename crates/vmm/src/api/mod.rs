@@ -1,0 +1,214 @@
+//! Firecracker's API: HTTP over a Unix socket, by which a machine is
+//! configured, started, and controlled while it runs.
+//!
+//! ```text
+//! configuring (the main thread, before any other) ── InstanceStart ─▶ running
+//!    ▲                      │ it cannot be made                        (a thread of its own,
+//!    └──────────────────────┘                                         behind its filter)
+//! ```
+//!
+//! Paths, bodies, status codes and the shape of faults are Firecracker's, so
+//! that its clients drive this monitor. What it has and this monitor has not
+//! is refused, never ignored. Files are opened before the machine starts, and
+//! none after.
+
+mod action;
+mod fault;
+mod guest;
+mod http;
+mod look;
+mod server;
+#[cfg(test)]
+mod tests;
+mod thread;
+
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::net::SocketType;
+use serde_json::json;
+
+use self::action::Action;
+use self::fault::Fault;
+use self::http::{Request, Response};
+use self::server::{Event, Server};
+use crate::listener::Listener;
+use crate::{Config, MachineError};
+
+pub use guest::Guest;
+pub use thread::ApiThread;
+
+/// There is no API.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// Its socket cannot be made.
+    #[error("{} cannot be listened on: remove what is there, or name another path", .path.display())]
+    Listen {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The system cannot wait for clients.
+    #[error("the API's clients cannot be waited for")]
+    Wait(#[source] Errno),
+    /// Its thread cannot be started.
+    #[error("the API's thread cannot be started")]
+    Start(#[source] std::io::Error),
+}
+
+/// The API and what it knows of its machine.
+#[derive(Debug)]
+pub struct Api {
+    server: Server,
+    id: String,
+    config: Config,
+}
+
+impl Api {
+    /// Listens at a path, for this user only, or for whoever reaches it. The
+    /// machine's name is `id`.
+    ///
+    /// # Errors
+    /// When the path cannot be bound.
+    pub fn listen(path: &Path, id: &str, for_all: bool) -> Result<Self, ApiError> {
+        let listener = Listener::bind(path, SocketType::STREAM, for_all);
+        let listener = listener.map_err(|source| ApiError::Listen {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            server: Server::new(Some(listener)),
+            id: id.into(),
+            config: Config::unsaid(),
+        })
+    }
+
+    /// What its machine is, when that is not said over it.
+    pub fn set_config(&mut self, config: Config) {
+        self.config = config;
+    }
+
+    /// Serves until a client has started the machine, which `start` makes.
+    /// `None` when `end` has become readable before that. Whoever started it
+    /// is answered when the API is served on.
+    ///
+    /// # Errors
+    /// When clients cannot be waited for.
+    pub fn configure<T>(
+        &mut self,
+        end: BorrowedFd<'_>,
+        start: impl Fn(&Config) -> Result<T, MachineError>,
+    ) -> Result<Option<T>, ApiError> {
+        loop {
+            let event = self.server.next(end, None).map_err(ApiError::Wait)?;
+            let request = match event {
+                Event::Request(request) => request,
+                Event::Woken => return Ok(None),
+                Event::Late => continue,
+            };
+            let mut machine = None;
+            let result = self.prepare(&request, |config| {
+                machine = Some(start(config)?);
+                Ok(())
+            });
+            self.answer(result);
+            if machine.is_some() {
+                return Ok(machine);
+            }
+        }
+    }
+
+    fn answer(&mut self, result: Result<Response, Fault>) {
+        let response = result.unwrap_or_else(|fault| fault.response());
+        self.server.answer(&response);
+    }
+
+    /// Does what is asked for before the machine is started.
+    fn prepare(
+        &mut self,
+        request: &Request,
+        start: impl FnOnce(&Config) -> Result<(), MachineError>,
+    ) -> Result<Response, Fault> {
+        let mut changed = self.config.clone();
+        match Action::read(request)? {
+            Action::Instance => return Ok(self.instance("Not started")),
+            Action::Version => return Ok(version()),
+            Action::WholeConfig => return Ok(self.whole_config()),
+            Action::GetMachineConfig => return Ok(self.machine_config()),
+            Action::Start => {
+                if self
+                    .config
+                    .boot_source
+                    .kernel_image_path
+                    .as_os_str()
+                    .is_empty()
+                {
+                    return Err(Fault::NoKernel);
+                }
+                start(&self.config)?;
+                return Ok(Response::done());
+            }
+            Action::FlushMetrics | Action::CtrlAltDel | Action::Pause | Action::Resume => {
+                return Err(Fault::BeforeStart);
+            }
+            Action::PutBootSource(source) => {
+                look::boot_source(&source)?;
+                changed.boot_source = source;
+            }
+            Action::PutMachineConfig(config) => changed.machine_config = config,
+            Action::PatchMachineConfig(change) => change.apply(&mut changed.machine_config),
+        }
+        changed.check()?;
+        self.config = changed;
+        Ok(Response::done())
+    }
+
+    /// Does what is asked for once the machine is started.
+    fn run(&mut self, request: &Request, guest: &impl Guest) -> Result<Response, Fault> {
+        match Action::read(request)? {
+            Action::Instance if guest.is_paused() => Ok(self.instance("Paused")),
+            Action::Instance => Ok(self.instance("Running")),
+            Action::Version => Ok(version()),
+            Action::WholeConfig => Ok(self.whole_config()),
+            Action::GetMachineConfig => Ok(self.machine_config()),
+            Action::Pause => done(guest.pause()),
+            Action::Resume => done(guest.resume()),
+            Action::FlushMetrics => Ok(Response::done()),
+            Action::CtrlAltDel => Err(Fault::Absent("keyboard")),
+            Action::Start
+            | Action::PutBootSource(_)
+            | Action::PutMachineConfig(_)
+            | Action::PatchMachineConfig(_) => Err(Fault::AfterStart),
+        }
+    }
+
+    fn instance(&self, state: &str) -> Response {
+        Response::json(&json!({
+            "id": self.id,
+            "state": state,
+            "vmm_version": env!("CARGO_PKG_VERSION"),
+            "app_name": "skiff-vmm",
+        }))
+    }
+
+    fn machine_config(&self) -> Response {
+        Response::json(&json!(self.config.machine_config))
+    }
+
+    fn whole_config(&self) -> Response {
+        Response::json(&json!(self.config))
+    }
+}
+
+/// Firecracker's clients look for the version under its name.
+fn version() -> Response {
+    Response::json(&json!({ "firecracker_version": env!("CARGO_PKG_VERSION") }))
+}
+
+fn done(result: Result<(), MachineError>) -> Result<Response, Fault> {
+    result?;
+    Ok(Response::done())
+}

@@ -1,0 +1,544 @@
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::server::MAX_CONNECTIONS;
+use super::{Api, ApiError, ApiThread, Guest};
+use crate::{Config, MachineError};
+
+#[path = "../../tests/support/http.rs"]
+mod client;
+
+use client::{Client, request};
+
+/// A machine that notes what it is told.
+#[derive(Debug, Default)]
+struct Fake {
+    told: Mutex<Vec<String>>,
+    paused: AtomicBool,
+}
+
+impl Fake {
+    fn note(&self, what: impl Into<String>) -> Result<(), MachineError> {
+        self.told.lock().unwrap().push(what.into());
+        Ok(())
+    }
+
+    fn told(&self) -> Vec<String> {
+        self.told.lock().unwrap().clone()
+    }
+}
+
+impl Guest for Fake {
+    fn pause(&self) -> Result<(), MachineError> {
+        self.paused.store(true, Ordering::SeqCst);
+        self.note("pause")
+    }
+
+    fn resume(&self) -> Result<(), MachineError> {
+        self.paused.store(false, Ordering::SeqCst);
+        self.note("resume")
+    }
+
+    fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+}
+
+/// An API whose machine is a fake one.
+struct Bench {
+    folder: tempfile::TempDir,
+    guest: Arc<Fake>,
+    end: Option<OwnedFd>,
+    thread: Option<JoinHandle<Option<ApiThread>>>,
+}
+
+/// Fails to be made when the kernel is so called.
+const BROKEN: &str = "broken";
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["kernel", BROKEN, "initrd"] {
+            std::fs::write(folder.path().join(name), [0; 512]).unwrap();
+        }
+        let mut api = Api::listen(&folder.path().join("api"), "vm-1", false).unwrap();
+        let guest = Arc::<Fake>::default();
+        let theirs = Arc::clone(&guest);
+        let (ended, end) = std::io::pipe().unwrap();
+        let thread = std::thread::spawn(move || {
+            let start = |config: &Config| {
+                let path = &config.boot_source.kernel_image_path;
+                if path.ends_with(BROKEN) {
+                    return Err(MachineError::NoDisk { id: "a".into() });
+                }
+                theirs.note(format!("start {}", config.machine_config.vcpu_count))
+            };
+            let started = api.configure(ended.as_fd(), start).unwrap();
+            started.map(|()| ApiThread::spawn(api, theirs, || true).unwrap())
+        });
+        Self {
+            folder,
+            guest,
+            end: Some(end.into()),
+            thread: Some(thread),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(&self.path("api"))
+    }
+
+    fn kernel(&self, name: &str) -> String {
+        json!({"kernel_image_path": self.path(name), "boot_args": "quiet"}).to_string()
+    }
+
+    fn start(&self, client: &mut Client) {
+        client.tell("PUT", "/boot-source", &self.kernel("kernel"));
+        client.tell("PUT", "/actions", START);
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+const START: &str = r#"{"action_type":"InstanceStart"}"#;
+const FLUSH: &str = r#"{"action_type":"FlushMetrics"}"#;
+const CTRL_ALT_DEL: &str = r#"{"action_type":"SendCtrlAltDel"}"#;
+const PAUSED: &str = r#"{"state":"Paused"}"#;
+const RESUMED: &str = r#"{"state":"Resumed"}"#;
+
+/// Asks for each, and looks for the fault.
+fn refused(client: &mut Client, table: &[(&str, &str, &str, &str)]) {
+    for (method, path, body, said) in table {
+        let (status, answer) = client.ask(method, path, body);
+        assert_eq!(status, 400, "{method} {path} {body}: {answer}");
+        let fault = answer["fault_message"].as_str().unwrap_or_default();
+        assert!(fault.contains(said), "{method} {path} {body}: {fault}");
+    }
+}
+
+#[test]
+fn what_is_asked_for_is_told() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    let version = env!("CARGO_PKG_VERSION");
+    let instance = |state| json!({"id": "vm-1", "state": state, "vmm_version": version, "app_name": "skiff-vmm"});
+    assert_eq!(client.ask("GET", "/", ""), (200, instance("Not started")));
+    let told = json!({"firecracker_version": version});
+    assert_eq!(client.ask("GET", "/version", ""), (200, told));
+    let default = json!({
+        "vcpu_count": 1, "mem_size_mib": 128,
+        "smt": false, "track_dirty_pages": false, "huge_pages": "None",
+    });
+    assert_eq!(client.ask("GET", "/machine-config", ""), (200, default));
+
+    bench.start(&mut client);
+    assert_eq!(client.ask("GET", "/", ""), (200, instance("Running")));
+    client.tell("PATCH", "/vm", PAUSED);
+    assert_eq!(client.ask("GET", "/", ""), (200, instance("Paused")));
+    client.tell("PATCH", "/vm", PAUSED);
+    client.tell("PATCH", "/vm", RESUMED);
+    client.tell("PUT", "/actions", FLUSH);
+    assert_eq!(client.ask("GET", "/", ""), (200, instance("Running")));
+    assert_eq!(bench.guest.told(), ["start 1", "pause", "pause", "resume"]);
+}
+
+#[test]
+fn a_machines_size_is_put_and_patched_whole_or_not_at_all() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    let put = r#"{"vcpu_count":2,"mem_size_mib":256,"smt":false,"track_dirty_pages":false,"huge_pages":"None","cpu_template":"None"}"#;
+    client.tell("PUT", "/machine-config", put);
+    client.tell("PATCH", "/machine-config", r#"{"mem_size_mib":512}"#);
+    let path = "/machine-config";
+    refused(
+        &mut client,
+        &[
+            (
+                "PUT",
+                path,
+                r#"{"vcpu_count":2}"#,
+                "missing field `mem_size_mib`",
+            ),
+            (
+                "PUT",
+                path,
+                r#"{"vcpu_count":33,"mem_size_mib":1}"#,
+                "machine-config.vcpu_count is 33: it must be from 1 to 32",
+            ),
+            (
+                "PUT",
+                path,
+                r#"{"vcpu_count":0,"mem_size_mib":128}"#,
+                "vcpu_count is 0",
+            ),
+            (
+                "PUT",
+                path,
+                r#"{"vcpu_count":1,"mem_size_mib":0}"#,
+                "mem_size_mib is 0",
+            ),
+            (
+                "PUT",
+                path,
+                r#"{"vcpu_count":1,"mem_size_mib":128,"smt":true}"#,
+                "can only be false",
+            ),
+            (
+                "PUT",
+                path,
+                r#"{"vcpu_count":1,"mem_size_mib":128,"track_dirty_pages":true}"#,
+                "can only be false",
+            ),
+            (
+                "PUT",
+                path,
+                r#"{"vcpu_count":1,"mem_size_mib":128,"huge_pages":"2M"}"#,
+                "unknown variant `2M`",
+            ),
+            (
+                "PUT",
+                path,
+                r#"{"vcpu_count":1,"mem_size_mib":128,"cpu_template":"T2"}"#,
+                "unknown variant `T2`",
+            ),
+            (
+                "PUT",
+                path,
+                r#"{"vcpu_count":1,"mem_size_mib":128,"more":1}"#,
+                "unknown field `more`",
+            ),
+            ("PUT", path, "", "a PUT request has a body"),
+            ("PATCH", path, "", "a PATCH request has a body"),
+            ("PATCH", path, "{}", "a PATCH request has a body"),
+            ("PATCH", path, r#"{"vcpu_count":0}"#, "vcpu_count is 0"),
+            ("PATCH", path, r#"{"vcpu_count":"#, "the body is wrong: EOF"),
+            ("PATCH", path, "\u{1f600}", "the body is wrong"),
+        ],
+    );
+    let (_, config) = client.ask("GET", path, "");
+    assert_eq!(
+        (&config["vcpu_count"], &config["mem_size_mib"]),
+        (&json!(2), &json!(512))
+    );
+    bench.start(&mut client);
+    assert_eq!(bench.guest.told(), ["start 2"]);
+}
+
+#[test]
+fn each_request_has_its_time() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    let early = "once the machine is started";
+    refused(
+        &mut client,
+        &[
+            ("PUT", "/actions", START, "boot-source is missing"),
+            ("PUT", "/actions", FLUSH, early),
+            ("PUT", "/actions", CTRL_ALT_DEL, early),
+            ("PATCH", "/vm", PAUSED, early),
+            ("PATCH", "/vm", RESUMED, early),
+        ],
+    );
+    bench.start(&mut client);
+    let late = "before the machine is started";
+    let kernel = bench.kernel("kernel");
+    refused(
+        &mut client,
+        &[
+            ("PUT", "/actions", START, late),
+            ("PUT", "/actions", CTRL_ALT_DEL, "no keyboard"),
+            ("PUT", "/boot-source", &kernel, late),
+            (
+                "PUT",
+                "/machine-config",
+                r#"{"vcpu_count":1,"mem_size_mib":128}"#,
+                late,
+            ),
+            ("PATCH", "/machine-config", r#"{"vcpu_count":1}"#, late),
+        ],
+    );
+    assert_eq!(bench.guest.told(), ["start 1"]);
+}
+
+#[test]
+fn a_machine_that_cannot_be_made_is_changed_and_started_again() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    client.tell("PUT", "/boot-source", &bench.kernel(BROKEN));
+    refused(
+        &mut client,
+        &[("PUT", "/actions", START, "window-disks has no disk")],
+    );
+    let missing = bench.kernel("missing");
+    refused(
+        &mut client,
+        &[
+            (
+                "PUT",
+                "/boot-source",
+                &missing,
+                "missing cannot be opened: No such file",
+            ),
+            (
+                "PUT",
+                "/boot-source",
+                r#"{"boot_args":"quiet"}"#,
+                "missing field `kernel_image_path`",
+            ),
+        ],
+    );
+    bench.start(&mut client);
+    assert_eq!(bench.guest.told(), ["start 1"]);
+}
+
+#[test]
+fn what_is_not_here_is_told() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    for _ in 0..2 {
+        refused(
+            &mut client,
+            &[
+                (
+                    "GET",
+                    "/nonsense",
+                    "",
+                    "GET /nonsense is no request of this API",
+                ),
+                ("GET", "/vm", "", "GET /vm is no request"),
+                ("GET", "/machine-config/more", "", "is no request"),
+                ("GET", "/?x=y", "", "is no request"),
+                ("PUT", "/", "{}", "PUT / is no request"),
+                ("PUT", "/version", "{}", "PUT /version is no request"),
+                ("PATCH", "/actions", "{}", "PATCH /actions is no request"),
+                ("GET", "/", "{}", "a GET request has no body"),
+                (
+                    "PUT",
+                    "/actions",
+                    r#"{"action_type":"Dance"}"#,
+                    "unknown variant `Dance`",
+                ),
+                (
+                    "PUT",
+                    "/actions",
+                    r#"{"action_type":"InstanceStart","payload":1}"#,
+                    "unknown field",
+                ),
+                (
+                    "PATCH",
+                    "/vm",
+                    r#"{"state":"Running"}"#,
+                    "unknown variant `Running`",
+                ),
+                ("GET", "/balloon", "", "has no balloon"),
+                ("PATCH", "/balloon/statistics", "{}", "has no balloon"),
+                ("PUT", "/cpu-config", "{}", "has no CPU templates"),
+                (
+                    "PUT",
+                    "/hotplug/memory",
+                    "{}",
+                    "has no memory that is plugged in later",
+                ),
+                ("GET", "/mmds", "", "has no metadata service"),
+                ("PUT", "/mmds/config", "{}", "has no metadata service"),
+                ("PUT", "/pmem/a", "{}", "has no persistent memory"),
+                ("PUT", "/snapshot/create", "{}", "has no snapshots"),
+                ("PUT", "/snapshot/load", "{}", "has no snapshots"),
+            ],
+        );
+        if bench.guest.told().is_empty() {
+            bench.start(&mut client);
+        }
+    }
+}
+
+#[test]
+fn requests_come_in_pieces_and_many_at_once() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    let put = request(
+        "PUT",
+        "/machine-config",
+        r#"{"vcpu_count":3,"mem_size_mib":128}"#,
+    );
+    for byte in &put {
+        client.send(&[*byte]);
+    }
+    assert_eq!(client.receive(), Some((204, Value::Null)));
+    // Over the start as well: what is behind it is for the machine that runs.
+    client.send(
+        &[
+            request("PUT", "/boot-source", &bench.kernel("kernel")),
+            request("GET", "/machine-config", ""),
+            request("PUT", "/actions", START),
+            request("GET", "/", ""),
+            request("PATCH", "/vm", PAUSED),
+            request("GET", "/", ""),
+        ]
+        .concat(),
+    );
+    assert_eq!(client.receive(), Some((204, Value::Null)));
+    assert_eq!(client.receive().unwrap().1["vcpu_count"], 3);
+    assert_eq!(client.receive(), Some((204, Value::Null)));
+    assert_eq!(client.receive().unwrap().1["state"], "Running");
+    assert_eq!(client.receive(), Some((204, Value::Null)));
+    assert_eq!(client.receive().unwrap().1["state"], "Paused");
+}
+
+#[test]
+fn a_client_that_waits_to_send_its_body_is_told_to() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    let body = r#"{"vcpu_count":2,"mem_size_mib":128}"#;
+    let length = body.len();
+    client.send(format!(
+        "PUT /machine-config HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+    ).as_bytes());
+    assert_eq!(client.receive(), Some((100, Value::Null)));
+    client.send(body.as_bytes());
+    assert_eq!(client.receive(), Some((204, Value::Null)));
+}
+
+#[test]
+fn what_is_no_request_ends_its_connection_and_no_other() {
+    let bench = Bench::new();
+    let mut other = bench.client();
+    let long = "x".repeat(51_201);
+    for (bytes, status) in [
+        (b"nonsense\r\n\r\n".to_vec(), 400),
+        (request("POST", "/", "{}"), 400),
+        (request("PUT", "/vsock", &long), 413),
+        (
+            b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_vec(),
+            501,
+        ),
+        (vec![b'x'; 9000], 400),
+    ] {
+        let mut client = bench.client();
+        client.send(&bytes);
+        let (said, answer) = client.receive().unwrap();
+        assert_eq!(said, status, "{answer}");
+        assert!(answer["fault_message"].is_string(), "{answer}");
+        assert_eq!(client.receive(), None);
+        assert_eq!(other.ask("GET", "/", "").0, 200);
+    }
+    // The longest body is one.
+    let spaces = " ".repeat(51_200 - 35);
+    let body = format!(r#"{spaces}{{"vcpu_count":2,"mem_size_mib":128}}"#);
+    assert_eq!(body.len(), 51_200);
+    other.tell("PUT", "/machine-config", &body);
+    let mut last = bench.client();
+    last.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n");
+    assert_eq!(last.receive().unwrap().0, 200);
+    assert_eq!(last.receive(), None);
+}
+
+#[test]
+fn there_are_so_many_connections_and_no_more() {
+    let bench = Bench::new();
+    let mut clients: Vec<Client> = (0..MAX_CONNECTIONS).map(|_| bench.client()).collect();
+    for client in &mut clients {
+        assert_eq!(client.ask("GET", "/", "").0, 200);
+    }
+    let mut late = bench.client();
+    let (status, answer) = late.receive().unwrap();
+    assert_eq!((status, late.receive()), (503, None), "{answer}");
+    // One that has gone makes room, when that has been heard.
+    clients.pop();
+    loop {
+        let mut next = bench.client();
+        next.send(&request("GET", "/", ""));
+        match next.receive().unwrap().0 {
+            200 => break,
+            status => assert_eq!(status, 503),
+        }
+    }
+}
+
+#[test]
+fn who_takes_no_answers_keeps_nobody_up() {
+    let bench = Bench::new();
+    let mut greedy = std::os::unix::net::UnixStream::connect(bench.path("api")).unwrap();
+    greedy.set_nonblocking(true).unwrap();
+    let question = request("GET", "/vm/config", "").repeat(64);
+    let mut other = bench.client();
+    // Until neither questions nor answers have room, which another is asked
+    // between.
+    while greedy.write(&question).is_ok() {
+        assert_eq!(other.ask("GET", "/", "").0, 200);
+    }
+    assert_eq!(other.ask("GET", "/", "").0, 200);
+}
+
+#[test]
+fn a_socket_is_for_its_user_and_goes_with_its_api() {
+    let bench = Bench::new();
+    let path = bench.path("api");
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let error = Api::listen(&path, "vm-2", false).unwrap_err();
+    assert!(matches!(error, ApiError::Listen { .. }));
+    ends(bench, &path);
+
+    let bench = Bench::new();
+    let mut client = bench.client();
+    bench.start(&mut client);
+    let path = bench.path("api");
+    ends(bench, &path);
+}
+
+fn ends(mut bench: Bench, path: &Path) {
+    drop(bench.end.take());
+    let thread = bench.thread.take().unwrap().join().unwrap();
+    assert_eq!(thread.is_some(), bench.guest.told() == ["start 1"]);
+    drop(thread);
+    assert!(!path.exists());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever one client says, another is answered.
+    #[test]
+    fn hostile_bytes_are_no_harm(
+        pieces in prop::collection::vec(prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..64),
+            Just(request("GET", "/vm/config", "")),
+            Just(request("PUT", "/machine-config", r#"{"vcpu_count":2,"mem_size_mib":128}"#)),
+            Just(b"PUT /boot-source HTTP/1.1\r\nContent-Length: 9\r\n\r\n{\"a\":".to_vec()),
+            Just(b"\r\n".to_vec()),
+        ], 1..12),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let bench = Bench::new();
+        let mut bytes = pieces.concat();
+        bytes.truncate(cut.index(bytes.len() + 1));
+        let mut hostile = std::os::unix::net::UnixStream::connect(bench.path("api")).unwrap();
+        // It may be closed on meanwhile.
+        drop(hostile.write_all(&bytes));
+        let mut client = bench.client();
+        prop_assert_eq!(client.ask("GET", "/", "").0, 200);
+        drop(hostile);
+        bench.start(&mut client);
+        prop_assert_eq!(client.ask("GET", "/", "").0, 200);
+    }
+}

@@ -1,0 +1,252 @@
+//! The binary over its API. Where a guest must run these tests declare
+//! `/dev/kvm`, as those in `machine.rs`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use skiff_base::process::command;
+use skiff_base::{Clock, SystemClock};
+use skiff_flat::Program;
+use skiff_flat::testing::{deadline, has_kvm};
+
+#[path = "support/http.rs"]
+mod client;
+
+use client::Client;
+
+const START: &str = r#"{"action_type":"InstanceStart"}"#;
+
+/// A monitor with an API.
+struct Monitor {
+    folder: tempfile::TempDir,
+    child: Child,
+}
+
+impl Monitor {
+    fn start(folder: tempfile::TempDir, arguments: &[&str]) -> Self {
+        let child = command(env!("CARGO_BIN_EXE_skiff-vmm"))
+            .arg("--api-sock")
+            .arg(folder.path().join("api"))
+            .args(["--id", "vm-1"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self { folder, child }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(&self.path("api"))
+    }
+
+    /// Waits for its end: its code, and what it said on both streams.
+    fn end(self) -> (Option<i32>, String, String) {
+        let output = self.child.wait_with_output().unwrap();
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        assert!(!self.folder.path().join("api").exists());
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().try_into().unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+}
+
+fn folder(program: Program) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("kernel"), skiff_flat::elf(program)).unwrap();
+    folder
+}
+
+fn boot_source(folder: &Path) -> String {
+    json!({"kernel_image_path": folder.join("kernel"), "boot_args": ""}).to_string()
+}
+
+#[test]
+fn a_machine_is_configured_and_started_over_the_api() {
+    if !has_kvm() {
+        return;
+    }
+    let monitor = Monitor::start(folder(skiff_flat::HELLO), &[]);
+    let mut client = monitor.client();
+    assert_eq!(client.ask("GET", "/", "").1["state"], "Not started");
+    client.tell("PUT", "/boot-source", &boot_source(monitor.folder.path()));
+    client.tell(
+        "PUT",
+        "/machine-config",
+        r#"{"vcpu_count":1,"mem_size_mib":4}"#,
+    );
+    client.tell("PUT", "/actions", START);
+    let (code, out, err) = monitor.end();
+    assert_eq!(
+        (code, out.as_str()),
+        (Some(0), skiff_flat::HELLO_SAYS),
+        "{err}"
+    );
+    assert!(err.trim_end().ends_with("[reset]"), "{err}");
+}
+
+#[test]
+fn a_machine_that_cannot_be_made_is_told_and_made_otherwise() {
+    if !has_kvm() {
+        return;
+    }
+    let monitor = Monitor::start(folder(skiff_flat::HELLO), &[]);
+    fs::write(monitor.path("text"), "#!/bin/sh\n").unwrap();
+    let mut client = monitor.client();
+    let text = json!({"kernel_image_path": monitor.path("text"), "boot_args": ""});
+    client.tell("PUT", "/boot-source", &text.to_string());
+    let (status, answer) = client.ask("PUT", "/actions", START);
+    let fault = answer["fault_message"].as_str().unwrap();
+    assert!(status == 400 && fault.contains("is no kernel"), "{answer}");
+    assert_eq!(client.ask("GET", "/", "").1["state"], "Not started");
+    client.tell("PUT", "/boot-source", &boot_source(monitor.folder.path()));
+    client.tell(
+        "PUT",
+        "/machine-config",
+        r#"{"vcpu_count":1,"mem_size_mib":4}"#,
+    );
+    client.tell("PUT", "/actions", START);
+    assert_eq!(monitor.end().1, skiff_flat::HELLO_SAYS);
+}
+
+#[test]
+fn a_machine_of_a_file_boots_at_once_and_has_an_api() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = folder(skiff_flat::COUNT);
+    let kernel = folder.path().join("kernel");
+    let config = json!({
+        "boot-source": {"kernel_image_path": kernel, "boot_args": ""},
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": 4},
+    });
+    let path = folder.path().join("config");
+    fs::write(&path, config.to_string()).unwrap();
+    let monitor = Monitor::start(folder, &["--config-file", path.to_str().unwrap()]);
+    let mut client = monitor.client();
+    assert_eq!(client.ask("GET", "/", "").1["state"], "Running");
+    let (status, whole) = client.ask("GET", "/vm/config", "");
+    assert_eq!(status, 200);
+    assert_eq!(whole["boot-source"]["kernel_image_path"], json!(kernel));
+    assert_eq!(whole["machine-config"]["mem_size_mib"], 4);
+    assert_eq!(client.ask("PUT", "/actions", START).0, 400);
+
+    client.tell("PATCH", "/vm", r#"{"state":"Paused"}"#);
+    assert_eq!(client.ask("GET", "/", "").1["state"], "Paused");
+    // A guest that stands still takes no time: all that is taken is asking.
+    let pid = monitor.child.id();
+    let vcpu = vcpu_ticks(pid);
+    for _ in 0..1000 {
+        client.ask("GET", "/", "");
+    }
+    assert_eq!(vcpu_ticks(pid), vcpu);
+    client.tell("PATCH", "/vm", r#"{"state":"Resumed"}"#);
+    let started = SystemClock.now();
+    while vcpu_ticks(pid) == vcpu {
+        assert!(SystemClock.now().since(started) < deadline(), "it idles");
+        std::thread::yield_now();
+    }
+    monitor.signal(Signal::TERM);
+    let (code, _, err) = monitor.end();
+    assert!(code == Some(0) && err.contains("[stopped]"), "{err}");
+}
+
+/// How often the clock has ticked while the vCPU's thread ran.
+fn vcpu_ticks(pid: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let stat = tasks
+        .map(|task| fs::read_to_string(task.unwrap().path().join("stat")).unwrap())
+        .find(|stat| stat.contains("(vcpu0)"))
+        .unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1;
+    let times = fields.split_whitespace().skip(11).take(2);
+    times.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn each_thread_is_behind_its_filter() {
+    if !has_kvm() {
+        return;
+    }
+    let monitor = Monitor::start(folder(skiff_flat::HALT), &[]);
+    let mut client = monitor.client();
+    client.tell("PUT", "/boot-source", &boot_source(monitor.folder.path()));
+    client.tell(
+        "PUT",
+        "/machine-config",
+        r#"{"vcpu_count":1,"mem_size_mib":4}"#,
+    );
+    client.tell("PUT", "/actions", START);
+    client.tell("PATCH", "/vm", r#"{"state":"Paused"}"#);
+    let pid = monitor.child.id();
+    let unfiltered = || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let status = |task: std::io::Result<fs::DirEntry>| {
+            fs::read_to_string(task.unwrap().path().join("status")).unwrap()
+        };
+        let statuses = tasks.map(status);
+        statuses
+            .filter(|status| !status.contains("Seccomp:\t2"))
+            .collect::<Vec<_>>()
+    };
+    // A thread that has not run yet has no filter yet.
+    let started = SystemClock.now();
+    while !unfiltered().is_empty() {
+        let waited = SystemClock.now().since(started);
+        assert!(waited < deadline(), "{:?}", unfiltered());
+        std::thread::yield_now();
+    }
+    monitor.signal(Signal::INT);
+    assert_eq!(monitor.end().0, Some(0));
+}
+
+#[test]
+fn a_signal_ends_a_monitor_that_waits_to_be_told_what_to_run() {
+    if !has_kvm() {
+        return;
+    }
+    let monitor = Monitor::start(folder(skiff_flat::HELLO), &[]);
+    assert_eq!(monitor.client().ask("GET", "/version", "").0, 200);
+    monitor.signal(Signal::TERM);
+    let (code, _, err) = monitor.end();
+    assert!(code == Some(0) && err.contains("[stopped]"), "{err}");
+}
+
+#[test]
+fn what_cannot_be_is_told() {
+    let folder = folder(skiff_flat::HELLO);
+    let taken = folder.path().join("kernel");
+    let run = |arguments: &[&str]| {
+        let output = command(env!("CARGO_BIN_EXE_skiff-vmm"))
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    let (code, said) = run(&["--api-sock", taken.to_str().unwrap()]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("cannot be listened on"), "{said}");
+    let (code, said) = run(&["--api-sock", "x", "--no-api", "--config-file", "y"]);
+    assert_eq!(code, Some(2), "{said}");
+    let (code, said) = run(&["--no-api"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("--config-file"), "{said}");
+}
