@@ -122,6 +122,27 @@ pub struct Limits {
     pub operations: Option<Bucket>,
 }
 
+/// What becomes of a limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BucketChange {
+    /// It stays as it is.
+    #[default]
+    Keep,
+    /// There is none any more.
+    Lift,
+    /// It is this one, full.
+    Set(Bucket),
+}
+
+/// What becomes of limits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LimitsChange {
+    /// How many bytes.
+    pub bytes: BucketChange,
+    /// How many operations.
+    pub operations: BucketChange,
+}
+
 /// Limits at work. One operation is let begin when neither bucket is empty,
 /// however large it is: what it takes too much, those behind it wait for.
 #[derive(Debug, Clone)]
@@ -139,6 +160,23 @@ impl RateLimiter {
             bytes: limits.bytes.map(bucket),
             operations: limits.operations.map(bucket),
         }
+    }
+
+    /// Whether there is any limit.
+    #[must_use]
+    pub const fn is_limited(&self) -> bool {
+        self.bytes.is_some() || self.operations.is_some()
+    }
+
+    /// Changes its limits.
+    pub fn change(&mut self, change: LimitsChange, now: Monotonic) {
+        let set = |bucket: &mut Option<TokenBucket>, change| match change {
+            BucketChange::Keep => {}
+            BucketChange::Lift => *bucket = None,
+            BucketChange::Set(shape) => *bucket = Some(TokenBucket::new(shape, now)),
+        };
+        set(&mut self.bytes, change.bytes);
+        set(&mut self.operations, change.operations);
     }
 
     /// Lets an operation of so many bytes begin.

@@ -1,3 +1,4 @@
+use std::ops::RangeInclusive;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
@@ -10,14 +11,15 @@ use crate::state::check_version;
 use crate::{Device, DeviceError, DeviceState, Kind, Progress, Queue, StateError};
 
 const QUEUES: [u16; 3] = [256; 3];
-/// 0, 1 and 2 are everybody's, the loopback's and the host's.
-const FIRST_GUEST_CID: u64 = 3;
+/// What a guest's address can be: 0, 1 and 2 are everybody's, the loopback's
+/// and the host's, and 2^32 - 1 is any.
+pub const GUEST_CIDS: RangeInclusive<u64> = 3..=4_294_967_294;
 
 /// Why there is no device.
 #[derive(Debug, thiserror::Error)]
 pub enum VsockError {
     /// The address belongs to somebody else.
-    #[error("a guest's CID is {FIRST_GUEST_CID} to {}, not {cid}", u32::MAX - 1)]
+    #[error("a guest's CID is {} to {}, not {cid}", GUEST_CIDS.start(), GUEST_CIDS.end())]
     Cid {
         /// What was asked for.
         cid: u64,
@@ -48,7 +50,7 @@ impl Vsock {
     /// # Errors
     /// When the address or the path cannot be used.
     pub fn new(guest_cid: u64, path: &Path) -> Result<Self, VsockError> {
-        if !(FIRST_GUEST_CID..u64::from(u32::MAX)).contains(&guest_cid) {
+        if !GUEST_CIDS.contains(&guest_cid) {
             return Err(VsockError::Cid { cid: guest_cid });
         }
         let muxer = Muxer::new(guest_cid, path).map_err(|source| VsockError::Listen {

@@ -20,5 +20,5 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Vsock, VsockError};
+pub use device::{GUEST_CIDS, Vsock, VsockError};
 pub use state::VsockState;
