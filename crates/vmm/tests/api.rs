@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
@@ -50,15 +51,14 @@ impl Monitor {
     }
 
     /// Waits for its end: its code, and what it said on both streams.
-    fn end(self) -> (Option<i32>, String, String) {
-        let output = self.child.wait_with_output().unwrap();
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        assert!(!self.folder.path().join("api").exists());
-        (
-            output.status.code(),
-            text(&output.stdout),
-            text(&output.stderr),
-        )
+    fn end(&mut self) -> (Option<i32>, String, String) {
+        let (mut out, mut err) = (String::new(), String::new());
+        let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
+        stdout.unwrap().read_to_string(&mut out).unwrap();
+        stderr.unwrap().read_to_string(&mut err).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(!self.path("api").exists());
+        (status.code(), out, err)
     }
 
     fn signal(&self, signal: Signal) {
@@ -82,7 +82,7 @@ fn a_machine_is_configured_and_started_over_the_api() {
     if !has_kvm() {
         return;
     }
-    let monitor = Monitor::start(folder(skiff_flat::HELLO), &[]);
+    let mut monitor = Monitor::start(folder(skiff_flat::HELLO), &[]);
     let mut client = monitor.client();
     assert_eq!(client.ask("GET", "/", "").1["state"], "Not started");
     client.tell("PUT", "/boot-source", &boot_source(monitor.folder.path()));
@@ -102,15 +102,57 @@ fn a_machine_is_configured_and_started_over_the_api() {
 }
 
 #[test]
+fn a_machine_has_the_devices_that_were_put() {
+    if !has_kvm() {
+        return;
+    }
+    let mut monitor = Monitor::start(folder(skiff_flat::BLOCK), &[]);
+    let mut content = vec![0; 8 * 512];
+    content[512..528].copy_from_slice(b"this is sector 1");
+    fs::write(monitor.path("disk"), content).unwrap();
+    let mut client = monitor.client();
+    client.tell("PUT", "/boot-source", &boot_source(monitor.folder.path()));
+    client.tell(
+        "PUT",
+        "/machine-config",
+        r#"{"vcpu_count":1,"mem_size_mib":4}"#,
+    );
+    let drive = json!({
+        "drive_id": "disk", "path_on_host": monitor.path("disk"), "is_root_device": false,
+        "rate_limiter": {"ops": {"size": 1, "refill_time": 3_600_000}},
+    });
+    client.tell("PUT", "/drives/disk", &drive.to_string());
+    let vsock = json!({"guest_cid": 3, "uds_path": monitor.path("vsock")});
+    client.tell("PUT", "/vsock", &vsock.to_string());
+    client.tell("PUT", "/entropy", "{}");
+    let serial = json!({"serial_out_path": monitor.path("serial")});
+    client.tell("PUT", "/serial", &serial.to_string());
+    client.tell("PUT", "/actions", START);
+    assert!(monitor.path("vsock").exists());
+    // Until then its second request waits.
+    let lift = r#"{"drive_id":"disk","rate_limiter":{"ops":{"size":0,"refill_time":0}}}"#;
+    client.tell("PATCH", "/drives/disk", lift);
+    let (code, _, err) = monitor.end();
+    assert_eq!(code, Some(0), "{err}");
+    let said = fs::read_to_string(monitor.path("serial")).unwrap();
+    assert_eq!(said, format!("this is sector 1{}", skiff_flat::BLOCK_SAYS));
+    assert!(!monitor.path("vsock").exists());
+}
+
+#[test]
 fn a_machine_that_cannot_be_made_is_told_and_made_otherwise() {
     if !has_kvm() {
         return;
     }
-    let monitor = Monitor::start(folder(skiff_flat::HELLO), &[]);
+    let mut monitor = Monitor::start(folder(skiff_flat::HELLO), &[]);
     fs::write(monitor.path("text"), "#!/bin/sh\n").unwrap();
     let mut client = monitor.client();
     let text = json!({"kernel_image_path": monitor.path("text"), "boot_args": ""});
     client.tell("PUT", "/boot-source", &text.to_string());
+    let vsock = json!({"guest_cid": 3, "uds_path": monitor.path("vsock")});
+    client.tell("PUT", "/vsock", &vsock.to_string());
+    let odd =
+        json!({"drive_id": "odd", "path_on_host": monitor.path("text"), "is_read_only": true});
     let (status, answer) = client.ask("PUT", "/actions", START);
     let fault = answer["fault_message"].as_str().unwrap();
     assert!(status == 400 && fault.contains("is no kernel"), "{answer}");
@@ -121,6 +163,14 @@ fn a_machine_that_cannot_be_made_is_told_and_made_otherwise() {
         "/machine-config",
         r#"{"vcpu_count":1,"mem_size_mib":4}"#,
     );
+    // Nothing of a machine that was half made stays in the way.
+    client.tell("PUT", "/drives/odd", &odd.to_string());
+    for _ in 0..2 {
+        let (_, answer) = client.ask("PUT", "/actions", START);
+        let fault = answer["fault_message"].as_str().unwrap();
+        assert!(fault.contains("is no disk"), "{answer}");
+    }
+    fs::write(monitor.path("text"), [0; 512]).unwrap();
     client.tell("PUT", "/actions", START);
     assert_eq!(monitor.end().1, skiff_flat::HELLO_SAYS);
 }
@@ -138,7 +188,7 @@ fn a_machine_of_a_file_boots_at_once_and_has_an_api() {
     });
     let path = folder.path().join("config");
     fs::write(&path, config.to_string()).unwrap();
-    let monitor = Monitor::start(folder, &["--config-file", path.to_str().unwrap()]);
+    let mut monitor = Monitor::start(folder, &["--config-file", path.to_str().unwrap()]);
     let mut client = monitor.client();
     assert_eq!(client.ask("GET", "/", "").1["state"], "Running");
     let (status, whole) = client.ask("GET", "/vm/config", "");
@@ -184,7 +234,7 @@ fn each_thread_is_behind_its_filter() {
     if !has_kvm() {
         return;
     }
-    let monitor = Monitor::start(folder(skiff_flat::HALT), &[]);
+    let mut monitor = Monitor::start(folder(skiff_flat::HALT), &[]);
     let mut client = monitor.client();
     client.tell("PUT", "/boot-source", &boot_source(monitor.folder.path()));
     client.tell(
@@ -221,7 +271,7 @@ fn a_signal_ends_a_monitor_that_waits_to_be_told_what_to_run() {
     if !has_kvm() {
         return;
     }
-    let monitor = Monitor::start(folder(skiff_flat::HELLO), &[]);
+    let mut monitor = Monitor::start(folder(skiff_flat::HELLO), &[]);
     assert_eq!(monitor.client().ask("GET", "/version", "").0, 200);
     monitor.signal(Signal::TERM);
     let (code, _, err) = monitor.end();

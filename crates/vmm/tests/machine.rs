@@ -14,6 +14,7 @@ use skiff_flat::testing::{deadline, has_kvm};
 use skiff_kvm::arch::layout;
 use skiff_kvm::{Backing, GuestExit};
 use skiff_virtio::block::SectorRange;
+use skiff_virtio::{BucketChange, LimitsChange};
 use skiff_vmm::{Config, Machine, Options};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -205,6 +206,30 @@ fn a_disks_limit_has_its_guest_wait_and_loses_nothing() {
     let started = SystemClock.now();
     assert_eq!(guest.run(), GuestExit::Reset);
     assert!(SystemClock.now().since(started) >= Duration::from_millis(100));
+    let expected = format!("this is sector 1{}", skiff_flat::BLOCK_SAYS);
+    assert_eq!(guest.said(), expected);
+}
+
+#[test]
+fn a_limit_that_is_lifted_lets_go_of_what_waits() {
+    if !has_kvm() {
+        return;
+    }
+    let mut guest = Guest::new(skiff_flat::BLOCK).with_drive("disk", &sectors(8), false);
+    let limits = serde_json::json!({"ops": {"size": 1, "refill_time": 3_600_000}});
+    guest.config.drives[0].rate_limiter = Some(serde_json::from_value(limits).unwrap());
+    let machine = guest.build(Backing::Private);
+    machine.resume().unwrap();
+    // The second request waits for an hour.
+    wait_for(|| machine.stats().disks[0].requests == 1);
+    assert_eq!(machine.wait(Some(Duration::ZERO)), None);
+    let lift = LimitsChange {
+        operations: BucketChange::Lift,
+        ..LimitsChange::default()
+    };
+    assert!(machine.limit_disk("other", lift).is_err());
+    machine.limit_disk("disk", lift).unwrap();
+    assert_eq!(machine.wait(Some(deadline())), Some(GuestExit::Reset));
     let expected = format!("this is sector 1{}", skiff_flat::BLOCK_SAYS);
     assert_eq!(guest.said(), expected);
 }

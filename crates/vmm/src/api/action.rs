@@ -1,11 +1,16 @@
 //! What requests ask for: Firecracker's paths and bodies.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::fault::Fault;
 use super::http::{Method, Request};
-use crate::config::{BootSource, MachineConfig, Nothing, Off};
+use crate::config::{
+    BootSource, Drive, Entropy, MachineConfig, NetworkInterface, Nothing, Off, RateLimiter,
+    RateLimits, Serial, TokenBucket, Vsock,
+};
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,11 +22,57 @@ pub(super) enum Action {
     PutMachineConfig(MachineConfig),
     PatchMachineConfig(MachineChange),
     PutBootSource(BootSource),
+    PutDrive(Drive),
+    PatchDrive(DriveChange),
+    PutInterface(NetworkInterface),
+    PatchInterface(InterfaceChange),
+    PutVsock(Vsock),
+    PutEntropy(Entropy),
+    PutSerial(Serial),
     Start,
     FlushMetrics,
     CtrlAltDel,
     Pause,
     Resume,
+}
+
+/// What is to be changed of a disk that is used.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DriveChange {
+    pub(super) drive_id: String,
+    pub(super) path_on_host: Option<PathBuf>,
+    pub(super) rate_limiter: Option<RateLimits>,
+}
+
+/// What is to be changed of an interface that is used.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InterfaceChange {
+    pub(super) iface_id: String,
+    #[serde(default)]
+    pub(super) rx_rate_limiter: RateLimits,
+    #[serde(default)]
+    pub(super) tx_rate_limiter: RateLimits,
+}
+
+/// A serial port in the API's shape, where it has one limit only.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SerialBody {
+    serial_out_path: Option<PathBuf>,
+    rate_limiter: Option<TokenBucket>,
+}
+
+impl From<SerialBody> for Serial {
+    fn from(body: SerialBody) -> Self {
+        Self {
+            serial_out_path: body.serial_out_path,
+            rate_limiter: RateLimiter {
+                bandwidth: body.rate_limiter.unwrap_or_default(),
+            },
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -111,6 +162,29 @@ impl Action {
                 change => Ok(Self::PatchMachineConfig(change)),
             },
             (Put, ["boot-source"]) => json(body).map(Self::PutBootSource),
+            (Put, ["drives", id]) => {
+                let drive: Drive = json(body)?;
+                same(id, &drive.drive_id)?;
+                Ok(Self::PutDrive(drive))
+            }
+            (Patch, ["drives", id]) => {
+                let change: DriveChange = json(body)?;
+                same(id, &change.drive_id)?;
+                Ok(Self::PatchDrive(change))
+            }
+            (Put, ["network-interfaces", id]) => {
+                let interface: NetworkInterface = json(body)?;
+                same(id, &interface.iface_id)?;
+                Ok(Self::PutInterface(interface))
+            }
+            (Patch, ["network-interfaces", id]) => {
+                let change: InterfaceChange = json(body)?;
+                same(id, &change.iface_id)?;
+                Ok(Self::PatchInterface(change))
+            }
+            (Put, ["vsock"]) => json(body).map(Self::PutVsock),
+            (Put, ["entropy"]) => json(body).map(Self::PutEntropy),
+            (Put, ["serial"]) => json(body).map(|body: SerialBody| Self::PutSerial(body.into())),
             (Put, ["actions"]) => json(body).map(|body: ActionBody| match body.action_type {
                 ActionType::InstanceStart => Self::Start,
                 ActionType::FlushMetrics => Self::FlushMetrics,
@@ -130,4 +204,15 @@ impl Action {
 
 fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     serde_json::from_slice(body).map_err(Fault::Json)
+}
+
+/// A device has the same name in the path and in the body.
+fn same(path: &str, body: &str) -> Result<(), Fault> {
+    if path == body {
+        return Ok(());
+    }
+    Err(Fault::Names {
+        path: path.into(),
+        body: body.into(),
+    })
 }

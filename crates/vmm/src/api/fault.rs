@@ -17,6 +17,12 @@ pub(super) enum Fault {
     NoBody(&'static str),
     #[error("the body is wrong")]
     Json(#[source] serde_json::Error),
+    #[error("the path names {path:?} and the body {body:?}: they must be the same")]
+    Names { path: String, body: String },
+    #[error("a machine that runs opens no file: path_on_host cannot be changed")]
+    Path,
+    #[error("nothing is to be changed")]
+    Nothing,
     #[error("this can only be done once the machine is started")]
     BeforeStart,
     #[error("this can only be done before the machine is started")]

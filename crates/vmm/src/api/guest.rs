@@ -1,3 +1,5 @@
+use skiff_virtio::LimitsChange;
+
 use crate::{Machine, MachineError};
 
 /// What the API does with a machine that runs.
@@ -14,6 +16,22 @@ pub trait Guest: Send + Sync + 'static {
     fn resume(&self) -> Result<(), MachineError>;
     /// Whether it was stopped.
     fn is_paused(&self) -> bool;
+    /// Changes the limits of a disk.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    fn limit_disk(&self, id: &str, change: LimitsChange) -> Result<(), MachineError>;
+    /// Changes the limits of an interface: of what the guest receives, and
+    /// of what it sends.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    fn limit_interface(
+        &self,
+        id: &str,
+        receive: LimitsChange,
+        transmit: LimitsChange,
+    ) -> Result<(), MachineError>;
 }
 
 impl Guest for Machine {
@@ -27,5 +45,18 @@ impl Guest for Machine {
 
     fn is_paused(&self) -> bool {
         self.is_paused()
+    }
+
+    fn limit_disk(&self, id: &str, change: LimitsChange) -> Result<(), MachineError> {
+        self.limit_disk(id, change)
+    }
+
+    fn limit_interface(
+        &self,
+        id: &str,
+        receive: LimitsChange,
+        transmit: LimitsChange,
+    ) -> Result<(), MachineError> {
+        self.limit_interface(id, receive, transmit)
     }
 }

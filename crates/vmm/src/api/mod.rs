@@ -29,7 +29,7 @@ use rustix::io::Errno;
 use rustix::net::SocketType;
 use serde_json::json;
 
-use self::action::Action;
+use self::action::{Action, DriveChange, InterfaceChange};
 use self::fault::Fault;
 use self::http::{Request, Response};
 use self::server::{Event, Server};
@@ -151,15 +151,29 @@ impl Api {
                 start(&self.config)?;
                 return Ok(Response::done());
             }
-            Action::FlushMetrics | Action::CtrlAltDel | Action::Pause | Action::Resume => {
-                return Err(Fault::BeforeStart);
-            }
+            Action::FlushMetrics
+            | Action::CtrlAltDel
+            | Action::Pause
+            | Action::Resume
+            | Action::PatchDrive(_)
+            | Action::PatchInterface(_) => return Err(Fault::BeforeStart),
             Action::PutBootSource(source) => {
                 look::boot_source(&source)?;
                 changed.boot_source = source;
             }
             Action::PutMachineConfig(config) => changed.machine_config = config,
             Action::PatchMachineConfig(change) => change.apply(&mut changed.machine_config),
+            Action::PutDrive(drive) => {
+                look::file("path_on_host", &drive.path_on_host, !drive.is_read_only)?;
+                put(&mut changed.drives, drive, |drive| &drive.drive_id);
+            }
+            Action::PutInterface(interface) => {
+                let interfaces = &mut changed.network_interfaces;
+                put(interfaces, interface, |interface| &interface.iface_id);
+            }
+            Action::PutVsock(vsock) => changed.vsock = Some(vsock),
+            Action::PutEntropy(entropy) => changed.entropy = Some(entropy),
+            Action::PutSerial(serial) => changed.serial = Some(serial),
         }
         changed.check()?;
         self.config = changed;
@@ -178,11 +192,54 @@ impl Api {
             Action::Resume => done(guest.resume()),
             Action::FlushMetrics => Ok(Response::done()),
             Action::CtrlAltDel => Err(Fault::Absent("keyboard")),
+            Action::PatchDrive(change) => self.limit_drive(change, guest),
+            Action::PatchInterface(change) => self.limit_interface(&change, guest),
             Action::Start
+            | Action::PutDrive(_)
+            | Action::PutInterface(_)
+            | Action::PutVsock(_)
+            | Action::PutEntropy(_)
+            | Action::PutSerial(_)
             | Action::PutBootSource(_)
             | Action::PutMachineConfig(_)
             | Action::PatchMachineConfig(_) => Err(Fault::AfterStart),
         }
+    }
+
+    fn limit_drive(&mut self, change: DriveChange, guest: &impl Guest) -> Result<Response, Fault> {
+        let id = change.drive_id;
+        let mut drives = self.config.drives.iter_mut();
+        let drive = drives.find(|drive| drive.drive_id == id);
+        let drive = drive.ok_or_else(|| MachineError::no_device("drive", &id))?;
+        if change.path_on_host.is_some() {
+            return Err(Fault::Path);
+        }
+        let limits = change.rate_limiter.ok_or(Fault::Nothing)?;
+        guest.limit_disk(&id, limits.change())?;
+        let before = drive.rate_limiter.take().unwrap_or_default();
+        drive.rate_limiter = Some(before.changed(&limits));
+        Ok(Response::done())
+    }
+
+    fn limit_interface(
+        &mut self,
+        change: &InterfaceChange,
+        guest: &impl Guest,
+    ) -> Result<Response, Fault> {
+        let id = &change.iface_id;
+        let mut interfaces = self.config.network_interfaces.iter_mut();
+        let interface = interfaces.find(|interface| interface.iface_id == *id);
+        let interface =
+            interface.ok_or_else(|| MachineError::no_device("network interface", id))?;
+        let (receive, transmit) = (&change.rx_rate_limiter, &change.tx_rate_limiter);
+        guest.limit_interface(id, receive.change(), transmit.change())?;
+        for (limits, told) in [
+            (&mut interface.rx_rate_limiter, receive),
+            (&mut interface.tx_rate_limiter, transmit),
+        ] {
+            *limits = Some(limits.take().unwrap_or_default().changed(told));
+        }
+        Ok(Response::done())
     }
 
     fn instance(&self, state: &str) -> Response {
@@ -211,4 +268,13 @@ fn version() -> Response {
 fn done(result: Result<(), MachineError>) -> Result<Response, Fault> {
     result?;
     Ok(Response::done())
+}
+
+/// Puts a device in the place of the one of its name, or behind all others.
+fn put<T>(devices: &mut Vec<T>, device: T, name: impl Fn(&T) -> &String) {
+    let mut others = devices.iter_mut();
+    match others.find(|other| name(other) == name(&device)) {
+        Some(place) => *place = device,
+        None => devices.push(device),
+    }
 }

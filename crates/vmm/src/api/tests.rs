@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use skiff_virtio::{BucketChange, LimitsChange};
 
 use super::server::MAX_CONNECTIONS;
 use super::{Api, ApiError, ApiThread, Guest};
@@ -50,6 +51,29 @@ impl Guest for Fake {
     fn is_paused(&self) -> bool {
         self.paused.load(Ordering::SeqCst)
     }
+
+    fn limit_disk(&self, id: &str, change: LimitsChange) -> Result<(), MachineError> {
+        self.note(format!("limit {id} {}", in_words(change)))
+    }
+
+    fn limit_interface(
+        &self,
+        id: &str,
+        receive: LimitsChange,
+        transmit: LimitsChange,
+    ) -> Result<(), MachineError> {
+        let (receive, transmit) = (in_words(receive), in_words(transmit));
+        self.note(format!("limit {id} {receive} {transmit}"))
+    }
+}
+
+fn in_words(change: LimitsChange) -> String {
+    let word = |bucket| match bucket {
+        BucketChange::Keep => "keep".into(),
+        BucketChange::Lift => "lift".into(),
+        BucketChange::Set(bucket) => bucket.size.to_string(),
+    };
+    format!("{}/{}", word(change.bytes), word(change.operations))
 }
 
 /// An API whose machine is a fake one.
@@ -66,7 +90,7 @@ const BROKEN: &str = "broken";
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["kernel", BROKEN, "initrd"] {
+        for name in ["kernel", BROKEN, "initrd", "disk"] {
             std::fs::write(folder.path().join(name), [0; 512]).unwrap();
         }
         let mut api = Api::listen(&folder.path().join("api"), "vm-1", false).unwrap();
@@ -79,7 +103,11 @@ impl Bench {
                 if path.ends_with(BROKEN) {
                     return Err(MachineError::NoDisk { id: "a".into() });
                 }
-                theirs.note(format!("start {}", config.machine_config.vcpu_count))
+                let names = config.ordered_drives().map(|drive| drive.drive_id.as_str());
+                let interfaces = config.network_interfaces.iter();
+                let names = names.chain(interfaces.map(|interface| interface.iface_id.as_str()));
+                let names: String = names.map(|name| format!(" {name}")).collect();
+                theirs.note(format!("start {}{names}", config.machine_config.vcpu_count))
             };
             let started = api.configure(ended.as_fd(), start).unwrap();
             started.map(|()| ApiThread::spawn(api, theirs, || true).unwrap())
@@ -102,6 +130,11 @@ impl Bench {
 
     fn kernel(&self, name: &str) -> String {
         json!({"kernel_image_path": self.path(name), "boot_args": "quiet"}).to_string()
+    }
+
+    fn drive(&self, id: &str, more: &str) -> String {
+        let path = self.path("disk");
+        format!(r#"{{"drive_id":{id:?},"path_on_host":{path:?}{more}}}"#)
     }
 
     fn start(&self, client: &mut Client) {
@@ -277,6 +310,260 @@ fn each_request_has_its_time() {
         ],
     );
     assert_eq!(bench.guest.told(), ["start 1"]);
+}
+
+#[test]
+fn devices_are_put_and_put_again() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    let full = r#","is_root_device":false,"is_read_only":true,"cache_type":"Writeback","io_engine":"Sync",
+        "rate_limiter":{"bandwidth":{"size":0,"one_time_burst":0,"refill_time":0},"ops":null}"#;
+    client.tell("PUT", "/drives/data", &bench.drive("data", full));
+    let root = r#","is_root_device":true,"is_read_only":true"#;
+    client.tell("PUT", "/drives/root", &bench.drive("root", root));
+    client.tell("PUT", "/drives/data", &bench.drive("data", ""));
+    let interface =
+        r#"{"iface_id":"eth_0","host_dev_name":"tap0","guest_mac":"06:00:AC:10:00:02","mtu":1500}"#;
+    client.tell("PUT", "/network-interfaces/eth_0", interface);
+    client.tell("PUT", "/network-interfaces/eth_0", interface);
+    client.tell(
+        "PUT",
+        "/vsock",
+        r#"{"guest_cid":3,"uds_path":"/v","vsock_id":"old"}"#,
+    );
+    client.tell("PUT", "/entropy", "{}");
+    client.tell(
+        "PUT",
+        "/serial",
+        r#"{"serial_out_path":"/out","rate_limiter":{"size":5,"refill_time":7}}"#,
+    );
+    let disk = json!(bench.path("disk"));
+    let (_, whole) = client.ask("GET", "/vm/config", "");
+    let drive = |id, root| {
+        json!({
+            "drive_id": id, "path_on_host": disk, "is_root_device": root, "is_read_only": root,
+            "cache_type": "Unsafe", "io_engine": "Sync", "rate_limiter": null,
+        })
+    };
+    assert_eq!(
+        whole["drives"],
+        json!([drive("data", false), drive("root", true)])
+    );
+    let interfaces = whole["network-interfaces"].as_array().unwrap();
+    assert_eq!(interfaces.len(), 1);
+    assert_eq!(interfaces[0]["guest_mac"], "06:00:ac:10:00:02");
+    assert_eq!(whole["vsock"], json!({"guest_cid": 3, "uds_path": "/v"}));
+    assert_eq!(whole["entropy"], json!({}));
+    assert_eq!(whole["serial"]["rate_limiter"]["bandwidth"]["size"], 5);
+    // What is told can be a file.
+    assert!(serde_json::from_value::<Config>(whole).is_ok());
+    bench.start(&mut client);
+    assert_eq!(bench.guest.told(), ["start 1 root data eth_0"]);
+}
+
+#[test]
+fn devices_that_cannot_be_are_refused() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    let root = r#","is_root_device":true"#;
+    client.tell("PUT", "/drives/root", &bench.drive("root", root));
+    let drive = |more| bench.drive("a", more);
+    let missing = r#"{"drive_id":"a","path_on_host":"/nonexistent/disk"}"#;
+    let (path, net) = ("/drives/a", "/network-interfaces/a");
+    refused(
+        &mut client,
+        &[
+            ("PUT", "/drives", "{}", "PUT /drives is no request"),
+            ("PUT", "/drives/", &drive(""), "PUT /drives/ is no request"),
+            ("PUT", "/drives/a/b", &drive(""), "is no request"),
+            (
+                "PUT",
+                "/drives/b",
+                &drive(""),
+                "the path names \"b\" and the body \"a\"",
+            ),
+            (
+                "PUT",
+                "/drives/a.b",
+                &bench.drive("a.b", ""),
+                "letters, digits, _ and -",
+            ),
+            ("PUT", "/drives/%61", &drive(""), "the path names \"%61\""),
+            ("PUT", path, &drive(root), "another drive is the root"),
+            ("PUT", path, missing, "/nonexistent/disk cannot be opened"),
+            (
+                "PUT",
+                path,
+                r#"{"drive_id":"a"}"#,
+                "missing field `path_on_host`",
+            ),
+            (
+                "PUT",
+                path,
+                &drive(r#","io_engine":"Async""#),
+                "unknown variant `Async`",
+            ),
+            (
+                "PUT",
+                path,
+                &drive(r#","partuuid":"0eaa91a0-01""#),
+                "unknown field `partuuid`",
+            ),
+            (
+                "PUT",
+                path,
+                &drive(r#","rate_limiter":{"ops":{"size":1}}"#),
+                "missing field `refill_time`",
+            ),
+            (
+                "PUT",
+                net,
+                r#"{"iface_id":"b","host_dev_name":"tap0"}"#,
+                "the path names",
+            ),
+            ("PUT", net, r#"{"iface_id":"a"}"#, "host_dev_name or tap_fd"),
+            (
+                "PUT",
+                net,
+                r#"{"iface_id":"a","host_dev_name":"tap0","guest_mac":"x"}"#,
+                "no address",
+            ),
+            (
+                "PUT",
+                net,
+                r#"{"iface_id":"a","host_dev_name":"tap0","mtu":67}"#,
+                "68 or more",
+            ),
+            (
+                "PUT",
+                "/vsock",
+                r#"{"guest_cid":2,"uds_path":"/v"}"#,
+                "guest_cid is 2: it must be from 3 to 4294967294",
+            ),
+            (
+                "PUT",
+                "/vsock",
+                r#"{"guest_cid":4294967295,"uds_path":"/v"}"#,
+                "guest_cid is",
+            ),
+            (
+                "PUT",
+                "/entropy",
+                r#"{"rate_limiter":{}}"#,
+                "unknown field `rate_limiter`",
+            ),
+            (
+                "PATCH",
+                path,
+                r#"{"drive_id":"a"}"#,
+                "once the machine is started",
+            ),
+            (
+                "PATCH",
+                net,
+                r#"{"iface_id":"a"}"#,
+                "once the machine is started",
+            ),
+        ],
+    );
+    for number in 1..19 {
+        let id = format!("d{number}");
+        client.tell("PUT", &format!("/drives/{id}"), &bench.drive(&id, ""));
+    }
+    let last = (
+        "PUT",
+        "/vsock",
+        r#"{"guest_cid":3,"uds_path":"/v"}"#,
+        "19 devices at most",
+    );
+    refused(&mut client, &[last]);
+    assert_eq!(client.ask("GET", "/vm/config", "").1["vsock"], Value::Null);
+}
+
+#[test]
+fn limits_are_changed_while_the_machine_runs() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    client.tell("PUT", "/drives/root", &bench.drive("root", ""));
+    let net = "/network-interfaces/eth0";
+    client.tell("PUT", net, r#"{"iface_id":"eth0","host_dev_name":"tap0"}"#);
+    bench.start(&mut client);
+    let bucket = |size| json!({"size": size, "refill_time": 100});
+    let drive = |limits| json!({"drive_id": "root", "rate_limiter": limits}).to_string();
+    client.tell(
+        "PATCH",
+        "/drives/root",
+        &drive(json!({"bandwidth": bucket(5), "ops": bucket(6)})),
+    );
+    client.tell("PATCH", "/drives/root", &drive(json!({"ops": bucket(0)})));
+    client.tell(
+        "PATCH",
+        net,
+        &json!({"iface_id": "eth0", "tx_rate_limiter": {"bandwidth": bucket(7)}}).to_string(),
+    );
+    client.tell("PATCH", net, r#"{"iface_id":"eth0"}"#);
+    assert_eq!(
+        bench.guest.told()[1..],
+        [
+            "limit root 5/6",
+            "limit root keep/lift",
+            "limit eth0 keep/keep 7/keep",
+            "limit eth0 keep/keep keep/keep",
+        ]
+    );
+    let (_, whole) = client.ask("GET", "/vm/config", "");
+    let limits = &whole["drives"][0]["rate_limiter"];
+    assert_eq!(
+        (&limits["bandwidth"]["size"], &limits["ops"]["size"]),
+        (&json!(5), &json!(0))
+    );
+    let limits = &whole["network-interfaces"][0]["tx_rate_limiter"];
+    assert_eq!(limits["bandwidth"]["size"], 7);
+    let path = json!({"drive_id": "root", "path_on_host": bench.path("disk")}).to_string();
+    refused(
+        &mut client,
+        &[
+            ("PATCH", "/drives/root", &path, "opens no file"),
+            (
+                "PATCH",
+                "/drives/root",
+                r#"{"drive_id":"root"}"#,
+                "nothing is to be changed",
+            ),
+            (
+                "PATCH",
+                "/drives/other",
+                r#"{"drive_id":"root"}"#,
+                "the path names",
+            ),
+            (
+                "PATCH",
+                "/drives/a",
+                r#"{"drive_id":"a","rate_limiter":{}}"#,
+                "there is no drive \"a\"",
+            ),
+            (
+                "PATCH",
+                "/network-interfaces/a",
+                r#"{"iface_id":"a"}"#,
+                "there is no network interface \"a\"",
+            ),
+            (
+                "PATCH",
+                "/drives/root",
+                r#"{"drive_id":"root","is_read_only":true}"#,
+                "unknown field",
+            ),
+            (
+                "PUT",
+                "/drives/root",
+                &bench.drive("root", ""),
+                "before the machine is started",
+            ),
+            ("PUT", "/entropy", "{}", "before the machine is started"),
+            ("PUT", "/serial", "{}", "before the machine is started"),
+        ],
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use skiff_kvm::arch::layout;
+use skiff_virtio::vsock::GUEST_CIDS;
 
 use super::{Config, MAX_CAPACITY_MIB, MAX_VCPUS};
 use crate::inherited;
@@ -91,6 +92,16 @@ impl Config {
         if !memory.contains(&machine.mem_size_mib) {
             let must = format!("it must be from {} to {}", memory.start(), memory.end());
             return wrong("machine-config.mem_size_mib", &machine.mem_size_mib, must);
+        }
+        if let Some(vsock) = &self.vsock
+            && !GUEST_CIDS.contains(&vsock.guest_cid)
+        {
+            let must = format!(
+                "it must be from {} to {}",
+                GUEST_CIDS.start(),
+                GUEST_CIDS.end()
+            );
+            return wrong("vsock.guest_cid", &vsock.guest_cid, must);
         }
         let others = [self.vsock.is_some(), self.entropy.is_some()];
         let disks = self.window_disks.len() + self.drives.len();

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use skiff_virtio::{Bucket, Limits};
+use skiff_virtio::{Bucket, BucketChange, Limits, LimitsChange};
 
 /// Firecracker's, less what turns modules off and what is not there to be
 /// turned off: no keyboard controller is probed for.
@@ -142,11 +142,36 @@ impl RateLimits {
     pub fn limits(&self) -> Limits {
         let limit = |bucket: &Option<TokenBucket>| {
             let bucket = bucket.as_ref()?;
-            (bucket.size > 0 && bucket.refill_time > 0).then(|| bucket.bucket())
+            (!bucket.is_none()).then(|| bucket.bucket())
         };
         Limits {
             bytes: limit(&self.bandwidth),
             operations: limit(&self.ops),
+        }
+    }
+}
+
+impl RateLimits {
+    /// What becomes of a device's limits when these are told: what is not
+    /// there stays.
+    #[must_use]
+    pub fn change(&self) -> LimitsChange {
+        let change = |bucket: &Option<TokenBucket>| match bucket {
+            None => BucketChange::Keep,
+            Some(bucket) if bucket.is_none() => BucketChange::Lift,
+            Some(bucket) => BucketChange::Set(bucket.bucket()),
+        };
+        LimitsChange {
+            bytes: change(&self.bandwidth),
+            operations: change(&self.ops),
+        }
+    }
+
+    /// These limits, with those of `told` that are there.
+    pub(crate) fn changed(self, told: &Self) -> Self {
+        Self {
+            bandwidth: told.bandwidth.clone().or(self.bandwidth),
+            ops: told.ops.clone().or(self.ops),
         }
     }
 }
@@ -185,6 +210,11 @@ impl Default for TokenBucket {
 }
 
 impl TokenBucket {
+    /// Whether it is no limit.
+    const fn is_none(&self) -> bool {
+        self.size == 0 || self.refill_time == 0
+    }
+
     /// As the devices have it.
     #[must_use]
     pub const fn bucket(&self) -> Bucket {

@@ -165,6 +165,7 @@ const CONTROL: &[i64] = &[
     libc::SYS_unlink,
 ];
 
+/// A limit that is changed wakes what waits for it.
 const API: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_poll,
@@ -172,6 +173,7 @@ const API: &[i64] = &[
     libc::SYS_recvfrom,
     libc::SYS_sendto,
     libc::SYS_tgkill,
+    libc::SYS_timerfd_settime,
     libc::SYS_unlink,
 ];
 

@@ -14,7 +14,7 @@ use skiff_virtio::block::{Block, Counters, Disk, Windows};
 use skiff_virtio::entropy::Entropy;
 use skiff_virtio::net::{self, Net, Tap, TapError};
 use skiff_virtio::vsock::Vsock;
-use skiff_virtio::{Device, Limits, Line, Throttle, mmio};
+use skiff_virtio::{Device, Line, Throttle, ThrottleHandle, mmio};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -41,6 +41,7 @@ pub(super) struct DiskHandle {
     pub(super) counters: Arc<Counters>,
     /// Where files are mapped, if it is a disk of windows.
     pub(super) windows: Option<Windows>,
+    pub(super) limits: ThrottleHandle,
 }
 
 /// What a configuration makes.
@@ -57,6 +58,10 @@ pub(super) struct Made {
 pub(super) struct NetworkHandle {
     pub(super) id: String,
     pub(super) counters: Arc<net::Counters>,
+    /// Of what the guest receives.
+    pub(super) receive: ThrottleHandle,
+    /// Of what it sends.
+    pub(super) transmit: ThrottleHandle,
 }
 
 impl Made {
@@ -67,14 +72,14 @@ impl Made {
         windows: Option<Windows>,
         limits: Option<&RateLimits>,
     ) -> Result<(), MachineError> {
-        let mut block = Block::new(disk);
-        if let Some(throttle) = throttle(limits)? {
-            block = block.limited(throttle);
-        }
+        let throttle = throttle(limits)?;
+        let limits = throttle.handle();
+        let block = Block::new(disk).limited(throttle);
         self.disks.push(DiskHandle {
             id: id.into(),
             counters: block.counters(),
             windows,
+            limits,
         });
         self.devices.push(Box::new(block));
         Ok(())
@@ -82,17 +87,22 @@ impl Made {
 
     fn add_interface(&mut self, interface: &NetworkInterface) -> Result<(), MachineError> {
         let tap = open_tap(interface)?;
+        let receive = throttle(interface.rx_rate_limiter.as_ref())?;
+        let transmit = throttle(interface.tx_rate_limiter.as_ref())?;
+        let limits = (receive.handle(), transmit.handle());
         let settings = net::Settings {
             mac: interface.guest_mac.map(|mac| mac.0),
             mtu: interface.mtu.or(tap.mtu()),
-            receive: throttle(interface.rx_rate_limiter.as_ref())?,
-            transmit: throttle(interface.tx_rate_limiter.as_ref())?,
+            receive: Some(receive),
+            transmit: Some(transmit),
         };
         let net =
             Net::new(Box::new(tap), settings).map_err(MachineError::io("wait for an interface"))?;
         self.networks.push(NetworkHandle {
             id: interface.iface_id.clone(),
             counters: net.counters(),
+            receive: limits.0,
+            transmit: limits.1,
         });
         self.devices.push(Box::new(net));
         Ok(())
@@ -126,14 +136,11 @@ fn inherited(descriptor: RawFd) -> rustix::io::Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(borrowed, 0)
 }
 
-/// What keeps a device to its limits, if it has any.
-fn throttle(limits: Option<&RateLimits>) -> Result<Option<Throttle>, MachineError> {
+/// What keeps a device to its limits, which it may get later.
+fn throttle(limits: Option<&RateLimits>) -> Result<Throttle, MachineError> {
     let limits = limits.map(RateLimits::limits).unwrap_or_default();
-    if limits == Limits::default() {
-        return Ok(None);
-    }
     let throttle = Throttle::new(limits, Arc::new(SystemClock));
-    throttle.map(Some).map_err(MachineError::io("get a timer"))
+    throttle.map_err(MachineError::io("get a timer"))
 }
 
 /// Makes the devices of a configuration.

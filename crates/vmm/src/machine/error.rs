@@ -61,6 +61,14 @@ pub enum MachineError {
         /// The name.
         id: String,
     },
+    /// There is no device with this name.
+    #[error("there is no {kind} {id:?}")]
+    NoDevice {
+        /// What it would be.
+        kind: &'static str,
+        /// The name.
+        id: String,
+    },
     /// A window cannot be mapped or taken away.
     #[error("disk {id}")]
     Window {
@@ -101,6 +109,13 @@ impl MachineError {
         move |source| Self::Window {
             id: id.into(),
             source,
+        }
+    }
+
+    pub(crate) fn no_device(kind: &'static str, id: &str) -> Self {
+        Self::NoDevice {
+            kind,
+            id: id.into(),
         }
     }
 

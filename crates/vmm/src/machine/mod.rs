@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use skiff_kvm::{GuestExit, GuestRam, VcpuThread, Vm};
+use skiff_virtio::LimitsChange;
 use skiff_virtio::block::{SectorRange, Windows};
 use skiff_wire::monitor::{DiskStats, NetworkStats, Stats};
 
@@ -140,6 +141,34 @@ impl Machine {
         let found = disks.find(|other| other.id == disk);
         let windows = found.and_then(|disk| disk.windows.as_ref());
         windows.ok_or_else(|| MachineError::NoDisk { id: disk.into() })
+    }
+
+    /// Changes how much the guest may ask of a disk.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn limit_disk(&self, id: &str, change: LimitsChange) -> Result<(), MachineError> {
+        let found = self.disks.iter().find(|disk| disk.id == id);
+        let disk = found.ok_or_else(|| MachineError::no_device("drive", id))?;
+        disk.limits.change(change);
+        Ok(())
+    }
+
+    /// Changes what the guest may receive and send at an interface.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn limit_interface(
+        &self,
+        id: &str,
+        receive: LimitsChange,
+        transmit: LimitsChange,
+    ) -> Result<(), MachineError> {
+        let found = self.networks.iter().find(|network| network.id == id);
+        let network = found.ok_or_else(|| MachineError::no_device("network interface", id))?;
+        network.receive.change(receive);
+        network.transmit.change(transmit);
+        Ok(())
     }
 
     /// What it has used so far.
