@@ -21,6 +21,7 @@ pub mod inherited;
 mod listener;
 mod machine;
 pub mod probe;
+mod report;
 
 pub use config::Config;
 pub use machine::{Machine, MachineError, Options};

@@ -61,7 +61,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
         true => None,
         false => Some(Filters::compile()?),
     };
-    let Some(machine) = machine(arguments, api.as_mut(), confinement, filters.clone())? else {
+    let Some(machine) = machine(arguments, &mut api, confinement, filters.clone())? else {
         return Ok(GuestExit::Stopped);
     };
     let exit = live(&machine, control, api, filters)?;
@@ -82,7 +82,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
 /// API configures; none when a signal comes before that.
 fn machine(
     arguments: &Arguments,
-    api: Option<&mut Api>,
+    api: &mut Option<Api>,
     confinement: Option<Confinement>,
     filters: Option<Filters>,
 ) -> anyhow::Result<Option<Arc<Machine>>> {
@@ -107,11 +107,13 @@ fn machine(
     let build = |config: &Config| Machine::build_on(&host, config, &options).map(Arc::new);
     match (config, api) {
         (Some(config), api) => {
-            let machine = build(&config)?;
-            if let Some(api) = api {
-                api.set_config(config);
+            if api.is_none() && (config.logger.is_some() || config.metrics.is_some()) {
+                *api = Some(Api::unreachable(&arguments.id));
             }
-            Ok(Some(machine))
+            if let Some(api) = api {
+                api.set_config(&config)?;
+            }
+            build(&config).map(Some).map_err(Into::into)
         }
         (None, Some(api)) => {
             let end = signals::descriptor().context("signals cannot be waited for")?;
@@ -148,7 +150,7 @@ fn live(
     let (runs, told) = std::sync::mpsc::sync_channel(1);
     let held = behind(Part::Api);
     let first = move || held() && told.recv().is_ok();
-    let _api = api
+    let api = api
         .map(|api| ApiThread::spawn(api, Arc::clone(machine), first))
         .transpose()?;
     if let Some(filters) = &filters {
@@ -157,7 +159,11 @@ fn live(
     machine.resume()?;
     // Nobody hears it where there is no API.
     runs.send(()).unwrap_or_default();
-    machine.wait(None).context("the guest did not end")
+    let exit = machine.wait(None).context("the guest did not end")?;
+    if let Some(api) = api {
+        api.end(format!("{exit} [{}]", exit.word()));
+    }
+    Ok(exit)
 }
 
 /// What a thread does first; false if it may not go on.

@@ -125,10 +125,13 @@ fn a_machine_has_the_devices_that_were_put() {
     let vsock = json!({"guest_cid": 3, "uds_path": monitor.path("vsock")});
     client.tell("PUT", "/vsock", &vsock.to_string());
     client.tell("PUT", "/entropy", "{}");
+    let metrics = json!({"metrics_path": monitor.path("metrics")});
+    client.tell("PUT", "/metrics", &metrics.to_string());
     let serial = json!({"serial_out_path": monitor.path("serial")});
     client.tell("PUT", "/serial", &serial.to_string());
     client.tell("PUT", "/actions", START);
     assert!(monitor.path("vsock").exists());
+    client.tell("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#);
     // Until then its second request waits.
     let lift = r#"{"drive_id":"disk","rate_limiter":{"ops":{"size":0,"refill_time":0}}}"#;
     client.tell("PATCH", "/drives/disk", lift);
@@ -137,6 +140,17 @@ fn a_machine_has_the_devices_that_were_put() {
     let said = fs::read_to_string(monitor.path("serial")).unwrap();
     assert_eq!(said, format!("this is sector 1{}", skiff_flat::BLOCK_SAYS));
     assert!(!monitor.path("vsock").exists());
+    let metrics = fs::read_to_string(monitor.path("metrics")).unwrap();
+    let read = metrics.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["block_disk"]["read_bytes"].as_u64().unwrap()
+    });
+    let read: Vec<u64> = read.collect();
+    assert_eq!(
+        (read.len(), read.iter().sum::<u64>()),
+        (2, 512),
+        "{metrics}"
+    );
 }
 
 #[test]
@@ -264,6 +278,65 @@ fn each_thread_is_behind_its_filter() {
     }
     monitor.signal(Signal::INT);
     assert_eq!(monitor.end().0, Some(0));
+}
+
+#[test]
+fn a_log_and_metrics_tell_of_a_machine_with_an_api_and_without() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = folder(skiff_flat::HELLO);
+    let path = |name| folder.path().join(name);
+    let config = json!({
+        "boot-source": {"kernel_image_path": path("kernel"), "boot_args": ""},
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": 4},
+        "serial": {"rate_limiter": {"bandwidth": {"size": 5, "refill_time": 1_000_000}}},
+        "logger": {"log_path": path("log"), "show_level": true},
+        "metrics": {"metrics_path": path("metrics")},
+    });
+    fs::write(path("config"), config.to_string()).unwrap();
+    let api = path("api");
+    for arguments in [&["--no-api"][..], &["--api-sock", api.to_str().unwrap()]] {
+        let output = command(env!("CARGO_BIN_EXE_skiff-vmm"))
+            .args(arguments)
+            .args(["--id", "vm-1", "--config-file"])
+            .arg(path("config"))
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{err}");
+        let log = fs::read_to_string(path("log")).unwrap();
+        assert!(
+            log.ends_with("[vm-1:INFO] the guest asked for a reset [reset]\n"),
+            "{log}"
+        );
+        let metrics = fs::read_to_string(path("metrics")).unwrap();
+        let last: serde_json::Value =
+            serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+        let dropped = skiff_flat::HELLO_SAYS.len() - 5;
+        assert_eq!(last["uart"]["rate_limiter_dropped_bytes"], dropped);
+    }
+    assert_eq!(
+        fs::read_to_string(path("metrics")).unwrap().lines().count(),
+        2
+    );
+
+    let nowhere = json!({"metrics_path": "/nonexistent/metrics"});
+    let wrong = json!({"boot-source": config["boot-source"], "metrics": nowhere});
+    fs::write(path("config"), wrong.to_string()).unwrap();
+    let output = command(env!("CARGO_BIN_EXE_skiff-vmm"))
+        .args(["--no-api", "--config-file"])
+        .arg(path("config"))
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(
+        err.contains("/nonexistent/metrics cannot be opened"),
+        "{err}"
+    );
 }
 
 #[test]

@@ -8,9 +8,10 @@ use serde::de::DeserializeOwned;
 use super::fault::Fault;
 use super::http::{Method, Request};
 use crate::config::{
-    BootSource, Drive, Entropy, MachineConfig, NetworkInterface, Nothing, Off, RateLimiter,
-    RateLimits, Serial, TokenBucket, Vsock,
+    BootSource, Drive, Entropy, Logger, MachineConfig, Metrics, NetworkInterface, Nothing, Off,
+    RateLimiter, RateLimits, Serial, TokenBucket, Vsock,
 };
+use crate::report;
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub(super) enum Action {
     PutVsock(Vsock),
     PutEntropy(Entropy),
     PutSerial(Serial),
+    PutLogger(Logger),
+    PutMetrics(Metrics),
     Start,
     FlushMetrics,
     CtrlAltDel,
@@ -185,6 +188,8 @@ impl Action {
             (Put, ["vsock"]) => json(body).map(Self::PutVsock),
             (Put, ["entropy"]) => json(body).map(Self::PutEntropy),
             (Put, ["serial"]) => json(body).map(|body: SerialBody| Self::PutSerial(body.into())),
+            (Put, ["logger"]) => json(body).map(Self::PutLogger),
+            (Put, ["metrics"]) => json(body).map(Self::PutMetrics),
             (Put, ["actions"]) => json(body).map(|body: ActionBody| match body.action_type {
                 ActionType::InstanceStart => Self::Start,
                 ActionType::FlushMetrics => Self::FlushMetrics,
@@ -215,4 +220,79 @@ fn same(path: &str, body: &str) -> Result<(), Fault> {
         path: path.into(),
         body: body.into(),
     })
+}
+
+/// How requests are counted: by the beginning of their path, as Firecracker's
+/// metrics name them.
+const COUNTED: &[(Method, &str, &str, Option<&str>)] = &[
+    (Method::Get, "", "instance_info_count", None),
+    (Method::Get, "machine-config", "machine_cfg_count", None),
+    (Method::Get, "version", "vmm_version_count", None),
+    (
+        Method::Put,
+        "actions",
+        "actions_count",
+        Some("actions_fails"),
+    ),
+    (
+        Method::Put,
+        "boot-source",
+        "boot_source_count",
+        Some("boot_source_fails"),
+    ),
+    (Method::Put, "drives", "drive_count", Some("drive_fails")),
+    (Method::Put, "logger", "logger_count", Some("logger_fails")),
+    (
+        Method::Put,
+        "machine-config",
+        "machine_cfg_count",
+        Some("machine_cfg_fails"),
+    ),
+    (
+        Method::Put,
+        "metrics",
+        "metrics_count",
+        Some("metrics_fails"),
+    ),
+    (
+        Method::Put,
+        "network-interfaces",
+        "network_count",
+        Some("network_fails"),
+    ),
+    (Method::Put, "serial", "serial_count", Some("serial_fails")),
+    (Method::Put, "vsock", "vsock_count", Some("vsock_fails")),
+    (Method::Patch, "drives", "drive_count", Some("drive_fails")),
+    (
+        Method::Patch,
+        "machine-config",
+        "machine_cfg_count",
+        Some("machine_cfg_fails"),
+    ),
+    (
+        Method::Patch,
+        "network-interfaces",
+        "network_count",
+        Some("network_fails"),
+    ),
+];
+
+/// Counts a request.
+pub(super) fn count(metrics: &mut report::Metrics, request: &Request, is_done: bool) {
+    let path = request.path.trim_start_matches('/');
+    let first = path.split('/').next().unwrap_or_default();
+    let mut table = COUNTED.iter();
+    let found = table.find(|(method, path, ..)| *method == request.method && *path == first);
+    let Some((method, _, count, fails)) = found else {
+        return;
+    };
+    let group = match method {
+        Method::Get => "get_api_requests",
+        Method::Put => "put_api_requests",
+        Method::Patch => "patch_api_requests",
+    };
+    metrics.count(group, count);
+    if let (false, Some(fails)) = (is_done, fails) {
+        metrics.count(group, fails);
+    }
 }

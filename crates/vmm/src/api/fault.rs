@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::http::{Response, Status};
 use crate::MachineError;
@@ -21,6 +21,10 @@ pub(super) enum Fault {
     Names { path: String, body: String },
     #[error("a machine that runs opens no file: path_on_host cannot be changed")]
     Path,
+    #[error("metrics are told already: where to is said once")]
+    Told,
+    #[error("the metrics had no room: nobody empties the pipe that they go to")]
+    Full,
     #[error("nothing is to be changed")]
     Nothing,
     #[error("this can only be done once the machine is started")]
@@ -43,6 +47,14 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    pub(super) fn open(field: &str, path: &Path, source: std::io::Error) -> Self {
+        Self::Open {
+            field: field.into(),
+            path: path.to_owned(),
+            source,
+        }
+    }
+
     pub(super) fn response(&self) -> Response {
         let message = skiff_base::chain(self).to_string();
         Response::fault(Status::BadRequest, &message)

@@ -1,4 +1,5 @@
 use skiff_virtio::LimitsChange;
+use skiff_wire::monitor::Stats;
 
 use crate::{Machine, MachineError};
 
@@ -32,6 +33,8 @@ pub trait Guest: Send + Sync + 'static {
         receive: LimitsChange,
         transmit: LimitsChange,
     ) -> Result<(), MachineError>;
+    /// What it has used.
+    fn stats(&self) -> Stats;
 }
 
 impl Guest for Machine {
@@ -58,5 +61,9 @@ impl Guest for Machine {
         transmit: LimitsChange,
     ) -> Result<(), MachineError> {
         self.limit_interface(id, receive, transmit)
+    }
+
+    fn stats(&self) -> Stats {
+        self.stats()
     }
 }

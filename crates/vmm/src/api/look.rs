@@ -17,11 +17,9 @@ pub(super) fn file(field: &str, path: &Path, writes: bool) -> Result<(), Fault> 
     // A pipe whose other end is nowhere is not waited for.
     options.custom_flags(libc::O_NONBLOCK);
     let opened = options.read(true).write(writes).open(path);
-    opened.map(drop).map_err(|source| Fault::Open {
-        field: field.into(),
-        path: path.to_owned(),
-        source,
-    })
+    opened
+        .map(drop)
+        .map_err(|source| Fault::open(field, path, source))
 }
 
 pub(super) fn boot_source(source: &BootSource) -> Result<(), Fault> {

@@ -24,16 +24,20 @@ mod thread;
 
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::SocketType;
 use serde_json::json;
+use skiff_base::{Clock, SystemClock};
 
 use self::action::{Action, DriveChange, InterfaceChange};
 use self::fault::Fault;
 use self::http::{Request, Response};
 use self::server::{Event, Server};
+use crate::config::{self, Level};
 use crate::listener::Listener;
+use crate::report::{Log, Metrics, Sink};
 use crate::{Config, MachineError};
 
 pub use guest::Guest;
@@ -46,6 +50,15 @@ pub enum ApiError {
     #[error("{} cannot be listened on: remove what is there, or name another path", .path.display())]
     Listen {
         /// Its path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The log or the metrics cannot go where they should.
+    #[error("{} cannot be opened for a log or metrics", .path.display())]
+    Report {
+        /// Where that is.
         path: PathBuf,
         /// Why not.
         #[source]
@@ -65,6 +78,8 @@ pub struct Api {
     server: Server,
     id: String,
     config: Config,
+    log: Log,
+    metrics: Metrics,
 }
 
 impl Api {
@@ -79,16 +94,45 @@ impl Api {
             path: path.to_owned(),
             source,
         })?;
-        Ok(Self {
-            server: Server::new(Some(listener)),
+        Ok(Self::new(Some(listener), id))
+    }
+
+    /// One that nobody reaches, for a machine that has a log or metrics.
+    #[must_use]
+    pub fn unreachable(id: &str) -> Self {
+        Self::new(None, id)
+    }
+
+    fn new(listener: Option<Listener>, id: &str) -> Self {
+        let clock = Arc::new(SystemClock);
+        Self {
+            server: Server::new(listener),
             id: id.into(),
             config: Config::unsaid(),
-        })
+            log: Log::new(id, clock.clone()),
+            metrics: Metrics::new(clock),
+        }
     }
 
     /// What its machine is, when that is not said over it.
-    pub fn set_config(&mut self, config: Config) {
-        self.config = config;
+    ///
+    /// # Errors
+    /// When the log or the metrics cannot go where they should.
+    pub fn set_config(&mut self, config: &Config) -> Result<(), ApiError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            |source| ApiError::Report { path, source }
+        };
+        if let Some(logger) = &config.logger {
+            let path = logger.log_path.as_deref().unwrap_or(Path::new(""));
+            self.log.set(logger).map_err(failed(path))?;
+        }
+        if let Some(config::Metrics { metrics_path }) = &config.metrics {
+            let sink = Sink::open(metrics_path).map_err(failed(metrics_path))?;
+            self.metrics.tell(sink);
+        }
+        self.config = config.clone();
+        Ok(())
     }
 
     /// Serves until a client has started the machine, which `start` makes.
@@ -114,15 +158,28 @@ impl Api {
                 machine = Some(start(config)?);
                 Ok(())
             });
-            self.answer(result);
+            self.answer(&request, result);
             if machine.is_some() {
                 return Ok(machine);
             }
         }
     }
 
-    fn answer(&mut self, result: Result<Response, Fault>) {
-        let response = result.unwrap_or_else(|fault| fault.response());
+    /// Counts, logs and answers a request.
+    fn answer(&mut self, request: &Request, result: Result<Response, Fault>) {
+        action::count(&mut self.metrics, request, result.is_ok());
+        let what = format!("{} {}", request.method.word(), request.path);
+        let response = match result {
+            Ok(response) => {
+                self.log.say(Level::Info, &format!("{what}: done"));
+                response
+            }
+            Err(fault) => {
+                let said = format!("{what}: {}", skiff_base::chain(&fault));
+                self.log.say(Level::Error, &said);
+                fault.response()
+            }
+        };
         self.server.answer(&response);
     }
 
@@ -174,6 +231,22 @@ impl Api {
             Action::PutVsock(vsock) => changed.vsock = Some(vsock),
             Action::PutEntropy(entropy) => changed.entropy = Some(entropy),
             Action::PutSerial(serial) => changed.serial = Some(serial),
+            Action::PutLogger(logger) => {
+                let path = logger.log_path.as_deref().unwrap_or(Path::new(""));
+                let set = self.log.set(&logger);
+                set.map_err(|source| Fault::open("log_path", path, source))?;
+                changed.logger = Some(logger);
+            }
+            Action::PutMetrics(metrics) => {
+                if self.metrics.are_told() {
+                    return Err(Fault::Told);
+                }
+                let path = &metrics.metrics_path;
+                let sink = Sink::open(path);
+                let sink = sink.map_err(|source| Fault::open("metrics_path", path, source))?;
+                self.metrics.tell(sink);
+                changed.metrics = Some(metrics);
+            }
         }
         changed.check()?;
         self.config = changed;
@@ -188,9 +261,12 @@ impl Api {
             Action::Version => Ok(version()),
             Action::WholeConfig => Ok(self.whole_config()),
             Action::GetMachineConfig => Ok(self.machine_config()),
-            Action::Pause => done(guest.pause()),
-            Action::Resume => done(guest.resume()),
-            Action::FlushMetrics => Ok(Response::done()),
+            Action::Pause => self.timed("pause_vm", || guest.pause()),
+            Action::Resume => self.timed("resume_vm", || guest.resume()),
+            Action::FlushMetrics => match self.metrics.flush(&guest.stats(), self.log.missed()) {
+                true => Ok(Response::done()),
+                false => Err(Fault::Full),
+            },
             Action::CtrlAltDel => Err(Fault::Absent("keyboard")),
             Action::PatchDrive(change) => self.limit_drive(change, guest),
             Action::PatchInterface(change) => self.limit_interface(&change, guest),
@@ -200,10 +276,26 @@ impl Api {
             | Action::PutVsock(_)
             | Action::PutEntropy(_)
             | Action::PutSerial(_)
+            | Action::PutLogger(_)
+            | Action::PutMetrics(_)
             | Action::PutBootSource(_)
             | Action::PutMachineConfig(_)
             | Action::PatchMachineConfig(_) => Err(Fault::AfterStart),
         }
+    }
+
+    /// Does something, and notes how long it took.
+    fn timed(
+        &mut self,
+        name: &'static str,
+        work: impl FnOnce() -> Result<(), MachineError>,
+    ) -> Result<Response, Fault> {
+        let began = SystemClock.now();
+        work()?;
+        let took = SystemClock.now().since(began).as_micros();
+        let took = u64::try_from(took).unwrap_or(u64::MAX);
+        self.metrics.note("latencies_us", name, took);
+        Ok(Response::done())
     }
 
     fn limit_drive(&mut self, change: DriveChange, guest: &impl Guest) -> Result<Response, Fault> {
@@ -263,11 +355,6 @@ impl Api {
 /// Firecracker's clients look for the version under its name.
 fn version() -> Response {
     Response::json(&json!({ "firecracker_version": env!("CARGO_PKG_VERSION") }))
-}
-
-fn done(result: Result<(), MachineError>) -> Result<Response, Fault> {
-    result?;
-    Ok(Response::done())
 }
 
 /// Puts a device in the place of the one of its name, or behind all others.

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use skiff_virtio::{BucketChange, LimitsChange};
+use skiff_wire::monitor::{DiskStats, Stats};
 
 use super::server::MAX_CONNECTIONS;
 use super::{Api, ApiError, ApiThread, Guest};
@@ -64,6 +65,17 @@ impl Guest for Fake {
     ) -> Result<(), MachineError> {
         let (receive, transmit) = (in_words(receive), in_words(transmit));
         self.note(format!("limit {id} {receive} {transmit}"))
+    }
+
+    fn stats(&self) -> Stats {
+        Stats {
+            disks: vec![DiskStats {
+                disk: "root".into(),
+                read_bytes: 4096,
+                ..DiskStats::default()
+            }],
+            ..Stats::default()
+        }
     }
 }
 
@@ -564,6 +576,126 @@ fn limits_are_changed_while_the_machine_runs() {
             ("PUT", "/serial", "{}", "before the machine is started"),
         ],
     );
+}
+
+#[test]
+fn metrics_are_told_when_asked_for_and_at_the_end() {
+    let mut bench = Bench::new();
+    let mut client = bench.client();
+    let body = json!({"metrics_path": bench.path("metrics")}).to_string();
+    client.tell("PUT", "/metrics", &body);
+    refused(
+        &mut client,
+        &[
+            ("PUT", "/metrics", &body, "told already"),
+            (
+                "PUT",
+                "/metrics",
+                r#"{"metrics_path":"/nonexistent/m"}"#,
+                "told already",
+            ),
+            ("PUT", "/drives/a", "{}", "missing field"),
+        ],
+    );
+    client.tell("PUT", "/drives/a", &bench.drive("a", ""));
+    bench.start(&mut client);
+    client.tell("PATCH", "/vm", PAUSED);
+    client.tell("PUT", "/actions", FLUSH);
+    refused(
+        &mut client,
+        &[("PUT", "/metrics", &body, "before the machine")],
+    );
+    client.tell("PUT", "/actions", FLUSH);
+    drop(bench.thread.take().unwrap().join().unwrap());
+    let text = std::fs::read_to_string(bench.path("metrics")).unwrap();
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    let puts = |line: usize, name: &str| lines[line]["put_api_requests"][name].as_u64().unwrap();
+    let of = |name| [0, 1, 2].map(|line| puts(line, name));
+    assert_eq!(
+        (of("drive_count"), of("drive_fails")),
+        ([2, 0, 0], [1, 0, 0])
+    );
+    assert_eq!(
+        (of("metrics_count"), of("metrics_fails")),
+        ([3, 1, 0], [2, 1, 0])
+    );
+    // The one that flushes is counted once it is done.
+    assert_eq!(of("actions_count"), [1, 1, 1]);
+    let read = [0, 1, 2].map(|line| lines[line]["block_root"]["read_bytes"].clone());
+    assert_eq!(read, [json!(4096), json!(0), json!(0)]);
+    assert!(lines[0]["latencies_us"]["pause_vm"].is_u64());
+    assert!(lines[0]["utc_timestamp_ms"].is_u64());
+}
+
+#[test]
+fn requests_are_logged_as_the_logger_says() {
+    let mut bench = Bench::new();
+    let mut client = bench.client();
+    let logger = |level: &str| {
+        json!({"log_path": bench.path("log"), "level": level, "show_level": true, "show_log_origin": false})
+            .to_string()
+    };
+    client.tell("PUT", "/logger", &logger("info"));
+    client.ask("GET", "/version", "");
+    client.tell("PUT", "/logger", &logger("ERROR"));
+    client.ask("GET", "/version", "");
+    refused(
+        &mut client,
+        &[
+            (
+                "PUT",
+                "/logger",
+                r#"{"level":"Loud"}"#,
+                "none of Off, Error, Warning",
+            ),
+            (
+                "PUT",
+                "/logger",
+                r#"{"log_path":"/nonexistent/log"}"#,
+                "log_path: /nonexistent/log cannot be opened",
+            ),
+            (
+                "PUT",
+                "/logger",
+                r#"{"module":"api"}"#,
+                "unknown field `module`",
+            ),
+            ("PUT", "/entropy", "{\"a\\nb\":1}", "unknown field `a\nb`"),
+        ],
+    );
+    client.tell(
+        "PUT",
+        "/logger",
+        r#"{"level":"Warning","show_log_origin":true}"#,
+    );
+    bench.start(&mut client);
+    refused(
+        &mut client,
+        &[("PUT", "/logger", "{}", "before the machine")],
+    );
+    let thread = bench.thread.take().unwrap().join().unwrap().unwrap();
+    thread.end("the guest asked for a reset [reset]".into());
+    let text = std::fs::read_to_string(bench.path("log")).unwrap();
+    let said: Vec<&str> = text
+        .lines()
+        .map(|line| line.split_once(" [vm-1").unwrap().1)
+        .collect();
+    assert_eq!(said.len(), 7, "{text}");
+    assert_eq!(said[0], ":INFO] PUT /logger: done");
+    assert_eq!(said[1], ":INFO] GET /version: done");
+    assert!(
+        said[2].starts_with(":ERROR] PUT /logger: the body is wrong: \"Loud\""),
+        "{text}"
+    );
+    assert!(
+        said[5].starts_with(":ERROR] PUT /entropy: the body is wrong: unknown field `a b`"),
+        "{text}"
+    );
+    assert!(said[6].starts_with(":crates/vmm/src/api/mod.rs:"), "{text}");
 }
 
 #[test]

@@ -1,18 +1,27 @@
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::server::Event;
 use super::{Api, ApiError, Guest};
+use crate::config::Level;
 
 /// The thread that serves the API while the machine runs. Dropping it ends
 /// it, with its socket.
 #[derive(Debug)]
 pub struct ApiThread {
-    end: Arc<OwnedFd>,
+    end: Arc<End>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// How the thread is told that it is over.
+#[derive(Debug)]
+struct End {
+    event: OwnedFd,
+    /// Why, for the log.
+    why: Mutex<Option<String>>,
 }
 
 impl ApiThread {
@@ -27,14 +36,19 @@ impl ApiThread {
         first: impl FnOnce() -> bool + Send + 'static,
     ) -> Result<Self, ApiError> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let end = eventfd(0, flags).map_err(|errno| ApiError::Start(errno.into()))?;
-        let end = Arc::new(end);
+        let event = eventfd(0, flags).map_err(|errno| ApiError::Start(errno.into()))?;
+        let end = Arc::new(End {
+            event,
+            why: Mutex::default(),
+        });
         let theirs = Arc::clone(&end);
         let thread = std::thread::Builder::new()
             .name("api".into())
             .spawn(move || {
                 if first() {
-                    api.serve(theirs.as_fd(), guest.as_ref());
+                    api.serve(theirs.event.as_fd(), guest.as_ref());
+                    let why = theirs.why.lock().unwrap_or_else(PoisonError::into_inner);
+                    api.finish(guest.as_ref(), why.as_deref());
                 }
             })
             .map_err(ApiError::Start)?;
@@ -43,11 +57,17 @@ impl ApiThread {
             thread: Some(thread),
         })
     }
+
+    /// Ends it when the guest has ended, and has it say why.
+    pub fn end(self, why: String) {
+        let said = self.end.why.lock();
+        *said.unwrap_or_else(PoisonError::into_inner) = Some(why);
+    }
 }
 
 impl Drop for ApiThread {
     fn drop(&mut self) {
-        let told = rustix::io::write(&self.end, &1_u64.to_ne_bytes());
+        let told = rustix::io::write(&self.end.event, &1_u64.to_ne_bytes());
         if let (Ok(_), Some(thread)) = (told, self.thread.take()) {
             // A panic of the thread has ended it as well.
             thread.join().unwrap_or_default();
@@ -57,16 +77,30 @@ impl Drop for ApiThread {
 
 impl Api {
     /// Serves until `end` becomes readable, or clients cannot be waited for.
-    fn serve(&mut self, end: std::os::fd::BorrowedFd<'_>, guest: &impl Guest) {
+    fn serve(&mut self, end: BorrowedFd<'_>, guest: &impl Guest) {
         loop {
-            match self.server.next(end, None) {
+            match self.server.next(end, self.metrics.wait()) {
                 Ok(Event::Request(request)) => {
                     let result = self.run(&request, guest);
-                    self.answer(result);
+                    self.answer(&request, result);
                 }
-                Ok(Event::Late) => {}
+                Ok(Event::Late) => self.tell_metrics(guest),
                 Ok(Event::Woken) | Err(_) => return,
             }
         }
+    }
+
+    fn tell_metrics(&mut self, guest: &impl Guest) {
+        if !self.metrics.flush(&guest.stats(), self.log.missed()) {
+            self.log.say(Level::Warn, "metrics had no room");
+        }
+    }
+
+    /// Tells the rest.
+    fn finish(&mut self, guest: &impl Guest, why: Option<&str>) {
+        if let Some(why) = why {
+            self.log.say(Level::Info, why);
+        }
+        self.tell_metrics(guest);
     }
 }

@@ -2,6 +2,7 @@
 
 mod drive;
 mod interface;
+mod logger;
 mod read;
 mod sections;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use drive::{CacheType, Drive, IoEngine, MAX_CAPACITY_MIB, WindowDisk};
 pub use interface::{Mac, NetworkInterface};
+pub use logger::{Level, Logger, Metrics};
 pub use read::ConfigError;
 use sections::default_arguments;
 pub use sections::{
@@ -48,6 +50,12 @@ pub struct Config {
     /// A serial port, when there is this section.
     #[serde(default)]
     pub serial: Option<Serial>,
+    /// A log, when there is this section.
+    #[serde(default)]
+    pub logger: Option<Logger>,
+    /// Metrics, when there is this section.
+    #[serde(default)]
+    pub metrics: Option<Metrics>,
 }
 
 impl Config {
@@ -67,6 +75,8 @@ impl Config {
             entropy: None,
             // Firecracker's machines have one.
             serial: Some(Serial::default()),
+            logger: None,
+            metrics: None,
         }
     }
 }

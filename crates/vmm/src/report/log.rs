@@ -1,0 +1,154 @@
+use std::panic::Location;
+use std::sync::Arc;
+
+use skiff_base::Clock;
+
+use super::Sink;
+use crate::config::{Level, Logger};
+
+/// The longest message.
+const MAX_MESSAGE: usize = 2 << 10;
+
+/// A log for people.
+#[derive(Debug)]
+pub(crate) struct Log {
+    id: String,
+    clock: Arc<dyn Clock>,
+    settings: Logger,
+    sink: Option<Sink>,
+    missed: u64,
+}
+
+impl Log {
+    /// One that says nothing. `id` is the machine's name.
+    pub(crate) fn new(id: &str, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            id: id.into(),
+            clock,
+            settings: Logger::default(),
+            sink: None,
+            missed: 0,
+        }
+    }
+
+    /// Has it say what these settings are about; without a path, where it
+    /// said it before.
+    ///
+    /// # Errors
+    /// When the path cannot be opened.
+    pub(crate) fn set(&mut self, settings: &Logger) -> std::io::Result<()> {
+        if let Some(path) = &settings.log_path {
+            self.sink = Some(Sink::open(path)?);
+        }
+        self.settings = settings.clone();
+        Ok(())
+    }
+
+    /// Lines that had no room.
+    pub(crate) const fn missed(&self) -> u64 {
+        self.missed
+    }
+
+    #[track_caller]
+    pub(crate) fn say(&mut self, level: Level, message: &str) {
+        let Some(sink) = &mut self.sink else {
+            return;
+        };
+        if level > self.settings.level {
+            return;
+        }
+        let mut line = time(self.clock.unix_ms());
+        line.push_str(&format!(" [{}", self.id));
+        if self.settings.show_level {
+            line.push_str(&format!(":{}", level.word()));
+        }
+        if self.settings.show_log_origin {
+            let origin = Location::caller();
+            line.push_str(&format!(":{}:{}", origin.file(), origin.line()));
+        }
+        line.push_str("] ");
+        // A message is one line, whatever a client has put into it.
+        let plain = |c: char| if c.is_control() { ' ' } else { c };
+        line.extend(message.chars().map(plain).take(MAX_MESSAGE));
+        self.missed += u64::from(!sink.line(&line));
+    }
+}
+
+/// A point in time as RFC 3339 has it, in UTC.
+fn time(unix_ms: u64) -> String {
+    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+    let ms = ms % 1000;
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+}
+
+/// Year, month and day of a day since 1970, counted in years that begin in
+/// March: then the day that some years have is their last.
+const fn date(days: u64) -> (u64, u64, u64) {
+    // From March of the year 0; 400 years have 146,097 days.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let year = era * 400 + year + (month >= 10) as u64;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use skiff_base::ManualClock;
+
+    use super::*;
+
+    #[test]
+    fn a_time_is_written_as_people_read_it() {
+        for (unix_ms, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399_999, "2000-02-28T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
+            (1_735_689_599_001, "2024-12-31T23:59:59.001Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(time(unix_ms), text);
+        }
+    }
+
+    #[test]
+    fn each_message_is_a_line_of_its_level() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut log = Log::new("vm-1", Arc::new(ManualClock::default()));
+        log.say(Level::Error, "before");
+        let settings = |level, shows| Logger {
+            log_path: Some(path.clone()),
+            level,
+            show_level: shows,
+            show_log_origin: false,
+        };
+        log.set(&settings(Level::Info, true)).unwrap();
+        log.say(Level::Info, "a\nb\u{7}c");
+        log.say(Level::Debug, "nobody hears it");
+        log.set(&settings(Level::Warn, false)).unwrap();
+        log.say(Level::Error, "bad");
+        log.say(Level::Info, "nor this");
+        log.set(&settings(Level::Off, false)).unwrap();
+        log.say(Level::Error, "nor that");
+        let said = std::fs::read_to_string(&path).unwrap();
+        let time = "1970-01-01T00:00:00.000Z";
+        assert_eq!(
+            said,
+            format!("{time} [vm-1:INFO] a b c\n{time} [vm-1] bad\n")
+        );
+        assert_eq!(log.missed(), 0);
+        let nowhere = Logger {
+            log_path: Some(folder.path().join("no/log")),
+            ..Logger::default()
+        };
+        assert!(log.set(&nowhere).is_err());
+    }
+}
