@@ -211,36 +211,46 @@ fn a_machine_of_a_file_boots_at_once_and_has_an_api() {
     assert_eq!(whole["machine-config"]["mem_size_mib"], 4);
     assert_eq!(client.ask("PUT", "/actions", START).0, 400);
 
+    // The guest counts for ever: its thread waits for nothing but a pause.
+    let pid = monitor.child.id();
+    wait_for("a guest that counts", || (vcpu(pid)?.1 > 0).then_some(()));
     client.tell("PATCH", "/vm", r#"{"state":"Paused"}"#);
     assert_eq!(client.ask("GET", "/", "").1["state"], "Paused");
-    // A guest that stands still takes no time: all that is taken is asking.
-    let pid = monitor.child.id();
-    let vcpu = vcpu_ticks(pid);
+    wait_for("a vCPU that waits", || (vcpu(pid)?.0 == 'S').then_some(()));
     for _ in 0..1000 {
         client.ask("GET", "/", "");
+        assert_eq!(vcpu(pid).unwrap().0, 'S');
     }
-    assert_eq!(vcpu_ticks(pid), vcpu);
     client.tell("PATCH", "/vm", r#"{"state":"Resumed"}"#);
-    let started = SystemClock.now();
-    while vcpu_ticks(pid) == vcpu {
-        assert!(SystemClock.now().since(started) < deadline(), "it idles");
-        std::thread::yield_now();
-    }
+    wait_for("a vCPU that runs", || (vcpu(pid)?.0 == 'R').then_some(()));
     monitor.signal(Signal::TERM);
     let (code, _, err) = monitor.end();
     assert!(code == Some(0) && err.contains("[stopped]"), "{err}");
 }
 
-/// How often the clock has ticked while the vCPU's thread ran.
-fn vcpu_ticks(pid: u32) -> u64 {
+/// The state of the vCPU's thread and how many of the clock's ticks it has
+/// run, once it has its name.
+fn vcpu(pid: u32) -> Option<(char, u64)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let stat = tasks
-        .map(|task| fs::read_to_string(task.unwrap().path().join("stat")).unwrap())
-        .find(|stat| stat.contains("(vcpu0)"))
-        .unwrap();
-    let fields = stat.rsplit_once(')').unwrap().1;
+    let mut stats =
+        tasks.map(|task| fs::read_to_string(task.unwrap().path().join("stat")).unwrap());
+    let stat = stats.find(|stat| stat.contains("(vcpu0)"))?;
+    let (_, fields) = stat.rsplit_once(") ")?;
     let times = fields.split_whitespace().skip(11).take(2);
-    times.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    let ticks = times.map(|ticks| ticks.parse::<u64>().unwrap());
+    Some((fields.chars().next()?, ticks.sum()))
+}
+
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let started = SystemClock.now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        let waited = SystemClock.now().since(started);
+        assert!(waited < deadline(), "in vain waited for: {what}");
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -270,12 +280,9 @@ fn each_thread_is_behind_its_filter() {
             .collect::<Vec<_>>()
     };
     // A thread that has not run yet has no filter yet.
-    let started = SystemClock.now();
-    while !unfiltered().is_empty() {
-        let waited = SystemClock.now().since(started);
-        assert!(waited < deadline(), "{:?}", unfiltered());
-        std::thread::yield_now();
-    }
+    wait_for("every thread's filter", || {
+        unfiltered().is_empty().then_some(())
+    });
     monitor.signal(Signal::INT);
     assert_eq!(monitor.end().0, Some(0));
 }

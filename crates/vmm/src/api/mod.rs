@@ -151,7 +151,7 @@ impl Api {
             let request = match event {
                 Event::Request(request) => request,
                 Event::Woken => return Ok(None),
-                Event::Late => continue,
+                Event::Idle => continue,
             };
             let mut machine = None;
             let result = self.prepare(&request, |config| {

@@ -31,8 +31,8 @@ pub(super) enum Event {
     Request(Request),
     /// Something else that was waited for.
     Woken,
-    /// Nothing came in time.
-    Late,
+    /// Nothing yet: whoever has something else to do can do it.
+    Idle,
 }
 
 /// All clients, and where they come from if they can.
@@ -53,7 +53,8 @@ impl Server {
         }
     }
 
-    /// Waits for the next request, or for another descriptor to be readable.
+    /// Waits for clients, or for another descriptor to be readable, and gives
+    /// out a request that has come.
     ///
     /// # Errors
     /// When the system cannot wait.
@@ -62,17 +63,14 @@ impl Server {
         other: BorrowedFd<'_>,
         within: Option<Duration>,
     ) -> Result<Event, Errno> {
-        loop {
-            if let Some(request) = self.take() {
-                return Ok(Event::Request(request));
-            }
-            self.connections.retain(|connection| !connection.is_over());
-            match self.wait(other, within)? {
-                Some(true) => return Ok(Event::Woken),
-                Some(false) => {}
-                None => return Ok(Event::Late),
-            }
+        if let Some(request) = self.take() {
+            return Ok(Event::Request(request));
         }
+        self.connections.retain(|connection| !connection.is_over());
+        if self.wait(other, within)? {
+            return Ok(Event::Woken);
+        }
+        Ok(self.take().map_or(Event::Idle, Event::Request))
     }
 
     /// Answers the request that was given out last.
@@ -94,12 +92,8 @@ impl Server {
     }
 
     /// Waits, reads and writes. Tells whether the other descriptor is
-    /// readable; nothing when the time is over.
-    fn wait(
-        &mut self,
-        other: BorrowedFd<'_>,
-        within: Option<Duration>,
-    ) -> Result<Option<bool>, Errno> {
+    /// readable.
+    fn wait(&mut self, other: BorrowedFd<'_>, within: Option<Duration>) -> Result<bool, Errno> {
         let mut polled = vec![PollFd::from_borrowed_fd(other, PollFlags::IN)];
         polled.extend(self.connections.iter().map(Connection::waits_for));
         polled.extend(
@@ -112,9 +106,8 @@ impl Server {
             tv_nsec: i64::from(within.subsec_nanos()),
         });
         match poll(&mut polled, timeout.as_ref()) {
-            Ok(0) => return Ok(None),
+            Ok(0) | Err(Errno::INTR) => return Ok(false),
             Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Some(false)),
             Err(errno) => return Err(errno),
         }
         let ready: Vec<bool> = polled
@@ -131,7 +124,7 @@ impl Server {
         if is_ready(clients + 1) {
             self.accept();
         }
-        Ok(Some(is_ready(0)))
+        Ok(is_ready(0))
     }
 
     fn accept(&mut self) {

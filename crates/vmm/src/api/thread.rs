@@ -79,12 +79,16 @@ impl Api {
     /// Serves until `end` becomes readable, or clients cannot be waited for.
     fn serve(&mut self, end: BorrowedFd<'_>, guest: &impl Guest) {
         loop {
-            match self.server.next(end, self.metrics.wait()) {
+            let wait = self.metrics.wait();
+            if wait.is_some_and(|wait| wait.is_zero()) {
+                self.tell_metrics(guest);
+            }
+            match self.server.next(end, wait) {
                 Ok(Event::Request(request)) => {
                     let result = self.run(&request, guest);
                     self.answer(&request, result);
                 }
-                Ok(Event::Late) => self.tell_metrics(guest),
+                Ok(Event::Idle) => {}
                 Ok(Event::Woken) | Err(_) => return,
             }
         }
