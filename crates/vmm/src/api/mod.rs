@@ -13,32 +13,35 @@
 //! none after.
 
 mod action;
+mod bodies;
+mod configure;
+mod counted;
 mod fault;
 mod guest;
 mod http;
 mod look;
+mod run;
 mod server;
 #[cfg(test)]
 mod tests;
 mod thread;
 
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::SocketType;
 use serde_json::json;
-use skiff_base::{Clock, SystemClock};
+use skiff_base::SystemClock;
 
-use self::action::{Action, DriveChange, InterfaceChange};
+use self::action::Question;
 use self::fault::Fault;
 use self::http::{Request, Response};
-use self::server::{Event, Server};
+use self::server::Server;
+use crate::Config;
 use crate::config::{self, Level};
 use crate::listener::Listener;
 use crate::report::{Log, Metrics, Sink};
-use crate::{Config, MachineError};
 
 pub use guest::Guest;
 pub use thread::ApiThread;
@@ -71,6 +74,8 @@ pub enum ApiError {
     #[error("the API's thread cannot be started")]
     Start(#[source] std::io::Error),
 }
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The API and what it knows of its machine.
 #[derive(Debug)]
@@ -135,39 +140,9 @@ impl Api {
         Ok(())
     }
 
-    /// Serves until a client has started the machine, which `start` makes.
-    /// `None` when `end` has become readable before that. Whoever started it
-    /// is answered when the API is served on.
-    ///
-    /// # Errors
-    /// When clients cannot be waited for.
-    pub fn configure<T>(
-        &mut self,
-        end: BorrowedFd<'_>,
-        start: impl Fn(&Config) -> Result<T, MachineError>,
-    ) -> Result<Option<T>, ApiError> {
-        loop {
-            let event = self.server.next(end, None).map_err(ApiError::Wait)?;
-            let request = match event {
-                Event::Request(request) => request,
-                Event::Woken => return Ok(None),
-                Event::Idle => continue,
-            };
-            let mut machine = None;
-            let result = self.prepare(&request, |config| {
-                machine = Some(start(config)?);
-                Ok(())
-            });
-            self.answer(&request, result);
-            if machine.is_some() {
-                return Ok(machine);
-            }
-        }
-    }
-
     /// Counts, logs and answers a request.
     fn answer(&mut self, request: &Request, result: Result<Response, Fault>) {
-        action::count(&mut self.metrics, request, result.is_ok());
+        counted::count(&mut self.metrics, request, result.is_ok());
         let what = format!("{} {}", request.method.word(), request.path);
         let response = match result {
             Ok(response) => {
@@ -183,185 +158,20 @@ impl Api {
         self.server.answer(&response);
     }
 
-    /// Does what is asked for before the machine is started.
-    fn prepare(
-        &mut self,
-        request: &Request,
-        start: impl FnOnce(&Config) -> Result<(), MachineError>,
-    ) -> Result<Response, Fault> {
-        let mut changed = self.config.clone();
-        match Action::read(request)? {
-            Action::Instance => return Ok(self.instance("Not started")),
-            Action::Version => return Ok(version()),
-            Action::WholeConfig => return Ok(self.whole_config()),
-            Action::GetMachineConfig => return Ok(self.machine_config()),
-            Action::Start => {
-                if self
-                    .config
-                    .boot_source
-                    .kernel_image_path
-                    .as_os_str()
-                    .is_empty()
-                {
-                    return Err(Fault::NoKernel);
-                }
-                start(&self.config)?;
-                return Ok(Response::done());
-            }
-            Action::FlushMetrics
-            | Action::CtrlAltDel
-            | Action::Pause
-            | Action::Resume
-            | Action::PatchDrive(_)
-            | Action::PatchInterface(_) => return Err(Fault::BeforeStart),
-            Action::PutBootSource(source) => {
-                look::boot_source(&source)?;
-                changed.boot_source = source;
-            }
-            Action::PutMachineConfig(config) => changed.machine_config = config,
-            Action::PatchMachineConfig(change) => change.apply(&mut changed.machine_config),
-            Action::PutDrive(drive) => {
-                look::file("path_on_host", &drive.path_on_host, !drive.is_read_only)?;
-                put(&mut changed.drives, drive, |drive| &drive.drive_id);
-            }
-            Action::PutInterface(interface) => {
-                let interfaces = &mut changed.network_interfaces;
-                put(interfaces, interface, |interface| &interface.iface_id);
-            }
-            Action::PutVsock(vsock) => changed.vsock = Some(vsock),
-            Action::PutEntropy(entropy) => changed.entropy = Some(entropy),
-            Action::PutSerial(serial) => changed.serial = Some(serial),
-            Action::PutLogger(logger) => {
-                let path = logger.log_path.as_deref().unwrap_or(Path::new(""));
-                let set = self.log.set(&logger);
-                set.map_err(|source| Fault::open("log_path", path, source))?;
-                changed.logger = Some(logger);
-            }
-            Action::PutMetrics(metrics) => {
-                if self.metrics.are_told() {
-                    return Err(Fault::Told);
-                }
-                let path = &metrics.metrics_path;
-                let sink = Sink::open(path);
-                let sink = sink.map_err(|source| Fault::open("metrics_path", path, source))?;
-                self.metrics.tell(sink);
-                changed.metrics = Some(metrics);
-            }
-        }
-        changed.check()?;
-        self.config = changed;
-        Ok(Response::done())
-    }
-
-    /// Does what is asked for once the machine is started.
-    fn run(&mut self, request: &Request, guest: &impl Guest) -> Result<Response, Fault> {
-        match Action::read(request)? {
-            Action::Instance if guest.is_paused() => Ok(self.instance("Paused")),
-            Action::Instance => Ok(self.instance("Running")),
-            Action::Version => Ok(version()),
-            Action::WholeConfig => Ok(self.whole_config()),
-            Action::GetMachineConfig => Ok(self.machine_config()),
-            Action::Pause => self.timed("pause_vm", || guest.pause()),
-            Action::Resume => self.timed("resume_vm", || guest.resume()),
-            Action::FlushMetrics => match self.metrics.flush(&guest.stats(), self.log.missed()) {
-                true => Ok(Response::done()),
-                false => Err(Fault::Full),
-            },
-            Action::CtrlAltDel => Err(Fault::Absent("keyboard")),
-            Action::PatchDrive(change) => self.limit_drive(change, guest),
-            Action::PatchInterface(change) => self.limit_interface(&change, guest),
-            Action::Start
-            | Action::PutDrive(_)
-            | Action::PutInterface(_)
-            | Action::PutVsock(_)
-            | Action::PutEntropy(_)
-            | Action::PutSerial(_)
-            | Action::PutLogger(_)
-            | Action::PutMetrics(_)
-            | Action::PutBootSource(_)
-            | Action::PutMachineConfig(_)
-            | Action::PatchMachineConfig(_) => Err(Fault::AfterStart),
-        }
-    }
-
-    /// Does something, and notes how long it took.
-    fn timed(
-        &mut self,
-        name: &'static str,
-        work: impl FnOnce() -> Result<(), MachineError>,
-    ) -> Result<Response, Fault> {
-        let began = SystemClock.now();
-        work()?;
-        let took = SystemClock.now().since(began).as_micros();
-        let took = u64::try_from(took).unwrap_or(u64::MAX);
-        self.metrics.note("latencies_us", name, took);
-        Ok(Response::done())
-    }
-
-    fn limit_drive(&mut self, change: DriveChange, guest: &impl Guest) -> Result<Response, Fault> {
-        let id = change.drive_id;
-        let mut drives = self.config.drives.iter_mut();
-        let drive = drives.find(|drive| drive.drive_id == id);
-        let drive = drive.ok_or_else(|| MachineError::no_device("drive", &id))?;
-        if change.path_on_host.is_some() {
-            return Err(Fault::Path);
-        }
-        let limits = change.rate_limiter.ok_or(Fault::Nothing)?;
-        guest.limit_disk(&id, limits.change())?;
-        let before = drive.rate_limiter.take().unwrap_or_default();
-        drive.rate_limiter = Some(before.changed(&limits));
-        Ok(Response::done())
-    }
-
-    fn limit_interface(
-        &mut self,
-        change: &InterfaceChange,
-        guest: &impl Guest,
-    ) -> Result<Response, Fault> {
-        let id = &change.iface_id;
-        let mut interfaces = self.config.network_interfaces.iter_mut();
-        let interface = interfaces.find(|interface| interface.iface_id == *id);
-        let interface =
-            interface.ok_or_else(|| MachineError::no_device("network interface", id))?;
-        let (receive, transmit) = (&change.rx_rate_limiter, &change.tx_rate_limiter);
-        guest.limit_interface(id, receive.change(), transmit.change())?;
-        for (limits, told) in [
-            (&mut interface.rx_rate_limiter, receive),
-            (&mut interface.tx_rate_limiter, transmit),
-        ] {
-            *limits = Some(limits.take().unwrap_or_default().changed(told));
-        }
-        Ok(Response::done())
-    }
-
-    fn instance(&self, state: &str) -> Response {
-        Response::json(&json!({
-            "id": self.id,
-            "state": state,
-            "vmm_version": env!("CARGO_PKG_VERSION"),
-            "app_name": "skiff-vmm",
-        }))
-    }
-
-    fn machine_config(&self) -> Response {
-        Response::json(&json!(self.config.machine_config))
-    }
-
-    fn whole_config(&self) -> Response {
-        Response::json(&json!(self.config))
-    }
-}
-
-/// Firecracker's clients look for the version under its name.
-fn version() -> Response {
-    Response::json(&json!({ "firecracker_version": env!("CARGO_PKG_VERSION") }))
-}
-
-/// Puts a device in the place of the one of its name, or behind all others.
-fn put<T>(devices: &mut Vec<T>, device: T, name: impl Fn(&T) -> &String) {
-    let mut others = devices.iter_mut();
-    match others.find(|other| name(other) == name(&device)) {
-        Some(place) => *place = device,
-        None => devices.push(device),
+    /// Tells something that can always be told.
+    fn tell(&self, question: Question, state: &str) -> Response {
+        let config = &self.config;
+        Response::json(&match question {
+            Question::Instance => json!({
+                "id": self.id,
+                "state": state,
+                "vmm_version": VERSION,
+                "app_name": "skiff-vmm",
+            }),
+            // Firecracker's clients look for it under this name.
+            Question::Version => json!({ "firecracker_version": VERSION }),
+            Question::Config => json!(config),
+            Question::MachineConfig => json!(config.machine_config),
+        })
     }
 }

@@ -273,7 +273,7 @@ fn a_machines_size_is_put_and_patched_whole_or_not_at_all() {
             ),
             ("PUT", path, "", "a PUT request has a body"),
             ("PATCH", path, "", "a PATCH request has a body"),
-            ("PATCH", path, "{}", "a PATCH request has a body"),
+            ("PATCH", path, "{}", "nothing is to be changed"),
             ("PATCH", path, r#"{"vcpu_count":0}"#, "vcpu_count is 0"),
             ("PATCH", path, r#"{"vcpu_count":"#, "the body is wrong: EOF"),
             ("PATCH", path, "\u{1f600}", "the body is wrong"),

@@ -1,12 +1,10 @@
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::server::Event;
 use super::{Api, ApiError, Guest};
-use crate::config::Level;
 
 /// The thread that serves the API while the machine runs. Dropping it ends
 /// it, with its socket.
@@ -72,39 +70,5 @@ impl Drop for ApiThread {
             // A panic of the thread has ended it as well.
             thread.join().unwrap_or_default();
         }
-    }
-}
-
-impl Api {
-    /// Serves until `end` becomes readable, or clients cannot be waited for.
-    fn serve(&mut self, end: BorrowedFd<'_>, guest: &impl Guest) {
-        loop {
-            let wait = self.metrics.wait();
-            if wait.is_some_and(|wait| wait.is_zero()) {
-                self.tell_metrics(guest);
-            }
-            match self.server.next(end, wait) {
-                Ok(Event::Request(request)) => {
-                    let result = self.run(&request, guest);
-                    self.answer(&request, result);
-                }
-                Ok(Event::Idle) => {}
-                Ok(Event::Woken) | Err(_) => return,
-            }
-        }
-    }
-
-    fn tell_metrics(&mut self, guest: &impl Guest) {
-        if !self.metrics.flush(&guest.stats(), self.log.missed()) {
-            self.log.say(Level::Warn, "metrics had no room");
-        }
-    }
-
-    /// Tells the rest.
-    fn finish(&mut self, guest: &impl Guest, why: Option<&str>) {
-        if let Some(why) = why {
-            self.log.say(Level::Info, why);
-        }
-        self.tell_metrics(guest);
     }
 }

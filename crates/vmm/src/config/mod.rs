@@ -79,4 +79,9 @@ impl Config {
             metrics: None,
         }
     }
+
+    /// Whether it has been said what boots.
+    pub(crate) fn has_kernel(&self) -> bool {
+        !self.boot_source.kernel_image_path.as_os_str().is_empty()
+    }
 }
