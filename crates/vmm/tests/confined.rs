@@ -388,6 +388,14 @@ const REACH: &[(&str, Option<i32>)] = &[
     ("bpf", None),
     ("io-uring", None),
     ("keys", None),
+    // As the thread that serves the API.
+    ("write api", Some(0)),
+    ("open api", None),
+    ("open-own api", None),
+    ("execute api", None),
+    ("clone api", None),
+    ("internet api", None),
+    ("execute-memory api", None),
     // And if it had none.
     ("open unfiltered", Some(libc::ENOENT)),
     ("open-above unfiltered", Some(libc::ENOENT)),

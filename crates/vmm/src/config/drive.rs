@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use skiff_virtio::block::{MAX_SECTORS, SECTOR};
 
-use super::RateLimits;
+use super::{Lacking, RateLimits};
 
 /// The largest disk of windows.
 pub const MAX_CAPACITY_MIB: u64 = (MAX_SECTORS * SECTOR) >> 20;
@@ -32,6 +32,12 @@ pub struct Drive {
     /// How much the guest may ask of it.
     #[serde(default)]
     pub rate_limiter: Option<RateLimits>,
+    /// The partition that the root is on.
+    #[serde(default, skip_serializing)]
+    pub partuuid: Option<Lacking>,
+    /// A program that serves it.
+    #[serde(default, skip_serializing)]
+    pub socket: Option<Lacking>,
 }
 
 /// What flushes are worth.

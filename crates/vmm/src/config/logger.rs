@@ -2,6 +2,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Lacking;
+
 /// A log for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,6 +21,9 @@ pub struct Logger {
     /// Whether each line says where in the program it was said.
     #[serde(default)]
     pub show_log_origin: bool,
+    /// The only part of the program that says anything.
+    #[serde(default, skip_serializing)]
+    pub module: Option<Lacking>,
 }
 
 /// How grave something is, from nothing down.

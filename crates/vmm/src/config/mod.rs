@@ -16,8 +16,8 @@ pub use logger::{Level, Logger, Metrics};
 pub use read::ConfigError;
 use sections::default_arguments;
 pub use sections::{
-    BootSource, Entropy, MachineConfig, Nothing, Off, RateLimiter, RateLimits, Serial, TokenBucket,
-    Vsock,
+    BootSource, Entropy, Lacking, MachineConfig, Nothing, Off, RateLimiter, RateLimits, Serial,
+    TokenBucket, Vsock,
 };
 
 /// The most vCPUs of a machine.
@@ -56,6 +56,21 @@ pub struct Config {
     /// Metrics, when there is this section.
     #[serde(default)]
     pub metrics: Option<Metrics>,
+    /// Memory that a guest gives back.
+    #[serde(default, skip_serializing)]
+    pub balloon: Option<Lacking>,
+    /// What its processors are to the guest.
+    #[serde(default, skip_serializing)]
+    pub cpu_config: Option<Lacking>,
+    /// Memory that is plugged in later.
+    #[serde(default, skip_serializing)]
+    pub memory_hotplug: Option<Lacking>,
+    /// Metadata for the guest.
+    #[serde(default, skip_serializing)]
+    pub mmds_config: Option<Lacking>,
+    /// Persistent memory.
+    #[serde(default, skip_serializing)]
+    pub pmem: Vec<Lacking>,
 }
 
 impl Config {
@@ -77,6 +92,11 @@ impl Config {
             serial: Some(Serial::default()),
             logger: None,
             metrics: None,
+            balloon: None,
+            cpu_config: None,
+            memory_hotplug: None,
+            mmds_config: None,
+            pmem: Vec::new(),
         }
     }
 

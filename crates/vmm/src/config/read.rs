@@ -288,6 +288,33 @@ mod tests {
     }
 
     #[test]
+    fn what_firecracker_tells_of_a_machine_is_read() {
+        let config = read(
+            r#"{
+                "balloon": null, "cpu-config": null, "memory-hotplug": null, "mmds-config": null,
+                "pmem": [], "logger": null, "metrics": null, "vsock": null, "entropy": null,
+                "boot-source": {"kernel_image_path": "/k", "initrd_path": null, "boot_args": null},
+                "drives": [{
+                    "drive_id": "root", "partuuid": null, "is_root_device": true,
+                    "cache_type": "Unsafe", "is_read_only": false, "path_on_host": "/r",
+                    "rate_limiter": null, "io_engine": "Sync", "socket": null
+                }],
+                "machine-config": {
+                    "vcpu_count": 2, "mem_size_mib": 1024, "smt": false,
+                    "track_dirty_pages": false, "huge_pages": "None"
+                },
+                "network-interfaces": [{
+                    "iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": null, "mtu": null,
+                    "rx_rate_limiter": null, "tx_rate_limiter": null
+                }]
+            }"#,
+        )
+        .unwrap();
+        assert!(config.boot_source.boot_args.starts_with("reboot=k"));
+        assert_eq!(config.machine_config.vcpu_count, 2);
+    }
+
+    #[test]
     fn interfaces_are_of_a_tap_by_its_name_or_its_descriptor() {
         let config = read(&with(
             r#","network-interfaces":[
@@ -400,7 +427,16 @@ mod tests {
             .collect();
         for (text, said) in [
             ("{}".into(), "boot-source"),
-            (with(r#","balloon":{}"#), "unknown field `balloon`"),
+            (with(r#","ballon":{}"#), "unknown field `ballon`"),
+            (with(r#","balloon":{}"#), "this monitor does not have it"),
+            (
+                with(r#","pmem":[{"id":"a"}]"#),
+                "this monitor does not have it",
+            ),
+            (
+                with(r#","entropy":{"rate_limiter":{}}"#),
+                "this monitor does not have it",
+            ),
             (
                 with(r#","machine-config":{"vcpu_count":0,"mem_size_mib":128}"#),
                 "machine-config.vcpu_count is 0: it must be from 1 to 32",

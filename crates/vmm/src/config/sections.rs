@@ -1,7 +1,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use skiff_virtio::{Bucket, BucketChange, Limits, LimitsChange};
 
 /// Firecracker's, less what turns modules off and what is not there to be
@@ -18,12 +19,18 @@ pub struct BootSource {
     #[serde(default)]
     pub initrd_path: Option<PathBuf>,
     /// The command line.
-    #[serde(default = "default_arguments")]
+    #[serde(default = "default_arguments", deserialize_with = "arguments")]
     pub boot_args: String,
 }
 
 pub(super) fn default_arguments() -> String {
     DEFAULT_ARGUMENTS.into()
+}
+
+/// The default where it is null, as a configuration of Firecracker's can be.
+fn arguments<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let told = Option::deserialize(from)?;
+    Ok(told.unwrap_or_else(default_arguments))
 }
 
 /// How large a machine is.
@@ -70,6 +77,19 @@ impl From<Off> for bool {
     }
 }
 
+/// What Firecracker has and this monitor has not: it can be null, which says
+/// nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lacking {}
+
+impl<'de> Deserialize<'de> for Lacking {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(D::Error::custom(
+            "this monitor does not have it: leave it out",
+        ))
+    }
+}
+
 /// The only kind of something that this monitor has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Nothing {
@@ -91,10 +111,14 @@ impl Default for MachineConfig {
     }
 }
 
-/// A source of randomness. It has no settings.
+/// A source of randomness.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entropy {}
+pub struct Entropy {
+    /// How much the guest may ask of it.
+    #[serde(default, skip_serializing)]
+    pub rate_limiter: Option<Lacking>,
+}
 
 /// Sockets between guest and host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

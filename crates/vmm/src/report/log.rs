@@ -128,7 +128,7 @@ mod tests {
             log_path: Some(path.clone()),
             level,
             show_level: shows,
-            show_log_origin: false,
+            ..Logger::default()
         };
         log.set(&settings(Level::Info, true)).unwrap();
         log.say(Level::Info, "a\nb\u{7}c");

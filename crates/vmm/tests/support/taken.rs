@@ -2,7 +2,8 @@
 //! as one, and then makes the call that its configuration names, and says
 //! with which error number it was answered, 0 if it was let through.
 //!
-//! The configuration is `CALL` or `CALL unfiltered`.
+//! The configuration is `CALL`, as the devices' thread, `CALL api`, as the
+//! API's, or `CALL unfiltered`.
 
 use std::io::Read;
 use std::process::ExitCode;
@@ -98,13 +99,12 @@ fn run() -> anyhow::Result<i32> {
     std::fs::File::from(inherited::take(3)?).read_to_string(&mut wish)?;
     let filters = Filters::compile()?;
     confine()?;
-    let name = match wish.split_once(' ') {
-        Some((name, "unfiltered")) => name,
-        _ => {
-            filters.apply(Part::Devices)?;
-            &wish
-        }
-    };
+    let (name, how) = wish.split_once(' ').unwrap_or((&wish, "devices"));
+    match how {
+        "unfiltered" => {}
+        "api" => filters.apply(Part::Api)?,
+        _ => filters.apply(Part::Devices)?,
+    }
     Ok(call(name))
 }
 
