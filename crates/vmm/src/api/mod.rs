@@ -110,12 +110,14 @@ impl Api {
 
     fn new(listener: Option<Listener>, id: &str) -> Self {
         let clock = Arc::new(SystemClock);
+        let mut metrics = Metrics::new(clock.clone());
+        counted::begin(&mut metrics);
         Self {
             server: Server::new(listener),
             id: id.into(),
             config: Config::unsaid(),
-            log: Log::new(id, clock.clone()),
-            metrics: Metrics::new(clock),
+            log: Log::new(id, clock),
+            metrics,
         }
     }
 

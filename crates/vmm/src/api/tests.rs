@@ -629,6 +629,15 @@ fn metrics_are_told_when_asked_for_and_at_the_end() {
     assert_eq!(read, [json!(4096), json!(0), json!(0)]);
     assert!(lines[0]["latencies_us"]["pause_vm"].is_u64());
     assert!(lines[0]["utc_timestamp_ms"].is_u64());
+    // What was never asked for is there as well.
+    for (group, name) in [
+        ("get_api_requests", "vmm_version_count"),
+        ("put_api_requests", "vsock_fails"),
+        ("patch_api_requests", "network_count"),
+        ("latencies_us", "resume_vm"),
+    ] {
+        assert_eq!(lines[0][group][name], 0, "{group} {name}");
+    }
 }
 
 #[test]

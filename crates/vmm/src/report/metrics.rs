@@ -60,10 +60,12 @@ impl Metrics {
         Some(self.due.since(self.clock.now()))
     }
 
-    pub(crate) fn count(&mut self, group: &'static str, name: &'static str) {
-        *self.counts.entry((group.into(), name)).or_default() += 1;
+    /// Counts something; with 0 it is there.
+    pub(crate) fn add(&mut self, group: &'static str, name: &'static str, more: u64) {
+        *self.counts.entry((group.into(), name)).or_default() += more;
     }
 
+    /// Notes what was so last.
     pub(crate) fn note(&mut self, group: &'static str, name: &'static str, value: u64) {
         self.latest.insert((group.into(), name), value);
     }
@@ -181,8 +183,7 @@ mod tests {
             sent_packets: 3,
             ..NetworkStats::default()
         });
-        metrics.count("put_api_requests", "drive_count");
-        metrics.count("put_api_requests", "drive_count");
+        metrics.add("put_api_requests", "drive_count", 2);
         metrics.note("latencies_us", "pause_vm", 9);
         assert!(metrics.flush(&stats, 2));
         assert_eq!(metrics.wait(), Some(PERIOD));
