@@ -67,6 +67,14 @@ impl Monitor {
     }
 }
 
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // It has ended, unless its test failed.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
 fn folder(program: Program) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("kernel"), skiff_flat::elf(program)).unwrap();
