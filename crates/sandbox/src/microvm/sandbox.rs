@@ -91,16 +91,27 @@ impl MicrovmSandbox {
         }
     }
 
-    async fn steer(&self, request: Request, paused: bool) -> Result<(), SandboxError> {
-        // Before it stands, after it moves: questions in between wait.
-        if paused {
-            self.paused.store(true, Ordering::SeqCst);
-        }
-        let asked = self.machine.link.ask(self.machine.id, request).await;
-        if paused != asked.is_ok() || !paused {
-            self.paused.store(paused && asked.is_ok(), Ordering::SeqCst);
-        }
+    async fn stand(&self) -> Result<(), SandboxError> {
+        let sandbox = self.machine.id;
+        // Before it stands: who asks meanwhile is told what was known.
+        self.paused.store(true, Ordering::SeqCst);
+        let asked = self
+            .machine
+            .link
+            .ask(sandbox, Request::Freeze { sandbox })
+            .await;
+        self.paused.store(asked.is_ok(), Ordering::SeqCst);
         asked.map(drop)
+    }
+
+    async fn go_on(&self) -> Result<(), SandboxError> {
+        let sandbox = self.machine.id;
+        self.machine
+            .link
+            .ask(sandbox, Request::Thaw { sandbox })
+            .await?;
+        self.paused.store(false, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -137,13 +148,11 @@ impl Sandbox for MicrovmSandbox {
     }
 
     fn pause(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
-        let sandbox = self.machine.id;
-        Box::pin(self.steer(Request::Freeze { sandbox }, true))
+        Box::pin(self.stand())
     }
 
     fn resume(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
-        let sandbox = self.machine.id;
-        Box::pin(self.steer(Request::Thaw { sandbox }, false))
+        Box::pin(self.go_on())
     }
 
     fn stats(&self) -> BoxFuture<'_, Result<Stats, SandboxError>> {
