@@ -295,9 +295,12 @@ impl Agent {
         // What is waited for is asked of the kernel, not read here.
         while rustix::io::read(&self.signals, &mut information).is_ok() {}
         while let Some(pid) = sys::reap() {
-            let is_launcher = u32::try_from(pid) == Ok(self.launcher_pid);
-            if is_launcher && self.ending.is_none() {
-                return Err(AgentError::LauncherEnded);
+            if u32::try_from(pid) == Ok(self.launcher_pid) {
+                // The answer to a shutdown may be among its last words.
+                self.hear_launcher()?;
+                if self.ending.is_none() {
+                    return Err(AgentError::LauncherEnded);
+                }
             }
         }
         Ok(())

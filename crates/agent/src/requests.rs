@@ -166,6 +166,10 @@ impl Agent {
             connection: control.number,
             id: envelope.id,
         };
+        if self.ending.is_some() {
+            self.reply(to, Err(refuse("request", "the machine is ending")));
+            return Ok(());
+        }
         if self.waiting.len() >= WAITING_MAX {
             let message = format!("{WAITING_MAX} requests wait for the launcher");
             self.reply(to, Err(refuse("request", message)));
