@@ -10,9 +10,9 @@ use skiff_wire::monitor::{Answer, Envelope, FRAME_BYTES_MAX, Refusal, Reply, Req
 use crate::launcher::FrameSocket;
 
 /// Reaching a monitor that starts: it makes its machine first.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(60);
 /// For an answer.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A monitor did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
