@@ -434,7 +434,7 @@ async fn what_goes_wrong_is_told_and_leaves_nothing() {
     until("the undoing", async || (!folder.exists()).then_some(())).await;
     rig.is_empty(&classes).await;
 
-    rig.files.kernel = "/etc/passwd".into();
+    rig.files.kernel = rig.layers[0].path.clone();
     let classes = rig.connect().await;
     let refused = within("a refusal", classes.machines.create(rig.spec("true"))).await;
     let refused = refused.unwrap_err().to_string();

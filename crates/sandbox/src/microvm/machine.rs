@@ -22,6 +22,10 @@ use crate::launcher::Exits;
 
 /// Bytes of one line of a monitor's that are kept.
 const LINE_BYTES_MAX: u64 = 1024;
+/// For the last words of a monitor that has ended.
+const WORDS_DEADLINE: Duration = Duration::from_secs(1);
+/// For the end of a monitor whose sockets have closed.
+const END_DEADLINE: Duration = Duration::from_millis(500);
 /// Between two tries to reach an agent whose connection has ended.
 const RECONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -89,9 +93,17 @@ impl Machine {
         known.ok().and_then(|exit| *exit).unwrap_or(super::GONE)
     }
 
+    /// Why something failed: by the machine's end, if that comes now.
+    pub async fn blame(&self, error: SandboxError) -> SandboxError {
+        let died = tokio::time::timeout(END_DEADLINE, self.died()).await;
+        died.unwrap_or(error)
+    }
+
     /// Why a machine that has ended did.
     pub async fn died(&self) -> SandboxError {
         let exit = self.end().await;
+        // Its last words are in the pipes, or it said none.
+        drop(self.tasks.drain(WORDS_DEADLINE).await);
         let words = self
             .last_words
             .lock()

@@ -125,8 +125,12 @@ impl MicrovmBackend {
             error = machine.died() => Err(error),
         };
         let took = self.clock.now().since(begun);
+        let outcome = match booted {
+            Ok(_agent) => Ok(took),
+            Err(error) => Err(machine.blame(error).await),
+        };
         birth.undo().await;
-        booted.map(|_agent| took)
+        outcome
     }
 
     async fn create_machine(&self, spec: CreateSpec) -> Result<Created, SandboxError> {
@@ -163,6 +167,7 @@ impl MicrovmBackend {
                 })
             }
             Err(error) => {
+                let error = machine.blame(error).await;
                 birth.undo().await;
                 Err(error)
             }
