@@ -18,7 +18,8 @@ setup:
 	@scripts/setup.sh
 
 build: setup
-	cargo build --release -p skiff
+	cargo build --release -p skiff -p skiff-vmm
+	@scripts/agent.sh >/dev/null
 
 up: build
 	@scripts/up.sh

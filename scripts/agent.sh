@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the agent, which is one static file: it runs where there is nothing
-# else. Prints its path.
+# else. Prints its path. A release lies beside `skiff`, too, which looks there.
 #
 # SKIFF_PROFILE=dev builds it quicker.
 set -euo pipefail
@@ -12,4 +12,7 @@ RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --profile "$profil
   -p skiff-agent --bin skiff-agent --target "$target" --target-dir target/static >&2
 folder=$profile
 [ "$profile" = dev ] && folder=debug
-echo "target/static/$target/$folder/skiff-agent"
+built=target/static/$target/$folder/skiff-agent
+# Debug builds of the workspace put one of their own there, which is not static.
+[ "$profile" != release ] || install -D -m 0755 "$built" target/release/skiff-agent
+echo "$built"
