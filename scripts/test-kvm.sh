@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The monitor's tests on real KVM, in a machine whose processor QEMU emulates
 # with AMD's virtualisation: no /dev/kvm is needed. In it Debian's stock kernel
-# runs the monitor, and that Debian's stock cloud kernel, with the agent in it.
+# runs the monitor, and that Debian's stock cloud kernel, with the agent in it;
+# and a server deploys to it.
 #
 #   test-kvm.sh [PROGRAM...]  all, or these (vcpu, machine, command, confined,
-#                             guest, microvm, boots)
+#                             guest, microvm, boots, deploy)
 #
 # SKIFF_SLOWNESS=N stretches every deadline N times.
 set -euo pipefail
@@ -25,14 +26,15 @@ build
 mapfile -t tests < <(built '(.target.kind == ["test"]) and ((.package_id | test("/crates/(kvm|vmm)#")) or .target.name == "guest" or .target.name == "microvm")')
 [ "${#tests[@]}" -gt 0 ] || { say "cargo has built no tests"; exit 1; }
 mapfile -t names < <(names_of "${tests[@]}")
-choose "$*" "${names[@]}" boots
+choose "$*" "${names[@]}" boots deploy
 
 kernel=$(scripts/machine/kernel.sh)
 guest=$(scripts/kvm/kernel.sh)
 agent=$(scripts/agent.sh)
+images=${SKIFF_FIXTURES:-$(scripts/fixtures.sh)}
 once() {
-  scripts/kvm/disk.sh "$work/disk" "$kernel" "$guest" \
-    "$(program skiff-vmm)" "$(program skiff-vsock-peer)" "$agent" "${tests[@]}" \
+  scripts/kvm/disk.sh "$work/disk" "$kernel" "$guest" "$images" \
+    "$(program skiff)" "$(program skiff-vmm)" "$(program skiff-vsock-peer)" "$agent" "${tests[@]}" \
     "$(program skiff-vmm-launcher)" "$(program skiff-vmm-taken)" || return
   run_machine "$kernel" "$work/disk" -cpu EPYC,+svm,+npt
 }

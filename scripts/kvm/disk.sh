@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Makes the disk of the machine that has KVM: a small userland, the monitor, a
-# guest's kernel and disks, the tests.
+# Makes the disk of the machine that has KVM: a small userland, a server's
+# programs and an image, a guest's kernel and disks, the tests.
 #
-#   disk.sh DISK KERNEL GUEST-KERNEL MONITOR PEER AGENT TEST...
+#   disk.sh DISK KERNEL GUEST-KERNEL IMAGES SKIFF MONITOR PEER AGENT TEST...
 set -euo pipefail
-disk=$1 kernel=$2 guest=$3 monitor=$4 peer=$5 agent=$6
-shift 6
+disk=$1 kernel=$2 guest=$3 images=$4 skiff=$5 monitor=$6 peer=$7 agent=$8
+shift 8
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
+# The server's account has to pass through.
+chmod 711 "$work"
 trap 'rm -rf "$work"' EXIT
 . "$here/../machine/modules.sh"
 . "$here/../machine/root.sh"
@@ -24,14 +26,23 @@ mkdir "$root" "$layer"
 
 start_root "$kernel" "$here/guest.sh"
 install -m 0755 "$here/boots.sh" "$root/usr/sbin/boots"
+install -m 0755 "$here/deploy.sh" "$root/usr/sbin/deploy"
 # busybox's cannot look for bytes.
 add_program "$(command -v grep)" /usr/sbin/grep-bytes
+add_stripped "$skiff" /usr/bin/skiff
 add_stripped "$monitor" /usr/bin/skiff-vmm
+add_stripped "$agent" /usr/bin/skiff-agent
 # The tests know it by this path.
 add_stripped "$monitor" "$monitor"
 add_stripped "$peer" /usr/bin/peer
 add_tests "$@"
-add_named mkfs.erofs
+add_named curl jq mkfs.erofs nft pgrep
+mkdir "$root/images"
+cp -a "$images/testapp" "$root/images/"
+# Here rather than on an emulated processor.
+read -r package _ < <("$here/../machine/package.sh" linux-image-cloud-amd64)
+"$skiff" kernel install --data-dir "$root/var/lib/skiff" --agent "$root/usr/bin/skiff-agent" \
+  "$package/package.deb" >&2
 
 mkdir "$root/guest"
 cp "$guest"/{vmlinuz,version} "$root/guest/"

@@ -33,7 +33,7 @@ echo "kernel $(uname -r), speed factor $factor ($took), KVM: $(ls /dev/kvm)"
 
 one() {
   case $1 in
-    boots) run boots /usr/sbin/boots ;;
+    boots | deploy) run "$1" "/usr/sbin/$1" ;;
     *) run "$1" "/tests/$1" --test-threads="$(grep -c ^processor /proc/cpuinfo)" ;;
   esac
 }

@@ -1,0 +1,150 @@
+#!/bin/sh
+# What an operator does, with the real programs on this machine: a server, and
+# an application as a container and as a virtual machine. Says of each test
+# what `cargo test` would say, and shows what was said when one fails.
+passed=0 failed=0
+deadline=$((60 * SKIFF_SLOWNESS))
+work=/run/deploy
+out=$work/out err=$work/err
+mkdir -p $work
+
+check() { # NAME CONDITION...
+  name=$1
+  shift
+  if "$@"; then
+    passed=$((passed + 1))
+    echo "test deploy::$name ... ok"
+  else
+    failed=$((failed + 1))
+    echo "test deploy::$name ... FAILED"
+    echo "-- the last command ended with $status and said:"
+    cat $out $err
+    echo "-- the server:"
+    tail -n 30 $work/server
+    echo "-- the launcher:"
+    tail -n 10 /run/skiff/launcher.log
+  fi
+}
+say() { # COMMAND...: keeps its status and its output
+  "$@" >$out 2>$err </dev/null
+  status=$?
+}
+soon() { # CONDITION...: whether it comes to hold
+  ends=$(($(cut -d. -f1 /proc/uptime) + deadline))
+  until "$@"; do
+    [ "$(cut -d. -f1 /proc/uptime)" -lt $ends ] || return
+    usleep 100000
+  done
+}
+ended() { [ "$status" -eq "$1" ]; }
+succeeds() { say "$@" && ended 0; }
+
+start() { # FLAG...
+  skiff server --set worker.prepared_networks=1 --set microvm.boot_timeout_s="$deadline" "$@" >>$work/server 2>&1 </dev/null &
+  server=$!
+  soon succeeds skiff ls
+}
+get() { # SERVICE PATH
+  curl --silent --show-error --fail --max-time "$deadline" "http://$1.skiff.localhost:8080$2"
+}
+ask() { # SERVICE PATH
+  say get "$@"
+}
+answers() { # SERVICE PATH TEXT
+  ask "$1" "$2"
+  ended 0 && grep -q "$3" $out
+}
+instances() { # SERVICE FIELD
+  skiff describe "$1" --output json | jq -r ".instances[].$2"
+}
+# The processes that are an instance to this machine.
+processes() { # CLASS
+  case $1 in
+    container) pgrep -f '^/testapp' ;;
+    microvm) pgrep -f -- '--no-api' ;;
+  esac
+}
+runs() { [ -n "$(processes "$1")" ]; }
+is_gone() { ! runs "$1"; }
+idle() { [ -z "$(instances "$1" id)" ] && is_gone "$1"; }
+in_output() { grep -q -- "$1" $out; }
+
+# The life of a service of the name of its class. A request that goes on holds
+# its instance until the server is killed.
+life() { # CLASS
+  class=$1
+  begun=$(cut -d. -f1 /proc/uptime)
+  say skiff deploy "$class" --image testapp:1 --isolation "$class" --memory 64 \
+    --keep-alive $((5 * SKIFF_SLOWNESS)) --start-timeout "$deadline"
+  check "${class}_is_deployed" ended 0
+  check "${class}_answers" answers "$class" / '^hello'
+  get "$class" /sleep/100000000 >$work/held 2>&1 &
+  request=$!
+  held() { say instances "$class" in_flight && [ "$(cat $out)" = 1 ]; }
+  check "${class}_has_a_request" soon held
+  check "${class}_runs_as_processes_of_its_class" runs "$class"
+  say instances "$class" class_reason
+  check "${class}_is_told_with_its_reason" in_output "^$class: asked for"
+  say skiff describe "$class"
+  check "${class}_is_described" in_output "$class ($class: asked for)"
+  ask "$class" /log/noted
+  logged() { say skiff logs "$class" && grep -q 'stdout noted' $out && grep -q 'stderr noted' $out; }
+  check "${class}_has_its_output_in_the_logs" soon logged
+
+  ask "$class" /requests
+  served=$(cat $out)
+  before=$(instances "$class" id)
+  kill -KILL $server
+  wait $server $request
+  start
+  same() { say instances "$class" id && [ "$(cat $out)" = "$before" ] && [ -n "$before" ]; }
+  check "${class}_outlives_the_server" same
+  goes_on() { ask "$class" /requests && ended 0 && [ "$(cat $out)" = $((served + 1)) ]; }
+  check "${class}_is_the_same_process_as_before" goes_on
+
+  check "${class}_scales_to_zero" soon idle "$class"
+  check "${class}_starts_when_it_is_asked" answers "$class" / '^hello'
+  say skiff trace "$class" -n 1
+  cat $out
+  explained() {
+    grep -q "($class)" $out || return
+    for phase in queue sandbox app first_byte; do grep -q "^ *$phase  *[0-9.]* ms" $out || return; done
+  }
+  check "${class}s_cold_start_is_explained" explained
+  say skiff rm "$class"
+  check "${class}_is_removed" ended 0
+  check "${class}_leaves_no_process" soon is_gone "$class"
+  echo "$class: $(($(cut -d. -f1 /proc/uptime) - begun)) s"
+}
+
+ifconfig lo up
+check a_server_starts start
+say skiff image import /images/testapp --name testapp:1
+check an_image_is_imported ended 0
+life container
+# It is found out while the server serves.
+check virtual_machines_are_tried soon grep -q 'virtual machines run here' $work/server
+life microvm
+
+kill -TERM $server
+wait $server
+start --stop-all
+id=$(cat /var/lib/skiff/server-id)
+kill -TERM $server
+wait $server
+status=$?
+check a_server_ends_with_all_it_has ended 0
+left() {
+  find /sys/fs/cgroup -mindepth 1 -type d -name "*$id*"
+  grep /skiff /proc/self/mountinfo
+  cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep /skiff
+  ls /run/skiff/launcher/vms 2>/dev/null
+  pgrep -fl "$id|--no-api|^skiff|^/testapp"
+}
+nothing() { say left && [ ! -s $out ]; }
+check nothing_is_left soon nothing
+
+word=ok
+[ $failed -eq 0 ] || word=FAILED
+echo "test result: $word. $passed passed; $failed failed"
+[ $failed -eq 0 ]
