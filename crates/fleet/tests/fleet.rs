@@ -206,6 +206,7 @@ fn plan(scaling: Scaling) -> RevisionPlan {
         },
         scaling,
         memory_mib: 64,
+        overhead_mib: 0,
         cpu_millis: 100,
         cpu_mode: CpuMode::Always,
         serving: true,

@@ -28,7 +28,7 @@ pub use agent::{AgentClient, AgentError, AgentHello, ExecExits};
 pub use container::ContainerBackend;
 pub use doctor::{Check, host_checks};
 pub use launcher::{Exits, LauncherClient, LauncherError};
-pub use microvm::{GuestFiles, MicrovmBackend};
+pub use microvm::{GuestFiles, MicrovmBackend, microvm_overhead_mib};
 pub use null::{NullBackend, NullOptions};
 pub use port::{
     Backend, CreateSpec, Created, Found, LayerFile, Listeners, Output, Sandbox, SandboxError,

@@ -7,10 +7,12 @@ use skiff_types::{InstanceId, ProjectId, WorkerId};
 
 use crate::{Config, Shortage};
 
-/// What one instance is promised.
+/// What one instance takes of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Size {
     pub(crate) memory_mib: u64,
+    /// Of that, what it is promised and its project's quota counts.
+    pub(crate) promised_mib: u64,
     pub(crate) cpu_millis: u64,
 }
 
@@ -24,8 +26,10 @@ struct Worker {
 
 impl Worker {
     fn free(&self) -> Size {
+        let memory_mib = self.memory_mib.saturating_sub(self.used.memory_mib);
         Size {
-            memory_mib: self.memory_mib.saturating_sub(self.used.memory_mib),
+            memory_mib,
+            promised_mib: memory_mib,
             cpu_millis: self.cpu_millis.saturating_sub(self.used.cpu_millis),
         }
     }
@@ -57,6 +61,7 @@ impl Capacity {
             cpu_millis: 0,
             used: Size {
                 memory_mib: 0,
+                promised_mib: 0,
                 cpu_millis: 0,
             },
             instances: BTreeSet::new(),
@@ -122,7 +127,7 @@ impl Capacity {
             return Err(Shortage::QuotaInstances { limit });
         }
         if let Some(limit_mib) = project.quota.memory_mib
-            && project.memory_mib.saturating_add(need.memory_mib) > limit_mib
+            && project.memory_mib.saturating_add(need.promised_mib) > limit_mib
         {
             return Err(Shortage::QuotaMemory {
                 limit_mib,
@@ -141,7 +146,7 @@ impl Capacity {
     ) {
         let books = self.projects.entry(project.clone()).or_default();
         books.instances += 1;
-        books.memory_mib += size.memory_mib;
+        books.memory_mib += size.promised_mib;
         self.change(worker, |worker| {
             worker.instances.insert(instance);
             worker.used.memory_mib += size.memory_mib;
@@ -158,7 +163,7 @@ impl Capacity {
     ) {
         if let Some(books) = self.projects.get_mut(project) {
             books.instances = books.instances.saturating_sub(1);
-            books.memory_mib = books.memory_mib.saturating_sub(size.memory_mib);
+            books.memory_mib = books.memory_mib.saturating_sub(size.promised_mib);
         }
         self.forget_if_empty(project);
         self.change(worker, |worker| {
@@ -201,6 +206,7 @@ mod tests {
     fn size(memory_mib: u64, cpu_millis: u64) -> Size {
         Size {
             memory_mib,
+            promised_mib: memory_mib,
             cpu_millis,
         }
     }
@@ -228,6 +234,33 @@ mod tests {
         assert_eq!(capacity.place(&project, size(50, 20)), Ok(worker(1)));
         capacity.release(&project, worker(2), instance, size(400, 990));
         assert_eq!(capacity.place(&project, size(50, 20)), Ok(worker(2)));
+    }
+
+    #[test]
+    fn what_is_taken_beyond_the_promise_is_placed_and_in_no_quota() {
+        let mut capacity = two_workers();
+        let project = ProjectId::default_project();
+        let quota = Quota {
+            memory_mib: Some(400),
+            instances: None,
+            requests: None,
+        };
+        capacity.set_quota(project.clone(), quota);
+        let machine = Size {
+            promised_mib: 200,
+            ..size(450, 10)
+        };
+        assert_eq!(capacity.place(&project, machine), Ok(worker(2)));
+        capacity.take(&project, worker(2), InstanceId::from_parts(1, 1), machine);
+        assert_eq!(capacity.place(&project, machine), Ok(worker(1)));
+        capacity.take(&project, worker(1), InstanceId::from_parts(1, 2), machine);
+        let refused = capacity.place(&project, machine).unwrap_err();
+        assert!(matches!(
+            refused,
+            Shortage::QuotaMemory { used_mib: 400, .. }
+        ));
+        capacity.release(&project, worker(1), InstanceId::from_parts(1, 2), machine);
+        assert_eq!(capacity.place(&project, machine), Ok(worker(1)));
     }
 
     #[test]

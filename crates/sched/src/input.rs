@@ -75,6 +75,8 @@ pub struct RevisionPlan {
     pub scaling: Scaling,
     /// Memory that one instance is promised, MiB.
     pub memory_mib: u32,
+    /// Memory that one takes beyond that, MiB: it is placed, and in no quota.
+    pub overhead_mib: u32,
     /// Processors that one instance is promised, thousandths.
     pub cpu_millis: u32,
     /// Whether idle instances are paused.

@@ -114,8 +114,10 @@ impl Revision {
     }
 
     pub(crate) fn size(&self) -> Size {
+        let promised_mib = u64::from(self.plan.memory_mib);
         Size {
-            memory_mib: self.plan.memory_mib.into(),
+            memory_mib: promised_mib + u64::from(self.plan.overhead_mib),
+            promised_mib,
             cpu_millis: self.plan.cpu_millis.into(),
         }
     }

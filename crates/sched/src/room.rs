@@ -106,7 +106,7 @@ impl Scheduler {
                     limit_mib,
                     used_mib,
                 } => Some(limit_mib.saturating_sub(used_mib)),
-                Shortage::QuotaInstances { .. } => Some(need.memory_mib),
+                Shortage::QuotaInstances { .. } => Some(need.promised_mib),
                 _ => None,
             };
             let place = by_quota.is_none().then_some(instance.worker);
@@ -123,21 +123,27 @@ impl Scheduler {
                 *taken += 1;
             }
             let (room, victims) = found.entry(place).or_insert_with(|| {
-                let free = by_quota.map(|memory_mib| Size {
-                    memory_mib,
+                let free = by_quota.map(|promised_mib| Size {
+                    memory_mib: need.memory_mib,
+                    promised_mib,
                     cpu_millis: need.cpu_millis,
                 });
                 let none = Size {
                     memory_mib: 0,
+                    promised_mib: need.promised_mib,
                     cpu_millis: 0,
                 };
                 let free = free.or_else(|| self.capacity.free(instance.worker));
                 (free.unwrap_or(none), Vec::new())
             });
             room.memory_mib += instance.size.memory_mib;
+            room.promised_mib += instance.size.promised_mib;
             room.cpu_millis += instance.size.cpu_millis;
             victims.push(*id);
-            if room.memory_mib >= need.memory_mib && room.cpu_millis >= need.cpu_millis {
+            let fits = room.memory_mib >= need.memory_mib
+                && room.promised_mib >= need.promised_mib
+                && room.cpu_millis >= need.cpu_millis;
+            if fits {
                 return Some(std::mem::take(victims));
             }
         }

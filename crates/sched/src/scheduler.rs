@@ -77,6 +77,7 @@ impl Scheduler {
             } => {
                 let has = Size {
                     memory_mib,
+                    promised_mib: memory_mib,
                     cpu_millis,
                 };
                 self.capacity.worker_up(worker, has, &self.config);

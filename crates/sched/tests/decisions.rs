@@ -38,6 +38,7 @@ fn plan(name: &str, change: impl FnOnce(&mut RevisionPlan)) -> Input {
             keep_alive_s: 60,
         },
         memory_mib: 100,
+        overhead_mib: 0,
         cpu_millis: 100,
         cpu_mode: CpuMode::Always,
         serving: true,

@@ -193,6 +193,7 @@ impl World {
                 keep_alive_s: [0, 1, 30][r.below(3) as usize],
             },
             memory_mib: [50, 100, 250][r.below(3) as usize],
+            overhead_mib: 0,
             cpu_millis: 100,
             cpu_mode: [CpuMode::Always, CpuMode::Request][r.below(2) as usize],
             serving: r.below(4) > 0,

@@ -43,6 +43,7 @@ fn scheduler(revisions: u32) -> (Scheduler, Vec<RevisionId>) {
                 keep_alive_s: 0,
             },
             memory_mib: 64,
+            overhead_mib: 0,
             cpu_millis: 100,
             cpu_mode: CpuMode::Always,
             serving: true,

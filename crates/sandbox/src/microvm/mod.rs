@@ -58,6 +58,13 @@ const TRIAL_MILLIS: u32 = 1000;
 /// The end of an application of which nobody has told.
 const GONE: Exit = crate::launcher::UNKNOWN_EXIT;
 
+/// MiB that a machine takes beyond what its application may have: for its
+/// kernel and agent, and for its monitor.
+#[must_use]
+pub const fn microvm_overhead_mib(application_mib: u64) -> u64 {
+    config::machine_mib(application_mib) - application_mib + MONITOR_MIB
+}
+
 /// What every machine boots.
 #[derive(Clone, Debug)]
 pub struct GuestFiles {

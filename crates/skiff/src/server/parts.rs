@@ -10,11 +10,12 @@ use skiff_base::{ByteStream, chain};
 use skiff_control::port as control;
 use skiff_fleet::{Fleet, Launches, Rotation, StartFailure, Started, WorkerPort};
 use skiff_gateway::{ColdPhases, Gateway, Load, RevisionRoute, ServiceRoute, Upstream};
-use skiff_sandbox::Sandbox;
+use skiff_sandbox::{Sandbox, microvm_overhead_mib};
 use skiff_types::api::{Instance, Quota};
 use skiff_types::limits::DEFAULT_STOP_GRACE_S;
 use skiff_types::{
-    ErrorKind, InstanceId, IsolationClass, Launch, ProjectId, RevisionId, ServiceName,
+    ErrorKind, InstanceId, IsolationClass, IsolationRequest, Launch, ProjectId, RevisionId,
+    ServiceName,
 };
 use skiff_worker::{Worker, WorkerError};
 
@@ -196,6 +197,17 @@ impl Launches for ResolverLaunches {
     }
 }
 
+/// What an instance takes beyond the memory that it is promised.
+fn overhead_mib(isolation: IsolationRequest, memory_mib: u32) -> u32 {
+    match isolation {
+        IsolationRequest::Microvm => {
+            u32::try_from(microvm_overhead_mib(memory_mib.into())).unwrap_or(u32::MAX)
+        }
+        // Others are made only of what is asked for by name.
+        IsolationRequest::Auto | IsolationRequest::Container | IsolationRequest::Null => 0,
+    }
+}
+
 /// Fleet, worker and gateway, as the control plane steers them.
 #[derive(Debug)]
 pub struct Steering {
@@ -210,6 +222,7 @@ impl control::Fleet for Steering {
             revision: plan.id,
             scaling: plan.scaling,
             memory_mib: plan.resources.memory_mib,
+            overhead_mib: overhead_mib(plan.isolation, plan.resources.memory_mib),
             cpu_millis: plan.resources.cpu_millis,
             cpu_mode: plan.resources.cpu_mode,
             serving: plan.serving,
