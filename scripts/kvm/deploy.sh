@@ -71,8 +71,9 @@ in_output() { grep -q -- "$1" $out; }
 
 # The life of a service of the name of its class. A request that goes on holds
 # its instance until the server is killed.
-life() { # CLASS
+life() { # CLASS STEP...: the steps of making its sandbox
   class=$1
+  shift
   begun=$(cut -d. -f1 /proc/uptime)
   say skiff deploy "$class" --image testapp:1 --isolation "$class" --memory 64 \
     --keep-alive $((5 * SKIFF_SLOWNESS)) --start-timeout "$deadline"
@@ -108,9 +109,9 @@ life() { # CLASS
   cat $out
   explained() {
     grep -q "($class)" $out || return
-    for phase in queue sandbox app first_byte; do grep -q "^ *$phase  *[0-9.]* ms" $out || return; done
+    for phase in queue "$@" sandbox app first_byte; do grep -q "^ *$phase  *[0-9.]* ms" $out || return; done
   }
-  check "${class}s_cold_start_is_explained" explained
+  check "${class}s_cold_start_is_explained" explained "$@"
   say skiff rm "$class"
   check "${class}_is_removed" ended 0
   check "${class}_leaves_no_process" soon is_gone "$class"
@@ -124,7 +125,7 @@ check an_image_is_imported ended 0
 life container
 # It is found out while the server serves.
 check virtual_machines_are_tried soon grep -q 'virtual machines run here' $work/server
-life microvm
+life microvm monitor kernel layers agent
 
 kill -TERM $server
 wait $server

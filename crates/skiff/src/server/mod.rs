@@ -292,7 +292,8 @@ impl Server {
         let (worker, ends) =
             instances.make(|| make_worker(config, backends, &home, &records, &inside, &clock))?;
         let slot = Arc::new(GatewaySlot::default());
-        let fleet = instances.make(|| make_fleet(config, &worker, &slot, &resolver, &clock));
+        let fleet =
+            instances.make(|| make_fleet(config, &worker, &records, &slot, &resolver, &clock));
         let gateway = Gateway::new(
             gateway_config(config, &home)?,
             Arc::new(fleet.clone()),
@@ -598,6 +599,7 @@ fn make_worker(
 fn make_fleet(
     config: &Config,
     worker: &Arc<Worker>,
+    records: &Arc<ServerRecords>,
     slot: &Arc<GatewaySlot>,
     resolver: &Resolver,
     clock: &Arc<dyn Clock>,
@@ -624,7 +626,10 @@ fn make_fleet(
         drain: INSTANCE_DRAIN,
     };
     let parts = Parts {
-        worker: Arc::new(LocalWorker(Arc::clone(worker))),
+        worker: Arc::new(LocalWorker {
+            worker: Arc::clone(worker),
+            records: Arc::clone(records),
+        }),
         rotation: Arc::clone(slot) as Arc<dyn skiff_fleet::Rotation>,
         launches: Arc::new(ResolverLaunches(resolver.clone())),
     };

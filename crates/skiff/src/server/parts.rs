@@ -19,6 +19,8 @@ use skiff_types::{
 };
 use skiff_worker::{Worker, WorkerError};
 
+use super::records::ServerRecords;
+
 const MIB: u64 = 1 << 20;
 
 /// A port of a sandbox, as the gateway connects to it.
@@ -44,7 +46,10 @@ impl Upstream for SandboxUpstream {
 
 /// The one worker, as the fleet steers it.
 #[derive(Debug)]
-pub struct LocalWorker(pub Arc<Worker>);
+pub struct LocalWorker {
+    pub worker: Arc<Worker>,
+    pub records: Arc<ServerRecords>,
+}
 
 impl WorkerPort for LocalWorker {
     fn start(
@@ -53,15 +58,19 @@ impl WorkerPort for LocalWorker {
         launch: Arc<Launch>,
     ) -> BoxFuture<'_, Result<Started, StartFailure>> {
         async move {
-            let started = self
-                .0
-                .start(instance, launch)
-                .await
-                .map_err(|error| StartFailure {
-                    kind: error.kind(),
-                    message: chain(&error).to_string(),
-                    log: error.log,
-                })?;
+            let started =
+                self.worker
+                    .start(instance, launch)
+                    .await
+                    .map_err(|error| StartFailure {
+                        kind: error.kind(),
+                        message: chain(&error).to_string(),
+                        log: error.log,
+                    })?;
+            // Of containers, which take milliseconds, the steps are not told.
+            if started.sandbox.class() == IsolationClass::Microvm {
+                self.records.made(instance, started.phases.steps_us);
+            }
             Ok(Started {
                 upstream: Arc::new(SandboxUpstream {
                     sandbox: started.sandbox,
@@ -85,7 +94,7 @@ impl WorkerPort for LocalWorker {
         async move {
             // One that has ended by itself meanwhile is gone, as is wanted.
             if let Err(error) = self
-                .0
+                .worker
                 .stop(instance, Duration::from_secs(grace), &reason)
                 .await
             {
@@ -96,11 +105,23 @@ impl WorkerPort for LocalWorker {
     }
 
     fn pause(&self, instance: InstanceId) -> BoxFuture<'_, Result<(), String>> {
-        async move { self.0.pause(instance).await.map_err(|error| told(&error)) }.boxed()
+        async move {
+            self.worker
+                .pause(instance)
+                .await
+                .map_err(|error| told(&error))
+        }
+        .boxed()
     }
 
     fn resume(&self, instance: InstanceId) -> BoxFuture<'_, Result<(), String>> {
-        async move { self.0.resume(instance).await.map_err(|error| told(&error)) }.boxed()
+        async move {
+            self.worker
+                .resume(instance)
+                .await
+                .map_err(|error| told(&error))
+        }
+        .boxed()
     }
 }
 

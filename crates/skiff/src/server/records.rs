@@ -35,29 +35,40 @@ struct Trace {
     class: IsolationClass,
     unix_ms: u64,
     phases_us: [u64; PHASES.len()],
+    /// What the phase `sandbox` was spent on, as far as that is known.
+    steps_us: Vec<(String, u32)>,
 }
 
-const PHASES: [&str; 6] = [
-    "queue",
-    "placement",
-    "image",
-    "sandbox",
-    "app",
-    "first_byte",
-];
+const SANDBOX: &str = "sandbox";
+const PHASES: [&str; 6] = ["queue", "placement", "image", SANDBOX, "app", "first_byte"];
 
 impl Trace {
     fn told(&self) -> ColdStart {
-        let phases = PHASES.iter().zip(self.phases_us);
         ColdStart {
             unix_ms: self.unix_ms,
             service: self.revision.service.clone(),
             revision: self.revision.name(),
             instance: self.instance,
             class: self.class,
-            phases_us: phases.map(|(name, us)| ((*name).to_owned(), us)).collect(),
+            phases_us: self.phases(),
             total_us: self.phases_us.iter().sum(),
         }
+    }
+
+    /// With the steps of the sandbox's making in front of what is left of it.
+    fn phases(&self) -> Vec<(String, u64)> {
+        let mut told = Vec::new();
+        for (name, mut us) in PHASES.into_iter().zip(self.phases_us) {
+            if name == SANDBOX {
+                for (step, step_us) in &self.steps_us {
+                    let step_us = u64::from(*step_us).min(us);
+                    told.push((step.clone(), step_us));
+                    us -= step_us;
+                }
+            }
+            told.push((name.to_owned(), us));
+        }
+        told
     }
 }
 
@@ -66,6 +77,9 @@ impl Trace {
 struct Lives {
     /// When each living instance began, milliseconds since 1970.
     born: HashMap<InstanceId, u64>,
+    /// How living instances' sandboxes were made, until their cold starts are
+    /// told.
+    steps_us: HashMap<InstanceId, Vec<(String, u32)>>,
     ended: VecDeque<LifeReport>,
     /// Since when all that ended are in `ended`, milliseconds since 1970.
     complete_since: u64,
@@ -89,6 +103,14 @@ impl ServerRecords {
     /// An adopted instance: its start was recorded by a former server.
     pub fn adopted(&self, instance: InstanceId, created_unix_ms: u64) {
         lock(&self.lives).born.insert(instance, created_unix_ms);
+    }
+
+    /// The steps of making a living instance's sandbox.
+    pub fn made(&self, instance: InstanceId, steps_us: Vec<(String, u32)>) {
+        let mut lives = lock(&self.lives);
+        if lives.born.contains_key(&instance) {
+            lives.steps_us.insert(instance, steps_us);
+        }
     }
 
     /// What has been counted since this server began; `exact` at its end.
@@ -141,6 +163,7 @@ impl ServerRecords {
         let Some(start_unix_ms) = lives.born.remove(&end.instance) else {
             return;
         };
+        lives.steps_us.remove(&end.instance);
         if lives.ended.len() >= LIVES_MAX
             && let Some(forgotten) = lives.ended.pop_front()
         {
@@ -187,6 +210,7 @@ impl Records for ServerRecords {
         class: IsolationClass,
         phases: &ColdPhases,
     ) {
+        let steps_us = lock(&self.lives).steps_us.remove(&instance);
         let trace = Trace {
             revision: revision.clone(),
             instance,
@@ -200,6 +224,7 @@ impl Records for ServerRecords {
                 phases.app_us,
                 phases.first_byte_us,
             ],
+            steps_us: steps_us.unwrap_or_default(),
         };
         let mut traces = lock(&self.traces);
         if traces.len() >= TRACES_MAX {
@@ -247,4 +272,54 @@ impl WorkerRecords for ServerRecords {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn phases(sandbox_us: u64, steps_us: &[(&str, u32)]) -> Vec<(String, u64)> {
+        let trace = Trace {
+            revision: RevisionId {
+                project: "000000000000".parse().unwrap(),
+                service: "hello".parse().unwrap(),
+                number: 1,
+            },
+            instance: InstanceId::from_parts(0, 1),
+            class: IsolationClass::Microvm,
+            unix_ms: 0,
+            phases_us: [1, 2, 3, sandbox_us, 5, 6],
+            steps_us: steps_us
+                .iter()
+                .map(|(name, us)| ((*name).to_owned(), *us))
+                .collect(),
+        };
+        let told = trace.told();
+        let sum: u64 = told.phases_us.iter().map(|(_, us)| us).sum();
+        assert_eq!(sum, told.total_us, "the phases are the whole");
+        told.phases_us[3..told.phases_us.len() - 2].to_vec()
+    }
+
+    #[test]
+    fn a_sandboxs_steps_are_told_before_the_rest_of_it() {
+        let check = |sandbox_us, steps: &[(&str, u32)], expect: &[(&str, u64)]| {
+            let expect: Vec<_> = expect
+                .iter()
+                .map(|(name, us)| ((*name).to_owned(), *us))
+                .collect();
+            assert_eq!(phases(sandbox_us, steps), expect);
+        };
+        check(100, &[], &[("sandbox", 100)]);
+        let steps = [("monitor", 10), ("kernel", 70)];
+        check(
+            100,
+            &steps,
+            &[("monitor", 10), ("kernel", 70), ("sandbox", 20)],
+        );
+        check(
+            75,
+            &steps,
+            &[("monitor", 10), ("kernel", 65), ("sandbox", 0)],
+        );
+    }
 }
