@@ -44,7 +44,7 @@ watch_pulse() {
     size=$(stat -c %s "$work/report" 2>/dev/null || echo 0)
     [ "$size" = "$last" ] && still=$((still + 5)) || still=0
     last=$size
-    if [ "$still" -ge $((60 * slowness)) ]; then
+    if [ "$still" -ge $((90 * slowness)) ]; then
       touch "$work/stopped"
       kill "$(cat "$work/pid")"
       return

@@ -1,9 +1,15 @@
 //! Which class an instance gets, and why.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::time::Duration;
 
 use skiff_sandbox::Backend;
 use skiff_types::{IsolationClass, IsolationRequest};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// For the verdict of a trial that goes on.
+const TRIAL_WAIT: Duration = Duration::from_secs(60);
 
 /// One class on this worker.
 #[derive(Clone, Debug)]
@@ -21,7 +27,7 @@ pub enum Seat {
 #[derive(Clone, Debug)]
 pub struct Trial {
     backend: Arc<dyn Backend>,
-    verdict: Arc<OnceLock<Result<(), String>>>,
+    verdict: watch::Sender<Option<Result<(), String>>>,
 }
 
 impl Trial {
@@ -30,28 +36,36 @@ impl Trial {
     pub fn of(backend: Arc<dyn Backend>) -> Self {
         Self {
             backend,
-            verdict: Arc::default(),
+            verdict: watch::Sender::default(),
         }
     }
 
     /// It serves from now on, or does not for this reason. The first word
     /// counts.
     pub fn end(&self, verdict: Result<(), String>) {
-        // A second word changes nothing.
-        drop(self.verdict.set(verdict));
+        self.verdict
+            .send_if_modified(|known| known.is_none() && known.replace(verdict).is_none());
+    }
+
+    /// Waits for the verdict, for a while: a start that comes with the server
+    /// is better late than refused.
+    async fn settled(&self) {
+        let mut verdict = self.verdict.subscribe();
+        // Too late or never: then it is still being tried.
+        drop(timeout(TRIAL_WAIT, verdict.wait_for(Option::is_some)).await);
     }
 }
 
 impl Seat {
-    fn backend(&self) -> Result<&Arc<dyn Backend>, &str> {
+    fn backend(&self) -> Result<&Arc<dyn Backend>, String> {
         match self {
             Self::Ready(backend) => Ok(backend),
-            Self::Trial(trial) => match trial.verdict.get() {
+            Self::Trial(trial) => match &*trial.verdict.borrow() {
                 Some(Ok(())) => Ok(&trial.backend),
-                Some(Err(why)) => Err(why),
-                None => Err("this host is being tried: ask again in a moment"),
+                Some(Err(why)) => Err(why.clone()),
+                None => Err("this host is being tried: ask again in a moment".to_owned()),
             },
-            Self::Missing(why) => Err(why),
+            Self::Missing(why) => Err(why.clone()),
         }
     }
 
@@ -107,6 +121,13 @@ impl Backends {
             .filter_map(Seat::holder)
     }
 
+    /// Waits until it is known whether the class that a request needs serves.
+    pub(crate) async fn settled(&self, request: IsolationRequest) {
+        if let (IsolationRequest::Microvm, Seat::Trial(trial)) = (request, &self.microvm) {
+            trial.settled().await;
+        }
+    }
+
     /// The backend for a request and the reason for its class; an error says
     /// which class cannot serve and why.
     pub(crate) fn choose(
@@ -115,7 +136,7 @@ impl Backends {
     ) -> Result<(Arc<dyn Backend>, String), (IsolationClass, String)> {
         let asked = |seat: &Seat, class: IsolationClass| match seat.backend() {
             Ok(backend) => Ok((backend.clone(), format!("{}: asked for", class.as_str()))),
-            Err(why) => Err((class, why.to_owned())),
+            Err(why) => Err((class, why)),
         };
         match request {
             IsolationRequest::Microvm => asked(&self.microvm, IsolationClass::Microvm),
@@ -128,7 +149,7 @@ impl Backends {
                     Ok((backend.clone(), reason.to_owned()))
                 }
                 (Err(why), Ok(backend)) => Ok((backend.clone(), format!("container: {why}"))),
-                (_, Err(why)) => Err((IsolationClass::Container, why.to_owned())),
+                (_, Err(why)) => Err((IsolationClass::Container, why)),
             },
         }
     }
@@ -139,6 +160,23 @@ mod tests {
     use skiff_sandbox::NullBackend;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_waits_for_the_verdict_but_not_for_ever() {
+        let backends = || {
+            let trial = Trial::of(Arc::new(NullBackend::default()));
+            let containers = Backends::container(Arc::new(NullBackend::default()));
+            (containers.with_microvm(Seat::Trial(trial.clone())), trial)
+        };
+        let (decided, trial) = backends();
+        let settled = decided.settled(IsolationRequest::Microvm);
+        tokio::join!(settled, async { trial.end(Ok(())) });
+        assert!(decided.choose(IsolationRequest::Microvm).is_ok());
+        let (undecided, _trial) = backends();
+        undecided.settled(IsolationRequest::Container).await;
+        undecided.settled(IsolationRequest::Microvm).await;
+        assert!(undecided.choose(IsolationRequest::Microvm).is_err());
+    }
 
     #[test]
     fn a_class_is_taken_with_its_reason() {

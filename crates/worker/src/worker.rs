@@ -188,6 +188,7 @@ impl Worker {
             failure: Box::new(failure),
             log: vec![],
         };
+        self.inner.backends.settled(launch.isolation).await;
         let (backend, class_reason) = self
             .inner
             .backends
