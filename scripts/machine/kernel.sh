@@ -15,7 +15,7 @@ boot_modules=(virtio_pci virtio_blk ext4)
 # What a container is made of, and what runs virtual machines. The machine
 # loads them when they are first needed, as users' machines do.
 host_modules=(
-  overlay erofs loop tun veth
+  overlay erofs loop tun veth bridge br_netfilter
   nf_tables nft_chain_nat nft_connlimit nft_ct nft_fib_inet nft_limit nft_masq
   nft_nat nft_redir nft_reject_inet nft_reject_ipv4 nft_socket nft_tproxy
   kvm-amd

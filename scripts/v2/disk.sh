@@ -12,7 +12,7 @@ trap 'rm -rf "$root"' EXIT
 
 start_root "$kernel" "$here/guest.sh"
 rm -f "$root"/usr/bin/{unshare,ldd}
-add_named nft mkfs.erofs mke2fs pgrep runc unshare
+add_named ip nft mkfs.erofs mke2fs pgrep runc unshare
 # Debian's is a bash script around the same call.
 printf '#!/bin/sh\nexec /lib64/ld-linux-x86-64.so.2 --list "$1"\n' >"$root/usr/bin/ldd"
 chmod 0755 "$root/usr/bin/ldd"

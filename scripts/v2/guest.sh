@@ -28,7 +28,7 @@ ulimit -n 65536
 echo '+cpu +memory +pids' >/sys/fs/cgroup/cgroup.subtree_control
 # All other modules load at their first use. These a first rule needs at once,
 # which takes an emulated processor longer than anybody waits for nft.
-modprobe -a nft_chain_nat nft_connlimit nft_ct nft_masq nft_reject_inet
+modprobe -a nft_chain_nat nft_connlimit nft_ct nft_masq nft_reject_inet br_netfilter
 
 # An emulated processor is several times slower.
 SKIFF_SLOWNESS=$(($(word slowness) * 4))

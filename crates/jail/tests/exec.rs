@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 
 use skiff_types::InstanceId;
 use skiff_wire::launcher::{ExecSpec, ProcessSpec, Refusal, Reply, Request, Stdio};
-use support::{Client, Launcher, Running, busybox, read_line, shell, spec};
+use support::{Client, Launcher, Running, busybox, read_line, shell, spec, wait_for};
 
 fn start() -> (Launcher, Client) {
     let launcher = Launcher::start();
@@ -139,11 +139,10 @@ fn its_streams_and_signals_are_its_own() {
     assert_eq!(client.ask(signal.clone()), Ok(Reply::Done));
     assert_eq!(client.exec_exit(1), (None, Some(9)));
     assert_eq!(client.ask(signal).unwrap_err().step, "lookup");
-    assert_eq!(
-        client.stats(sandbox).pids,
-        2,
-        "the init and its application"
-    );
+    // What it started hangs up with it, which takes a moment.
+    wait_for("the init and its application alone", || {
+        (client.stats(sandbox).pids == 2).then_some(())
+    });
     client.destroy(sandbox);
 }
 
