@@ -2,7 +2,7 @@
 //! little it may, and executes.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use skiff_wire::launcher::{ProcessSpec, Refusal};
@@ -71,11 +71,7 @@ fn arrange(streams: [OwnedFd; 3], errors: OwnedFd) -> Step<()> {
 }
 
 fn place(fd: OwnedFd, number: i32, close_on_exec: bool) -> Step<()> {
-    let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
-    // SAFETY: the numbers below 4 belong to nobody that still uses them.
-    if unsafe { libc::dup3(fd.as_raw_fd(), number, flags) } < 0 {
-        return Err(std::io::Error::last_os_error()).at(STEP, "dup3");
-    }
+    sys::duplicate(fd.as_fd(), number, close_on_exec).at(STEP, "dup3")?;
     // close_range closes it with everything else.
     std::mem::forget(fd);
     Ok(())

@@ -8,7 +8,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::event::epoll::EventFlags;
 use rustix::fs::{Mode, OFlags, Uid};
 use rustix::mount::OpenTreeFlags;
 use skiff_base::Clock;
@@ -19,7 +18,7 @@ use super::client::ReplyTo;
 use super::create::{self, START_DEADLINE, Streams, step};
 use super::sandbox::{Sandbox, State, Work};
 use super::seat::Seat;
-use super::{Launcher, LauncherOptions, Token};
+use super::{Launcher, LauncherOptions};
 use crate::cgroup::Limits;
 use crate::channel;
 use crate::child::{self, MonitorBirth};
@@ -120,14 +119,7 @@ impl Launcher {
             Cloned::Child => child::run_monitor(birth, theirs),
             Cloned::Parent { pidfd, .. } => pidfd,
         };
-        let watched = self
-            .watch(&ours, Token::Control(number), EventFlags::IN)
-            .and_then(|()| self.watch(&pidfd, Token::Process(number), EventFlags::IN));
-        if let Err(refusal) = watched {
-            // Nobody will hear of it: it must not live.
-            sys::signal(pidfd.as_fd(), libc::SIGKILL).at(STEP, "kill")?;
-            return Err(refusal);
-        }
+        self.watch_birth(number, &ours, &pidfd)?;
         let seat = Seat {
             range,
             pidfd: pidfd.into(),

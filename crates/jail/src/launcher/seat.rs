@@ -2,7 +2,7 @@
 //! become sandboxes. To enter a v1 cgroup may take ten milliseconds; a seat
 //! has done so before anybody asks.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::EventFlags;
 use rustix::net::SendFlags;
@@ -142,14 +142,7 @@ impl Launcher {
             Cloned::Child => child::run(&birth, theirs, &self.filters),
             Cloned::Parent { pidfd, .. } => pidfd,
         };
-        let watched = self
-            .watch(&ours, Token::Control(number), EventFlags::IN)
-            .and_then(|()| self.watch(&pidfd, Token::Process(number), EventFlags::IN));
-        if let Err(refusal) = watched {
-            // Nobody will hear of it: it must not live.
-            sys::signal(pidfd.as_fd(), libc::SIGKILL).at("clone", "kill")?;
-            return Err(refusal);
-        }
+        self.watch_birth(number, &ours, &pidfd)?;
         Ok(Seat {
             range,
             pidfd: pidfd.into(),
@@ -157,6 +150,18 @@ impl Launcher {
             holder: None,
             dead: false,
         })
+    }
+
+    /// Watches a process from its birth on.
+    pub(super) fn watch_birth(&self, number: u64, control: &OwnedFd, pidfd: &OwnedFd) -> Step<()> {
+        let watched = self
+            .watch(control, Token::Control(number), EventFlags::IN)
+            .and_then(|()| self.watch(pidfd, Token::Process(number), EventFlags::IN));
+        if watched.is_err() {
+            // Nobody will hear of it: it must not live.
+            sys::signal(pidfd.as_fd(), libc::SIGKILL).at("clone", "kill")?;
+        }
+        watched
     }
 
     /// Tells a seat what to become.
