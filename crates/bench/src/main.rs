@@ -11,7 +11,7 @@
 //! `BENCH_ROUNDS` scales the rounds, 1 is what the specification asks),
 //! `skiff-bench kvm SAMPLES` (the monitor's, by `scripts/bench-kvm.sh`),
 //! `skiff-bench soak` (`SOAK_ROUNDS`), and `skiff-bench upstream PORT`, the
-//! application behind the proxies.
+//! application behind the proxies, which can be told to work for its answers.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -44,12 +44,13 @@ fn main() -> ExitCode {
         ["run"] => figures::run(),
         ["kvm", samples] => kvm::run(std::path::Path::new(samples)),
         ["soak"] => soak::run(),
-        ["upstream"] => upstream::run(None),
-        ["upstream", port] => upstream::run(Some(port)),
-        _ => {
-            eprintln!("usage: skiff-bench run | kvm SAMPLES | soak | upstream [PORT]");
-            return ExitCode::from(2);
-        }
+        ["upstream"] => upstream::run(None, 1, 0),
+        ["upstream", port] => upstream::run(Some(port), 1, 0),
+        ["upstream", port, threads, steps] => match (threads.parse(), steps.parse()) {
+            (Ok(threads), Ok(steps)) => upstream::run(Some(port), threads, steps),
+            _ => return usage(),
+        },
+        _ => return usage(),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -59,4 +60,9 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: skiff-bench run | kvm SAMPLES | soak | upstream [PORT [THREADS STEPS]]");
+    ExitCode::from(2)
 }

@@ -86,6 +86,19 @@ impl Figure {
         }
     }
 
+    /// Taken, and not judged: why not.
+    pub fn unjudged(mut self, reason: impl Into<String>) -> Self {
+        self.interval = None;
+        self.reason = Some(reason.into());
+        self
+    }
+
+    /// Whether the peer is wholly beyond this figure's bound.
+    pub fn peer_misses(&self) -> bool {
+        let peers = stats::median_interval(&self.peer_samples);
+        !self.peer_samples.is_empty() && self.spec.bound.holds(peers) == Some(false)
+    }
+
     /// Not taken.
     pub fn missing(spec: Spec, reason: impl Into<String>) -> Self {
         Self {
@@ -245,6 +258,20 @@ mod tests {
         bound: Bound::AtMost(1.0),
         peer: Some("other"),
     };
+
+    #[test]
+    fn what_its_peer_misses_can_be_left_unjudged() {
+        let beside = |peer: f64| Figure::absolute_beside(SPEC, vec![3.0; 4], vec![peer; 4]);
+        assert!(!beside(0.9).peer_misses());
+        assert!(beside(1.1).peer_misses());
+        assert!(!Figure::absolute(SPEC, vec![3.0; 4]).peer_misses());
+        assert_eq!(beside(1.1).pass(), Some(false));
+        let unjudged = beside(1.1).unjudged("the peer misses it");
+        assert_eq!(unjudged.pass(), None);
+        let value = unjudged.json();
+        assert_eq!(value["value"], 3.0);
+        assert_eq!(value["reason"], "the peer misses it");
+    }
 
     #[test]
     fn fails_only_when_the_interval_lies_wholly_beyond() {

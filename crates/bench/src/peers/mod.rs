@@ -5,5 +5,5 @@ mod proxies;
 mod runc;
 
 pub use containerd::Containerd;
-pub use proxies::{Proxy, haproxy, nginx, upstream};
+pub use proxies::{Proxy, haproxy, nginx, upstream, working};
 pub use runc::{Bundle, bare_python};

@@ -33,6 +33,20 @@ pub fn upstream(context: &Context, core: Option<usize>) -> anyhow::Result<Proxy>
     started(context, core, port, &own, &["upstream", &port.to_string()])
 }
 
+/// This binary with so many threads, each of whose answers takes so many steps
+/// of work.
+///
+/// # Errors
+/// When it does not come up.
+pub fn working(context: &Context, threads: usize, steps: u64) -> anyhow::Result<Proxy> {
+    let own = std::env::current_exe()?.display().to_string();
+    let port = free_port()?;
+    let words = [port.to_string(), threads.to_string(), steps.to_string()];
+    let [port_word, threads, steps] = words.each_ref().map(String::as_str);
+    let args = ["upstream", port_word, threads, steps];
+    started(context, None, port, &own, &args)
+}
+
 /// nginx with one worker, as Debian configures it: with an access log.
 ///
 /// # Errors
