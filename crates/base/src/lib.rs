@@ -7,6 +7,7 @@
 mod backoff;
 mod chain;
 mod clock;
+mod date;
 pub mod process;
 pub mod random;
 #[cfg(feature = "async")]
@@ -17,6 +18,7 @@ mod tasks;
 pub use backoff::Backoff;
 pub use chain::{Chain, chain};
 pub use clock::{Clock, ManualClock, Monotonic, SystemClock};
+pub use date::Date;
 #[cfg(feature = "async")]
 pub use stream::{ByteStream, Inline};
 #[cfg(feature = "async")]

@@ -185,6 +185,8 @@ struct Launcher {
     refill_networks: bool,
     /// A seat or a network could not be prepared: not again before this.
     refill_after: Monotonic,
+    /// Why, as it was last told.
+    refill_told: Option<String>,
 }
 
 impl Launcher {

@@ -60,7 +60,7 @@ impl Launcher {
         }
         match self.networks.refill_one() {
             Ok(worked) => self.refill_networks = worked,
-            Err(error) => self.pause_refill(&error.to_string()),
+            Err(error) => self.pause_refill(error.to_string()),
         }
         if self.refill_networks {
             return;
@@ -70,13 +70,18 @@ impl Launcher {
         } else {
             self.make_disk()
         };
-        if let Err(refusal) = prepared {
-            self.pause_refill(&refusal.to_string());
+        match prepared {
+            Ok(()) => self.refill_told = None,
+            Err(refusal) => self.pause_refill(refusal.to_string()),
         }
     }
 
-    fn pause_refill(&mut self, reason: &str) {
-        tracing::warn!(reason, "nothing can be prepared ahead");
+    /// Told once for as long as the reason is the same.
+    fn pause_refill(&mut self, reason: String) {
+        if self.refill_told.as_ref() != Some(&reason) {
+            tracing::warn!(reason, "nothing can be prepared ahead");
+            self.refill_told = Some(reason);
+        }
         self.refill_after = self.clock.now().plus(REFILL_PAUSE);
     }
 

@@ -139,6 +139,7 @@ fn assemble(
         ended: false,
         refill_networks: true,
         refill_after: Monotonic::default(),
+        refill_told: None,
     };
     launcher.watch(&launcher.kept.listener, Token::Listener, EventFlags::IN)?;
     launcher.watch(&launcher.signals, Token::Signal, EventFlags::IN)?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail};
 use http::Method;
-use skiff_base::Clock as _;
+use skiff_base::{Clock as _, Date};
 use skiff_types::api::{ColdStart, LogLine, Usage, UsageCheck};
 
 use super::args::{self, Output};
@@ -139,14 +139,15 @@ fn point(text: &str, now: u64) -> anyhow::Result<u64> {
         || format!("`{text}` is not a time: 30m, 12h, 7d or a date as 2026-01-31 is expected");
     if let [year, month, day] = text.split('-').collect::<Vec<_>>()[..] {
         let parse = |part: &str| part.parse::<u64>().with_context(refuse);
-        let wanted = (parse(year)?, parse(month)?, parse(day)?);
-        if !(1970..=9999).contains(&wanted.0) {
-            bail!(refuse());
-        }
-        // The first day at or after a lower bound: at most a year of steps.
-        let first = (wanted.0 - 1970) * 365;
-        let days = (first..first + 3000).find(|&days| output::civil(days) == wanted);
-        return days.map(|days| days * 86_400_000).with_context(refuse);
+        let date = Date {
+            year: parse(year)?,
+            month: parse(month)?,
+            day: parse(day)?,
+        };
+        return date
+            .days()
+            .map(|days| days * 86_400_000)
+            .with_context(refuse);
     }
     let unit = text.chars().last().with_context(refuse)?;
     let scale = match unit {

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use serde::Serialize;
+use skiff_base::Date;
 
 use super::args::Output;
 
@@ -76,7 +77,7 @@ pub fn bytes(count: u64) -> String {
 
 /// A time as people read it, UTC.
 pub fn time(unix_ms: u64) -> String {
-    let (year, month, day) = civil(unix_ms / 86_400_000);
+    let Date { year, month, day } = Date::of_days(unix_ms / 86_400_000);
     let seconds = unix_ms / 1000 % 86_400;
     format!(
         "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}",
@@ -84,33 +85,6 @@ pub fn time(unix_ms: u64) -> String {
         seconds / 60 % 60,
         seconds % 60
     )
-}
-
-/// Year, month and day of a count of days since 1970.
-pub fn civil(days: u64) -> (u64, u64, u64) {
-    let leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    let mut rest = days;
-    let mut year = 1970;
-    loop {
-        let length = if leap(year) { 366 } else { 365 };
-        if rest < length {
-            break;
-        }
-        rest -= length;
-        year += 1;
-    }
-    let february = if leap(year) { 29 } else { 28 };
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if rest < length {
-            break;
-        }
-        rest -= length;
-        month += 1;
-    }
-    (year, month, rest + 1)
 }
 
 /// A length of time in milliseconds with two digits behind the point.

@@ -1,7 +1,7 @@
 use std::panic::Location;
 use std::sync::Arc;
 
-use skiff_base::Clock;
+use skiff_base::{Clock, Date};
 
 use super::Sink;
 use crate::config::{Level, Logger};
@@ -77,25 +77,10 @@ impl Log {
 /// A point in time as RFC 3339 has it, in UTC.
 fn time(unix_ms: u64) -> String {
     let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
-    let (year, month, day) = date(days);
+    let Date { year, month, day } = Date::of_days(days);
     let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
     let ms = ms % 1000;
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
-}
-
-/// Year, month and day of a day since 1970, counted in years that begin in
-/// March: then the day that some years have is their last.
-const fn date(days: u64) -> (u64, u64, u64) {
-    // From March of the year 0; 400 years have 146,097 days.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let year = era * 400 + year + (month >= 10) as u64;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (year, month, day)
 }
 
 #[cfg(test)]
