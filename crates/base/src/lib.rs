@@ -8,6 +8,8 @@ mod backoff;
 mod chain;
 mod clock;
 mod date;
+#[cfg(feature = "async")]
+mod listener;
 pub mod process;
 pub mod random;
 #[cfg(feature = "async")]
@@ -19,6 +21,8 @@ pub use backoff::Backoff;
 pub use chain::{Chain, chain};
 pub use clock::{Clock, ManualClock, Monotonic, SystemClock};
 pub use date::Date;
+#[cfg(feature = "async")]
+pub use listener::{Acceptor, Listener};
 #[cfg(feature = "async")]
 pub use stream::{ByteStream, Inline};
 #[cfg(feature = "async")]

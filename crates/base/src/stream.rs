@@ -3,7 +3,8 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use rustix::net::RecvFlags;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connection to whatever serves at its other end: nobody who holds one
@@ -22,6 +23,37 @@ pub enum ByteStream {
 
 /// A connection whose other end is no task and no socket.
 pub trait Inline: AsyncRead + AsyncWrite + Debug + Send + 'static {}
+
+impl ByteStream {
+    /// Waits for bytes and looks at them without taking them: how many came,
+    /// nothing at the end.
+    ///
+    /// # Errors
+    /// Those of recv(2); `Unsupported` of what is no socket.
+    pub async fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.peek(buffer).await,
+            Self::Unix(stream) => {
+                let peek = || Ok(rustix::net::recv(&*stream, &mut *buffer, RecvFlags::PEEK)?.0);
+                stream.async_io(Interest::READABLE, peek).await
+            }
+            Self::Memory(_) | Self::Inline(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Writes what a socket takes at once.
+    ///
+    /// # Errors
+    /// Those of send(2), `WouldBlock` among them; `Unsupported` of what is no
+    /// socket.
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Unix(stream) => stream.try_write(bytes),
+            Self::Memory(_) | Self::Inline(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
 
 macro_rules! each {
     ($self:ident, $stream:ident => $call:expr) => {
