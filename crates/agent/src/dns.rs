@@ -12,7 +12,7 @@ use rustix::event::epoll;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags};
 use skiff_base::{Clock, Monotonic};
-use skiff_wire::agent::DNS_PORT;
+use skiff_wire::agent::DNS_DATAGRAM_PORT;
 
 use crate::agent::{Agent, EDGES, Token};
 use crate::sys;
@@ -141,7 +141,7 @@ impl Agent {
         if self.queries.table.len() >= QUERIES_MAX {
             return Ok(true);
         }
-        let host = self.outside.connect(DNS_PORT)?;
+        let host = self.outside.connect(DNS_DATAGRAM_PORT)?;
         self.queries.next += 1;
         let number = self.queries.next;
         self.watch(&host, Token::Query(number), EDGES)?;

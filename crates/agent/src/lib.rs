@@ -4,7 +4,7 @@
 //!  host                              │ guest
 //!  server ─▶ monitor ─▶ vsock 1024 ──┼─▶ agent ──▶ launcher ──▶ sandboxes
 //!                       vsock 1025 ──┼─▶ streams: stdio, terminals, ports
-//!    gateway, DNS ◀── vsock 1026/7 ──┼── the application's calls to Skiff
+//!    gateway, DNS ◀─ vsock 1026-28 ──┼── the application's calls to Skiff
 //! ```
 //!
 //! Sandboxes are made by the launcher of `skiff_jail`, a child process: what a

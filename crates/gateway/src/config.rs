@@ -21,6 +21,8 @@ pub struct GatewayConfig {
     pub overload_wait: Duration,
     /// Client connections at once; `None` derives it from RLIMIT_NOFILE.
     pub max_connections: Option<u64>,
+    /// Of these, those of one instance to the services of its project.
+    pub inner_connections: usize,
     /// A trusted proxy stands in front: `Forwarded` and `X-Forwarded-*` of
     /// the client are kept and appended to. Otherwise they are replaced.
     pub trust_forwarded: bool,
@@ -38,6 +40,7 @@ impl Default for GatewayConfig {
             upstream_idle_timeout: Duration::from_secs(30),
             overload_wait: Duration::from_millis(300),
             max_connections: None,
+            inner_connections: 1024,
             trust_forwarded: false,
             access_log: None,
         }

@@ -2,13 +2,13 @@
 //! its preface.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use skiff_base::ByteStream;
 
 use crate::forward::{Client, Scope};
 use crate::h1::write::Origin;
@@ -21,18 +21,18 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 const PREFACE_LOOK: Duration = Duration::from_millis(5);
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(lane: Arc<Lane>, stream: TcpStream, peer: SocketAddr, scope: Scope) {
+pub(crate) async fn serve(lane: Arc<Lane>, mut stream: ByteStream, peer: IpAddr, scope: Scope) {
     let opened = lane.shared.clock.now();
     let deadline = opened.plus(lane.shared.config.header_timeout);
     let (number, watched) = lane.watch(deadline);
     let client = Client {
         lane: lane.clone(),
         watched: watched.clone(),
-        origin: Origin::new(peer.ip(), lane.shared.config.trust_forwarded),
+        origin: Origin::new(peer, lane.shared.config.trust_forwarded),
         scope,
     };
     let served = async {
-        let preface = has_preface(&stream).await;
+        let preface = has_preface(&mut stream).await;
         watched.spoke();
         if preface {
             http2::serve(Arc::new(client), stream, &watched).await;
@@ -49,7 +49,7 @@ pub(crate) async fn serve(lane: Arc<Lane>, stream: TcpStream, peer: SocketAddr, 
 }
 
 /// Whether HTTP/2 begins; a slow first byte is cut by the connection's deadline.
-async fn has_preface(stream: &TcpStream) -> bool {
+async fn has_preface(stream: &mut ByteStream) -> bool {
     let mut start = [0; PREFACE.len()];
     loop {
         match stream.peek(&mut start).await {

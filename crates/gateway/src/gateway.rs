@@ -1,14 +1,14 @@
 //! The gateway as the rest of the server steers it.
 
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use skiff_base::Clock;
+use skiff_base::{Clock, Listener};
 use skiff_types::{ErrorKind, InstanceId, ProjectId, RevisionId, ServiceName};
 
 use crate::config::GatewayConfig;
-use crate::forward::Scope;
+use crate::door::Door;
 use crate::metrics::MetricsSnapshot;
 use crate::port::{ColdPhases, Demand, Load, Records, RevisionRoute, ServiceRoute, Upstream};
 use crate::probe;
@@ -228,16 +228,20 @@ impl Gateway {
         serve::start(&self.shared, self.lanes.clone(), listeners, threads)
     }
 
-    /// Serves a listener inside of an instance's namespace: hosts are
-    /// `NAME.skiff.internal`, of this project alone. After [`Gateway::serve`].
+    /// Serves an instance's calls to its project: hosts are
+    /// `NAME.skiff.internal`, of this project alone. `caller` is told as the
+    /// address of connections that have none. After [`Gateway::serve`].
     ///
     /// # Errors
-    /// When the listener cannot be used, or nothing serves.
+    /// When nothing serves.
     pub fn serve_inner(
         &self,
-        listener: TcpListener,
+        listener: Listener,
+        caller: IpAddr,
         project: ProjectId,
     ) -> Result<InnerHandle, ServeError> {
-        self.lanes.listen(listener, Scope::Inside(project))
+        let connections = self.shared.config.inner_connections;
+        self.lanes
+            .listen(listener, Door::inside(project, caller, connections))
     }
 }

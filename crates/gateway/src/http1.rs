@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use http::StatusCode;
-use skiff_base::Monotonic;
+use skiff_base::{ByteStream, Monotonic};
 use skiff_types::limits;
-use tokio::net::TcpStream;
 
 use crate::answer::{self, Own};
 use crate::exchange;
@@ -32,7 +31,7 @@ const AHEAD_BYTES: usize = 4 * 1024;
 /// The client's end of a connection.
 #[derive(Debug)]
 pub(crate) struct Conn {
-    pub(crate) io: TcpStream,
+    pub(crate) io: ByteStream,
     pub(crate) inbox: Inbox,
     pub(crate) outbox: Outbox,
     /// The request's head as it goes on.
@@ -113,7 +112,7 @@ pub(crate) enum UploadError {
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(client: &Client, stream: TcpStream) {
+pub(crate) async fn serve(client: &Client, stream: ByteStream) {
     let mut conn = Conn {
         io: stream,
         inbox: Inbox::default(),

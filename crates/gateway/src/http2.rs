@@ -15,9 +15,8 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use skiff_base::Monotonic;
+use skiff_base::{ByteStream, Monotonic};
 use skiff_types::limits;
-use tokio::net::TcpStream;
 
 use crate::answer::Own;
 use crate::body::{AnswerBody, Download};
@@ -45,7 +44,7 @@ const PING: Duration = Duration::from_secs(30);
 type Answer = Response<AnswerBody>;
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(client: Arc<Client>, stream: TcpStream, watched: &Watched) {
+pub(crate) async fn serve(client: Arc<Client>, stream: ByteStream, watched: &Watched) {
     let streams = Streams(client.lane.clone());
     let service = service_fn(move |request| answer(client.clone(), request));
     let connection = http2::Builder::new(streams)

@@ -31,6 +31,7 @@ mod answer;
 mod body;
 mod config;
 mod connection;
+mod door;
 mod exchange;
 mod forward;
 mod gateway;

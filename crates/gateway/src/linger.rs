@@ -5,8 +5,8 @@
 use std::io;
 use std::time::Duration;
 
+use skiff_base::ByteStream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 /// How long a client may take to hear the end,
 const TIME: Duration = Duration::from_secs(1);
@@ -14,7 +14,7 @@ const TIME: Duration = Duration::from_secs(1);
 const BYTES: usize = 1024 * 1024;
 
 /// Says what is to be said last, and ends the connection.
-pub(crate) async fn close(mut stream: TcpStream, last: &[u8]) {
+pub(crate) async fn close(mut stream: ByteStream, last: &[u8]) {
     match tokio::time::timeout(TIME, say(&mut stream, last)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a client was gone before the end"),
@@ -22,7 +22,7 @@ pub(crate) async fn close(mut stream: TcpStream, last: &[u8]) {
     }
 }
 
-async fn say(stream: &mut TcpStream, last: &[u8]) -> io::Result<()> {
+async fn say(stream: &mut ByteStream, last: &[u8]) -> io::Result<()> {
     stream.write_all(last).await?;
     stream.shutdown().await?;
     let mut thrown_away = [0; 4096];

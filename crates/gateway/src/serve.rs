@@ -10,14 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use skiff_base::{Backoff, Monotonic};
-use tokio::net::TcpStream;
+use skiff_base::{Listener, Monotonic};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::connection;
-use crate::forward::Scope;
+use crate::door::{self, Door};
 use crate::lane::{self, Lane};
-use crate::linger;
 use crate::revision::lock;
 use crate::shared::Shared;
 
@@ -29,11 +26,6 @@ const TICK: Duration = Duration::from_millis(250);
 /// that its client has sent before it can know; at most half of the deadline,
 /// so that such a request has time, too.
 const DRAIN_IDLE_GRACE: Duration = Duration::from_secs(3);
-/// Clients that are told so at once; the rest is told and closed in one.
-const TURNED_AWAY_AT_ONCE: u64 = 128;
-/// Told to a client that is one too many.
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
-content-type: text/plain; charset=utf-8\r\ncontent-length: 36\r\n\r\nthe gateway has no more connections\n";
 
 /// The threads that serve. Dropping cuts everything off.
 #[derive(Debug)]
@@ -77,8 +69,8 @@ pub(crate) struct Lanes {
 
 enum Word {
     Listen {
-        listener: TcpListener,
-        scope: Scope,
+        listener: Listener,
+        door: Door,
         stop: watch::Receiver<bool>,
     },
     Drain {
@@ -101,18 +93,11 @@ impl Lanes {
         }
     }
 
-    pub(crate) fn listen(
-        &self,
-        listener: TcpListener,
-        scope: Scope,
-    ) -> Result<InnerHandle, ServeError> {
-        listener
-            .set_nonblocking(true)
-            .map_err(ServeError::Listener)?;
+    pub(crate) fn listen(&self, listener: Listener, door: Door) -> Result<InnerHandle, ServeError> {
         let (stop_sender, stop) = watch::channel(false);
         self.say(Word::Listen {
             listener,
-            scope,
+            door,
             stop,
         })?;
         Ok(InnerHandle { _stop: stop_sender })
@@ -237,7 +222,12 @@ impl Drop for ServeHandle {
 async fn run(lane: Arc<Lane>, listeners: Vec<TcpListener>, mut words: mpsc::Receiver<Word>) {
     let (stop, stopped) = watch::channel(false);
     for listener in listeners {
-        let accepting = accept(lane.clone(), listener, Scope::Outside, stopped.clone());
+        let accepting = door::accept(
+            lane.clone(),
+            listener.into(),
+            Door::outside(),
+            stopped.clone(),
+        );
         lane.tasks.spawn("accept", accepting);
     }
     let mut ticks = tokio::time::interval(TICK);
@@ -249,8 +239,8 @@ async fn run(lane: Arc<Lane>, listeners: Vec<TcpListener>, mut words: mpsc::Rece
                 lane.tick(lane.shared.clock.now());
             }
             word = words.recv() => match word {
-                Some(Word::Listen { listener, scope, stop }) => {
-                    let accepting = accept(lane.clone(), listener, scope, stop);
+                Some(Word::Listen { listener, door, stop }) => {
+                    let accepting = door::accept(lane.clone(), listener, door, stop);
                     lane.background.spawn("accept inside", accepting);
                 }
                 Some(Word::Run(task)) => lane.background.spawn("probe", task),
@@ -305,80 +295,4 @@ async fn all_ended(lane: &Lane, end: Monotonic) -> usize {
             .map_or(0, |error| error.0);
     }
     cut
-}
-
-/// Accepts until the sender of `stop` is gone.
-async fn accept(
-    lane: Arc<Lane>,
-    listener: TcpListener,
-    scope: Scope,
-    mut stop: watch::Receiver<bool>,
-) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, "a listener cannot be used");
-            return;
-        }
-    };
-    let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stop.changed() => return,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                backoff.reset();
-                take(&lane, stream, peer, &scope);
-            }
-            // A connection that ended before it was taken is no failure.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                tracing::warn!(%error, "no connection can be accepted for now");
-                let random = skiff_base::random::u32();
-                tokio::time::sleep(backoff.next(random)).await;
-            }
-        }
-    }
-}
-
-fn take(lane: &Arc<Lane>, stream: TcpStream, peer: SocketAddr, scope: &Scope) {
-    let metrics = &lane.shared.metrics;
-    if metrics.connections.get() >= lane.shared.connection_bound {
-        metrics.over_connections.up();
-        turn_away(lane, stream);
-        return;
-    }
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a client's socket has no TCP_NODELAY");
-    }
-    let serving = connection::serve(lane.clone(), stream, peer, scope.clone());
-    lane.tasks.spawn("connection", serving);
-}
-
-fn turn_away(lane: &Arc<Lane>, stream: TcpStream) {
-    let shared = lane.shared.clone();
-    if shared.metrics.lingering.get() >= TURNED_AWAY_AT_ONCE {
-        // Said if the socket takes it at once, which a new one does.
-        if let Err(error) = stream.try_write(BUSY) {
-            tracing::debug!(%error, "a client is turned away without a word");
-        }
-        return;
-    }
-    shared.metrics.lingering.up();
-    let seat = Lingering(shared);
-    lane.background.spawn("turned away", async move {
-        let _seat = seat;
-        linger::close(stream, BUSY).await;
-    });
-}
-
-/// A client that was turned away and is not closed yet.
-struct Lingering(Arc<Shared>);
-
-impl Drop for Lingering {
-    fn drop(&mut self) {
-        self.0.metrics.lingering.down();
-    }
 }

@@ -39,7 +39,7 @@ async fn pump(conn: &mut Conn, link: Link, up: &AtomicU64, down: &AtomicU64) {
         return;
     }
     let early_up = &conn.inbox;
-    let (client_reads, mut client_writes) = conn.io.split();
+    let (client_reads, mut client_writes) = split(&mut conn.io);
     let upward = async {
         // What the client said right behind its request.
         let copied = copy(early_up.bytes(), client_reads, &mut instance_writes, up).await;

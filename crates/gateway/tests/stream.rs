@@ -482,7 +482,10 @@ fn draining_ends_what_is_under_way_and_nothing_else() {
     let rig = Rig::new(|route| route.liveness_period_ms = 60_000);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let project = ProjectId::default_project();
-    let _inside = rig.gateway.serve_inner(listener, project).unwrap();
+    let _inside = rig
+        .gateway
+        .serve_inner(listener.into(), rig::CALLER, project)
+        .unwrap();
     let gate = Arc::new(Barrier::new(2));
     let g = gate.clone();
     rig.add(app(move |mut raw: Raw| {
@@ -641,38 +644,6 @@ fn three_failed_probes_make_an_instance_dead() {
     wait_for("the death", || rig.dead().len() == 1);
     assert_eq!(rig.dead()[0].0, instance.id);
     assert!(rig.dead()[0].1.contains("three times"));
-}
-
-#[test]
-fn a_listener_inside_serves_its_project_alone() {
-    let rig = Rig::new(|_| {});
-    rig.add(http_app(|request| ok(request.field("host").unwrap())));
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let inside = listener.local_addr().unwrap();
-    let handle = rig
-        .gateway
-        .serve_inner(listener, ProjectId::default_project())
-        .unwrap();
-    let ask = |address, host: &str| {
-        let mut client = Raw::connect(address);
-        client.send(format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n"));
-        client.message()
-    };
-    assert_eq!(
-        ask(inside, "hello.skiff.internal").text(),
-        "hello.skiff.internal"
-    );
-    assert_eq!(ask(inside, HOST).status(), 404);
-    assert_eq!(ask(rig.address, "hello.skiff.internal").status(), 404);
-    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let stranger = other.local_addr().unwrap();
-    let project: ProjectId = "000000000002".parse().unwrap();
-    let _other = rig.gateway.serve_inner(other, project).unwrap();
-    assert_eq!(ask(stranger, "hello.skiff.internal").status(), 404);
-    drop(handle);
-    wait_for("the listener's end", || {
-        std::net::TcpStream::connect(inside).is_err()
-    });
 }
 
 #[test]

@@ -31,5 +31,6 @@ pub use launcher::{Exits, LauncherClient, LauncherError};
 pub use microvm::{GuestFiles, MicrovmBackend, microvm_overhead_mib};
 pub use null::{NullBackend, NullOptions};
 pub use port::{
-    Backend, CreateSpec, Created, Found, LayerFile, Listeners, Output, Sandbox, SandboxError,
+    Backend, CreateSpec, Created, Datagrams, Found, LayerFile, Listeners, Output, Sandbox,
+    SandboxError,
 };

@@ -1,11 +1,12 @@
 use std::fmt::Debug;
 use std::io;
+use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use skiff_base::ByteStream;
+use skiff_base::{ByteStream, Listener};
 use skiff_types::{Digest, InstanceId, IsolationClass};
 use skiff_wire::launcher::{Exit, ProcessSpec, Stats, Writable};
 
@@ -98,16 +99,25 @@ pub struct Output {
     pub stderr: OwnedFd,
 }
 
-/// Sockets in a sandbox's network: whoever serves them serves that instance
-/// and nobody else.
+/// Sockets that one sandbox's calls arrive at: whoever serves them serves that
+/// instance and nobody else. All are non-blocking.
 #[derive(Debug)]
 pub struct Listeners {
-    /// The gateway's, TCP, listening.
-    pub gateway: OwnedFd,
-    /// The DNS forwarder's, UDP.
-    pub dns_udp: OwnedFd,
-    /// The DNS forwarder's, TCP, listening.
-    pub dns_tcp: OwnedFd,
+    /// The gateway's.
+    pub gateway: Listener,
+    /// The DNS forwarder's, for queries over TCP.
+    pub dns: Listener,
+    /// The DNS forwarder's, for queries that are datagrams.
+    pub dns_datagrams: Datagrams,
+}
+
+/// How datagrams arrive.
+#[derive(Debug)]
+pub enum Datagrams {
+    /// At a socket in the sandbox's network.
+    Socket(UdpSocket),
+    /// Each on a connection of its own, behind its length (RFC 1035, 4.2.2).
+    Carried(Listener),
 }
 
 /// What a sandbox is made of; the same for every class.

@@ -5,7 +5,8 @@
 
 use std::fs;
 use std::future::Future;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -14,12 +15,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_base::process::command;
-use skiff_base::{Clock, SystemClock};
+use skiff_base::{Acceptor, ByteStream, Clock, SystemClock, Tasks};
+use skiff_net::SERVICE_ADDRESS;
+use skiff_net::dns::{DnsClient, DnsDatagrams, DnsForwarder, DnsServing, DnsSockets};
 use skiff_sandbox::{
-    Backend, ContainerBackend, CreateSpec, Created, Exits, GuestFiles, LauncherClient, LayerFile,
-    MicrovmBackend, Sandbox, SandboxError,
+    Backend, ContainerBackend, CreateSpec, Created, Datagrams, Exits, GuestFiles, LauncherClient,
+    LayerFile, Listeners, MicrovmBackend, Sandbox, SandboxError,
 };
-use skiff_types::{InstanceId, IsolationClass, ServerId};
+use skiff_types::{InstanceId, IsolationClass, ProjectId, ServerId};
 use skiff_wire::launcher::{Exit, ProcessSpec, Writable, monitor_folder};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -184,7 +187,7 @@ fn busybox(root: &Path) {
     fs::create_dir(&bin).unwrap();
     fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
     for name in [
-        "sh", "cat", "echo", "sleep", "tail", "httpd", "hostname", "id",
+        "sh", "cat", "echo", "sleep", "tail", "httpd", "hostname", "id", "wget",
     ] {
         symlink("busybox", bin.join(name)).unwrap();
     }
@@ -239,6 +242,7 @@ async fn both_classes_do_the_same() {
         output_and_end_are_told(&rig, backend).await;
         too_much_memory_is_told(&rig, backend).await;
         a_port_is_reached_and_it_can_stand(&rig, backend).await;
+        services_and_names_are_reached(&rig, backend).await;
         rig.is_empty(&classes).await;
     }
     sandboxes_are_adopted(&rig, classes).await;
@@ -313,6 +317,145 @@ async fn a_port_is_reached_and_it_can_stand(rig: &Rig, backend: &dyn Backend) {
     let exit = within("its end", sandbox.exited()).await;
     assert_eq!((exit.code, exit.signal), (None, Some(15)), "{exit:?}");
     within("its destruction", sandbox.destroy()).await.unwrap();
+}
+
+/// An application that calls a service and a name of the world over and over,
+/// while they are served, when nobody does, and when somebody does again.
+async fn services_and_names_are_reached(rig: &Rig, backend: &dyn Backend) {
+    let script = "while :; do for name in called.skiff.internal somewhere.example; do \
+        wget -q -O - http://$name/ 2>/dev/null || echo no $name; done; sleep 1; done";
+    let created = within("a sandbox", backend.create(rig.spec(script))).await;
+    let Created {
+        sandbox, output, ..
+    } = created.unwrap();
+    let output = output.unwrap();
+    let mut said = lines(output.stdout);
+    for _ in 0..2 {
+        let served = until("its sockets", async || sandbox.listeners().await.ok()).await;
+        let served = Served::new(served.unwrap());
+        heard("hello to called.skiff.internal", &mut said).await;
+        heard("hello to somewhere.example", &mut said).await;
+        served.end().await;
+        // Soon, and not never.
+        heard("no called.skiff.internal", &mut said).await;
+    }
+    within("its destruction", sandbox.destroy()).await.unwrap();
+    drop(output.stderr);
+}
+
+/// What stands for the server at a sandbox's sockets.
+struct Served {
+    tasks: Tasks,
+    dns: DnsServing,
+}
+
+impl Served {
+    fn new(listeners: Listeners) -> Self {
+        let tasks = Tasks::new();
+        let gateway = listeners.gateway.into_acceptor().unwrap();
+        tasks.spawn("gateway", greet(gateway));
+        let lookup =
+            Arc::new(|_: &ProjectId, name: &str| (name == "called").then_some(SERVICE_ADDRESS));
+        let forwarder = DnsForwarder::new(lookup, vec![resolver()], Arc::new(SystemClock));
+        let client = DnsClient {
+            project: ProjectId::default_project(),
+            egress: true,
+        };
+        let sockets = DnsSockets {
+            streams: listeners.dns,
+            datagrams: match listeners.dns_datagrams {
+                Datagrams::Socket(socket) => DnsDatagrams::Socket(socket),
+                Datagrams::Carried(listener) => DnsDatagrams::Carried(listener),
+            },
+        };
+        let dns = forwarder.serve(&tasks, client, sockets).unwrap();
+        Self { tasks, dns }
+    }
+
+    /// As the end of a server: its sockets are closed.
+    async fn end(self) {
+        drop(self.dns);
+        self.tasks.abort();
+        until("the end of serving", async || {
+            self.tasks.is_empty().then_some(())
+        })
+        .await;
+    }
+}
+
+/// Greets whoever asks with the name that was asked for.
+async fn greet(gateway: Acceptor) {
+    loop {
+        let (mut stream, _) = gateway.accept().await.unwrap();
+        let host = host_of(&mut stream).await;
+        let answer = format!("HTTP/1.0 200 OK\r\n\r\nhello to {host}\n");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+    }
+}
+
+async fn host_of(stream: &mut ByteStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    let host = head.lines().find_map(|line| line.strip_prefix("Host: "));
+    host.unwrap().to_owned()
+}
+
+/// A resolver of the world, which ends with the test's process.
+fn resolver() -> SocketAddr {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut query) {
+            socket.send_to(&resolved(&query[..length]), from).unwrap();
+        }
+    });
+    address
+}
+
+/// Every name has the services' address (RFC 1035, 4.1).
+fn resolved(query: &[u8]) -> Vec<u8> {
+    let end = 12 + query[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
+    let asks_address = query[end - 4..end - 2] == [0, 1];
+    let mut answer = query[..2].to_vec();
+    answer.extend([0x81, 0x80, 0, 1, 0, u8::from(asks_address), 0, 0, 0, 0]);
+    answer.extend(&query[12..end]);
+    if asks_address {
+        answer.extend([0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        answer.extend(SERVICE_ADDRESS.octets());
+    }
+    answer
+}
+
+/// What is written, by lines, as long as somebody listens.
+fn lines(fd: OwnedFd) -> tokio::sync::mpsc::Receiver<String> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(64);
+    std::thread::spawn(move || {
+        rustix::io::ioctl_fionbio(&fd, false).unwrap();
+        for line in BufReader::new(fs::File::from(fd)).lines() {
+            let Ok(line) = line else { return };
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+async fn heard(wanted: &str, lines: &mut tokio::sync::mpsc::Receiver<String>) {
+    within(wanted, async {
+        loop {
+            let line = lines.recv().await;
+            if line.expect("it goes on") == wanted {
+                return;
+            }
+        }
+    })
+    .await;
 }
 
 async fn sandboxes_are_adopted(rig: &Rig, classes: Classes) {

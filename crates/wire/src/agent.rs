@@ -11,7 +11,8 @@
 //! [`Opening`] of at most [`OPENING_BYTES_MAX`], and reads one [`Opened`].
 //! What follows is the stream's bytes; each side ends its half. The guest
 //! connects to the host's ports for [`GATEWAY_PORT`] and [`DNS_PORT`], whose
-//! bytes are those of the application's own connections.
+//! bytes are those of the application's own connections, and for each datagram
+//! to [`DNS_DATAGRAM_PORT`].
 //!
 //! Neither side trusts the other: every length is checked, the host chooses
 //! every id, and each wait has a deadline.
@@ -29,9 +30,12 @@ pub const CONTROL_PORT: u32 = 1024;
 pub const STREAM_PORT: u32 = 1025;
 /// Where the host takes the application's connections to the gateway.
 pub const GATEWAY_PORT: u32 = 1026;
-/// Where the host takes the application's DNS queries, each behind its length
-/// as over TCP (RFC 1035, 4.2.2).
+/// Where the host takes the application's DNS queries over TCP, each behind
+/// its length (RFC 1035, 4.2.2).
 pub const DNS_PORT: u32 = 1027;
+/// Where the host takes those that were datagrams, each on a connection of its
+/// own, framed likewise: their answers may be cut short.
+pub const DNS_DATAGRAM_PORT: u32 = 1028;
 
 /// Bytes of an [`Opening`] or [`Opened`] as a frame.
 pub const OPENING_BYTES_MAX: usize = 1024;

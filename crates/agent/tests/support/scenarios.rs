@@ -6,8 +6,8 @@ use skiff_sandbox::AgentClient;
 use skiff_types::InstanceId;
 use skiff_wire::FRAME_BYTES_MAX;
 use skiff_wire::agent::{
-    CONTROL_PORT, DNS_PORT, FEATURE_EXEC, FEATURE_SERVICES, GATEWAY_PORT, Opening, PROTOCOL,
-    STREAM_PORT,
+    CONTROL_PORT, DNS_DATAGRAM_PORT, DNS_PORT, FEATURE_EXEC, FEATURE_SERVICES, GATEWAY_PORT,
+    Opening, PROTOCOL, STREAM_PORT,
 };
 use skiff_wire::launcher::{ExecSpec, Stdio, Writable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -43,6 +43,7 @@ scenarios!(
     layers_come_and_go,
     the_gateway_is_reached_from_inside,
     names_are_looked_up_on_the_host,
+    a_look_up_over_tcp_is_carried,
     noise_ends_its_own_connection_alone,
     there_are_only_so_many_streams,
     what_cannot_be_is_refused,
@@ -401,7 +402,7 @@ pub async fn the_gateway_is_reached_from_inside(machine: &Machine) {
 }
 
 pub async fn names_are_looked_up_on_the_host(machine: &Machine) {
-    let (forwarder, path) = service(machine, DNS_PORT);
+    let (forwarder, path) = service(machine, DNS_DATAGRAM_PORT);
     let asking = machine.run("nslookup -type=a name.example 198.18.0.1");
     let answering = async {
         let (mut stream, _) = forwarder.accept().await.unwrap();
@@ -421,6 +422,20 @@ pub async fn names_are_looked_up_on_the_host(machine: &Machine) {
     let ((exit, text), ()) = within("a look-up", async { tokio::join!(asking, answering) }).await;
     assert_eq!(exit.code, Some(0), "{text}");
     assert!(text.contains("192.0.2.7"), "{text}");
+    std::fs::remove_file(path).unwrap();
+}
+
+pub async fn a_look_up_over_tcp_is_carried(machine: &Machine) {
+    let (forwarder, path) = service(machine, DNS_PORT);
+    let asking = machine.run("printf '\\0\\4echo' | nc 198.18.0.1 53 | tail -c 4");
+    let answering = async {
+        let (mut stream, _) = forwarder.accept().await.unwrap();
+        let mut message = [0; 6];
+        stream.read_exact(&mut message).await.unwrap();
+        write(&mut stream, message).await;
+    };
+    let ((exit, text), ()) = within("a look-up", async { tokio::join!(asking, answering) }).await;
+    assert_eq!((exit.code, &*text), (Some(0), "echo"));
     std::fs::remove_file(path).unwrap();
 }
 

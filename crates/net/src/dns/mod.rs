@@ -1,7 +1,8 @@
 //! The forwarder that answers instances' DNS queries.
 //!
-//! It serves sockets that the launcher opened inside the namespaces, so that
-//! an instance without egress has names, too. Names of the project's own
+//! It serves sockets that the launcher opened inside the namespaces, or that
+//! the monitors of virtual machines connect to, so that an instance without
+//! egress has names, too. Names of the project's own
 //! services come from a callback; the rest goes to the configured resolvers,
 //! and only for instances with egress. Each instance has its rate and its
 //! number of queries at a time; there is nothing to wait in.
@@ -15,14 +16,13 @@ mod upstream;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use skiff_base::{Clock, Tasks};
+use skiff_base::{Acceptor, ByteStream, Clock, Listener, Tasks};
 use skiff_types::ProjectId;
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -54,6 +54,24 @@ pub struct DnsClient {
     pub project: ProjectId,
     /// Whether it may ask for other names.
     pub egress: bool,
+}
+
+/// Where an instance's queries arrive.
+#[derive(Debug)]
+pub struct DnsSockets {
+    /// Those that it sends as datagrams.
+    pub datagrams: DnsDatagrams,
+    /// Those over TCP.
+    pub streams: Listener,
+}
+
+/// Where an instance's datagrams arrive.
+#[derive(Debug)]
+pub enum DnsDatagrams {
+    /// As what they are, at a non-blocking socket.
+    Socket(std::net::UdpSocket),
+    /// Each on a connection of its own, behind its length as over TCP.
+    Carried(Listener),
 }
 
 /// What was done, for metrics.
@@ -119,7 +137,7 @@ impl DnsForwarder {
         &self.shared.counts
     }
 
-    /// Serves an instance on the sockets of `Network::dns_sockets`.
+    /// Serves an instance.
     ///
     /// # Errors
     /// When the runtime cannot take the sockets.
@@ -127,20 +145,22 @@ impl DnsForwarder {
         &self,
         tasks: &Tasks,
         client: DnsClient,
-        udp: OwnedFd,
-        tcp: OwnedFd,
+        sockets: DnsSockets,
     ) -> io::Result<DnsServing> {
-        let udp = UdpSocket::from_std(udp.into())?;
-        let tcp = TcpListener::from_std(tcp.into())?;
+        let datagrams = match sockets.datagrams {
+            DnsDatagrams::Socket(socket) => Datagrams::Socket(UdpSocket::from_std(socket)?),
+            DnsDatagrams::Carried(listener) => Datagrams::Carried(listener.into_acceptor()?),
+        };
+        let streams = sockets.streams.into_acceptor()?;
         let (stop, stopped) = oneshot::channel();
         let bucket = Bucket::new(BURST, PER_SECOND, self.shared.clock.now());
         let instance = Arc::new(Instance {
             shared: self.shared.clone(),
             client,
             bucket: Mutex::new(bucket),
-            udp,
+            datagrams,
         });
-        tasks.spawn("dns", serve(instance, tcp, stopped));
+        tasks.spawn("dns", serve(instance, streams, stopped));
         Ok(DnsServing { _stop: stop })
     }
 }
@@ -149,10 +169,34 @@ struct Instance {
     shared: Arc<Shared>,
     client: DnsClient,
     bucket: Mutex<Bucket>,
-    udp: UdpSocket,
+    datagrams: Datagrams,
 }
 
-async fn serve(instance: Arc<Instance>, tcp: TcpListener, mut stopped: oneshot::Receiver<()>) {
+enum Datagrams {
+    Socket(UdpSocket),
+    Carried(Acceptor),
+}
+
+/// What came as a datagram.
+enum Arrived {
+    /// This long, in the buffer.
+    Bare(usize, SocketAddr),
+    Carried(ByteStream),
+}
+
+impl Datagrams {
+    async fn next(&self, buffer: &mut [u8]) -> io::Result<Arrived> {
+        match self {
+            Self::Socket(socket) => {
+                let (len, from) = socket.recv_from(buffer).await?;
+                Ok(Arrived::Bare(len, from))
+            }
+            Self::Carried(acceptor) => Ok(Arrived::Carried(acceptor.accept().await?.0)),
+        }
+    }
+}
+
+async fn serve(instance: Arc<Instance>, streams: Acceptor, mut stopped: oneshot::Receiver<()>) {
     // Dropping the sets at the end cuts off what is under way.
     let mut queries = JoinSet::new();
     let mut connections = JoinSet::new();
@@ -162,20 +206,23 @@ async fn serve(instance: Arc<Instance>, tcp: TcpListener, mut stopped: oneshot::
             _ = &mut stopped => return,
             Some(_) = queries.join_next() => {}
             Some(_) = connections.join_next() => {}
-            received = instance.udp.recv_from(&mut buffer), if queries.len() < INSTANCE_QUERIES_MAX => {
-                match received {
-                    Ok((len, from)) => {
+            arrived = instance.datagrams.next(&mut buffer), if queries.len() < INSTANCE_QUERIES_MAX => {
+                match arrived {
+                    Ok(Arrived::Bare(len, from)) => {
                         if let Some(forward) = instance.first_look(&buffer[..len], from).await {
                             queries.spawn(instance.clone().forward_udp(forward, from));
                         }
                     }
+                    Ok(Arrived::Carried(stream)) => {
+                        queries.spawn(instance.clone().serve_stream(stream, true));
+                    }
                     Err(error) => pause("receive a query", &error).await,
                 }
             }
-            accepted = tcp.accept(), if connections.len() < INSTANCE_CONNECTIONS_MAX => {
+            accepted = streams.accept(), if connections.len() < INSTANCE_CONNECTIONS_MAX => {
                 match accepted {
                     Ok((stream, _)) => {
-                        connections.spawn(instance.clone().serve_tcp(stream));
+                        connections.spawn(instance.clone().serve_stream(stream, false));
                     }
                     Err(error) => pause("accept a connection", &error).await,
                 }
@@ -225,7 +272,10 @@ impl Instance {
     }
 
     async fn send(&self, answer: &[u8], to: SocketAddr) {
-        if let Err(error) = self.udp.send_to(answer, to).await {
+        let Datagrams::Socket(socket) = &self.datagrams else {
+            return;
+        };
+        if let Err(error) = socket.send_to(answer, to).await {
             tracing::debug!(%error, "an instance's DNS answer was lost");
         }
     }
@@ -249,8 +299,9 @@ impl Instance {
         }
     }
 
-    /// Answers queries one after the other until the client goes or idles.
-    async fn serve_tcp(self: Arc<Self>, mut stream: TcpStream) {
+    /// Answers queries one after the other until the client goes or idles; if
+    /// they were datagrams, as datagrams are answered.
+    async fn serve_stream(self: Arc<Self>, mut stream: ByteStream, udp: bool) {
         while let Ok(Ok(bytes)) =
             timeout(TCP_IDLE, upstream::read_frame(&mut stream, QUERY_MAX)).await
         {
@@ -259,7 +310,7 @@ impl Instance {
                     count(&self.shared.counts.answered);
                     Some(answer)
                 }
-                Plan::Forward(question) => self.forward(&question, false).await,
+                Plan::Forward(question) => self.forward(&question, udp).await,
                 Plan::Ignore => {
                     count(&self.shared.counts.dropped);
                     None

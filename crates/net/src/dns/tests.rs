@@ -1,9 +1,11 @@
 use std::net::{TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
+use std::os::unix::net::UnixListener;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use skiff_base::ManualClock;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use super::*;
 use crate::SERVICE_ADDRESS;
@@ -106,9 +108,11 @@ async fn serve_client(egress: bool, upstreams: Vec<SocketAddr>) -> Served {
         project: ProjectId::default_project(),
         egress,
     };
-    let serving = forwarder
-        .serve(&tasks, client, udp.into(), tcp.into())
-        .unwrap();
+    let sockets = DnsSockets {
+        datagrams: DnsDatagrams::Socket(udp),
+        streams: tcp.into(),
+    };
+    let serving = forwarder.serve(&tasks, client, sockets).unwrap();
     Served {
         forwarder,
         client: UdpSocket::bind(any()).await.unwrap(),
@@ -189,6 +193,89 @@ async fn a_long_answer_is_had_over_tcp() {
         let answer = Message::from_vec(&read.unwrap().unwrap()).unwrap();
         assert_eq!((answer.metadata.id, answer.answers.len()), (id, 100));
     }
+}
+
+/// Served as a virtual machine is.
+struct Carried {
+    folder: tempfile::TempDir,
+    _serving: DnsServing,
+    _tasks: Tasks,
+}
+
+impl Carried {
+    fn serve(egress: bool, upstreams: Vec<SocketAddr>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let bind = |name: &str| UnixListener::bind(folder.path().join(name)).unwrap();
+        let sockets = DnsSockets {
+            datagrams: DnsDatagrams::Carried(bind("datagrams").into()),
+            streams: bind("streams").into(),
+        };
+        let lookup: Lookup = Arc::new(|_, name| (name == "hello").then_some(SERVICE_ADDRESS));
+        let forwarder = DnsForwarder::new(lookup, upstreams, Arc::new(ManualClock::default()));
+        let tasks = Tasks::new();
+        let client = DnsClient {
+            project: ProjectId::default_project(),
+            egress,
+        };
+        Self {
+            _serving: forwarder.serve(&tasks, client, sockets).unwrap(),
+            _tasks: tasks,
+            folder,
+        }
+    }
+
+    async fn connect(&self, door: &str) -> UnixStream {
+        UnixStream::connect(self.folder.path().join(door))
+            .await
+            .unwrap()
+    }
+
+    async fn ask(&self, door: &str, name: &str) -> Message {
+        let mut stream = self.connect(door).await;
+        upstream::write_frame(&mut stream, &query(7, name))
+            .await
+            .unwrap();
+        let read = timeout(PATIENCE, upstream::read_frame(&mut stream, DATAGRAM_MAX)).await;
+        Message::from_vec(&read.unwrap().unwrap()).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_carried_datagram_is_answered_as_one() {
+    let (resolver, _tasks) = resolver(100).await;
+    let served = Carried::serve(true, vec![resolver]);
+    for door in ["datagrams", "streams"] {
+        let answer = served.ask(door, "hello.skiff.internal.").await;
+        assert_eq!(addresses(&answer), [SERVICE_ADDRESS]);
+    }
+    let answer = served.ask("datagrams", "example.com.").await;
+    assert!(answer.metadata.truncation);
+    let answer = served.ask("streams", "example.com.").await;
+    assert_eq!(answer.answers.len(), 100);
+    let closed = Carried::serve(false, vec![resolver]);
+    let answer = closed.ask("datagrams", "example.com.").await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_leave_the_neighbours_room() {
+    let served = Carried::serve(false, Vec::new());
+    let mut silent = Vec::new();
+    for _ in 0..INSTANCE_QUERIES_MAX {
+        silent.push(served.connect("datagrams").await);
+    }
+    // One more waits until there is room.
+    let mut waits = served.connect("datagrams").await;
+    let asked = query(7, "hello.skiff.internal.");
+    upstream::write_frame(&mut waits, &asked).await.unwrap();
+    let answer = served.ask("streams", "hello.skiff.internal.").await;
+    assert_eq!(addresses(&answer), [SERVICE_ADDRESS]);
+    let neighbour = Carried::serve(false, Vec::new());
+    neighbour.ask("datagrams", "hello.skiff.internal.").await;
+    drop(silent);
+    let read = timeout(PATIENCE, upstream::read_frame(&mut waits, DATAGRAM_MAX)).await;
+    let answer = Message::from_vec(&read.unwrap().unwrap()).unwrap();
+    assert_eq!(addresses(&answer), [SERVICE_ADDRESS]);
 }
 
 #[tokio::test]

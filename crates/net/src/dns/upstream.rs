@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
@@ -110,7 +110,10 @@ fn new_query(question: &Question) -> io::Result<(u16, Vec<u8>)> {
 
 /// Reads a message of at most `limit` bytes after its length (RFC 1035
 /// § 4.2.2).
-pub(crate) async fn read_frame(stream: &mut TcpStream, limit: usize) -> io::Result<Vec<u8>> {
+pub(crate) async fn read_frame(
+    stream: &mut (impl AsyncRead + Unpin),
+    limit: usize,
+) -> io::Result<Vec<u8>> {
     let len = usize::from(stream.read_u16().await?);
     if len > limit {
         return Err(io::ErrorKind::InvalidData.into());
@@ -121,7 +124,10 @@ pub(crate) async fn read_frame(stream: &mut TcpStream, limit: usize) -> io::Resu
 }
 
 /// Writes a message with its length before it.
-pub(crate) async fn write_frame(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+pub(crate) async fn write_frame(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &[u8],
+) -> io::Result<()> {
     let len = u16::try_from(message.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mut frame = len.to_be_bytes().to_vec();
     frame.extend_from_slice(message);

@@ -1,4 +1,5 @@
 use std::io;
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use super::connect::{Tried, finish, into_stream, try_now};
 use super::{Link, unexpected};
 use crate::launcher::UNKNOWN_EXIT;
-use crate::{Listeners, Sandbox, SandboxError};
+use crate::{Datagrams, Listeners, Sandbox, SandboxError};
 
 /// Sockets asked for at once: a probe, a request, and some in reserve.
 const SOCKETS_ASKED: u8 = 4;
@@ -142,9 +143,9 @@ impl Sandbox for ContainerSandbox {
             };
             match <[OwnedFd; 3]>::try_from(fds) {
                 Ok([gateway, dns_udp, dns_tcp]) => Ok(Some(Listeners {
-                    gateway,
-                    dns_udp,
-                    dns_tcp,
+                    gateway: TcpListener::from(gateway).into(),
+                    dns: TcpListener::from(dns_tcp).into(),
+                    dns_datagrams: Datagrams::Socket(dns_udp.into()),
                 })),
                 Err(_others) => Err(unexpected("listeners")),
             }

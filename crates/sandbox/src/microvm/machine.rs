@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use skiff_base::Tasks;
@@ -15,10 +15,11 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::config::{CONTROL, VSOCK};
-use crate::SandboxError;
+use super::services;
 use crate::agent::{AgentClient, AgentError};
 use crate::container::Link;
 use crate::launcher::Exits;
+use crate::{Listeners, SandboxError};
 
 /// Bytes of one line of a monitor's that are kept.
 const LINE_BYTES_MAX: u64 = 1024;
@@ -40,6 +41,8 @@ pub struct Machine {
     /// By the word of this machine's agent, which nobody else believes.
     pub exits: Exits,
     last_words: Arc<Mutex<String>>,
+    /// Where its calls arrive, until somebody serves them.
+    services: Mutex<Option<Listeners>>,
     tasks: Tasks,
 }
 
@@ -57,6 +60,7 @@ impl Machine {
             ended,
             exits: Exits::default(),
             last_words: Arc::default(),
+            services: Mutex::default(),
             tasks: Tasks::new(),
         }
     }
@@ -67,6 +71,32 @@ impl Machine {
 
     pub fn vsock(&self) -> PathBuf {
         self.folder.join(VSOCK)
+    }
+
+    /// Has its calls wait for who serves them: an application that calls as
+    /// soon as it starts is not refused.
+    pub async fn open_services(&self) -> io::Result<()> {
+        let listeners = self.bind_services().await?;
+        *self.services() = Some(listeners);
+        Ok(())
+    }
+
+    /// Where its calls arrive. Who asked before is not served any more.
+    pub async fn take_services(&self) -> io::Result<Listeners> {
+        let opened = self.services().take();
+        match opened {
+            Some(listeners) => Ok(listeners),
+            None => self.bind_services().await,
+        }
+    }
+
+    async fn bind_services(&self) -> io::Result<Listeners> {
+        let folder = self.folder.clone();
+        super::blocking(move || services::bind(&folder)).await
+    }
+
+    fn services(&self) -> MutexGuard<'_, Option<Listeners>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Logs what the monitor says, and remembers its last line.

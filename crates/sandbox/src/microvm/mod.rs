@@ -7,12 +7,14 @@
 //!     │                     ▲ layers: windows of a disk  ▲
 //!     └── control ──────────┘                            │
 //!     └── vsock: requests, output, connections ──────────┘
+//!  gateway, DNS ◀── sockets in the monitor's folder ◀── the application's calls
 //! ```
 
 mod config;
 mod machine;
 mod monitor;
 mod sandbox;
+mod services;
 
 use std::fs::File;
 use std::io;
@@ -236,6 +238,10 @@ impl MicrovmBackend {
     ) -> Result<(AgentClient, Output, Vec<(String, u32)>), SandboxError> {
         let id = machine.id;
         let begun = self.clock.now();
+        if let Err(error) = machine.open_services().await {
+            // Whoever is to serve them finds out as well, and tries again.
+            tracing::debug!(instance = %id, %error, "a machine's calls are refused so far");
+        }
         let windows = map_layers(machine, &spec.layers).await?;
         let agent = machine.agent(self.boot_deadline).await;
         let agent = agent.map_err(refused(id))?;

@@ -13,7 +13,7 @@ use super::machine::Machine;
 use super::{GONE, refused};
 use crate::agent::{AgentClient, AgentError};
 use crate::container::unexpected;
-use crate::{Sandbox, SandboxError};
+use crate::{Listeners, Sandbox, SandboxError};
 
 /// One application in a virtual machine of its own.
 #[derive(Debug)]
@@ -161,6 +161,17 @@ impl Sandbox for MicrovmSandbox {
 
     fn exited(&self) -> BoxFuture<'_, Exit> {
         Box::pin(self.exit_now())
+    }
+
+    fn listeners(&self) -> BoxFuture<'_, Result<Option<Listeners>, SandboxError>> {
+        Box::pin(async move {
+            let taken = self.machine.take_services().await;
+            taken.map(Some).map_err(|error| SandboxError::Refused {
+                instance: self.machine.id,
+                step: "services".to_owned(),
+                message: error.to_string(),
+            })
+        })
     }
 
     fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>> {

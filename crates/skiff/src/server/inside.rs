@@ -13,8 +13,8 @@ use anyhow::{Context as _, anyhow};
 use skiff_base::{Backoff, Clock, Tasks};
 use skiff_gateway::{Gateway, InnerHandle};
 use skiff_net::SERVICE_ADDRESS;
-use skiff_net::dns::{DnsClient, DnsForwarder, DnsServing};
-use skiff_sandbox::{Listeners, Sandbox, SandboxError};
+use skiff_net::dns::{DnsClient, DnsDatagrams, DnsForwarder, DnsServing, DnsSockets};
+use skiff_sandbox::{Datagrams, Listeners, Sandbox, SandboxError};
 use skiff_types::{InstanceId, IsolationClass, ProjectId, RevisionId, ServiceName};
 use skiff_worker::SandboxWatcher;
 use tokio::runtime::Handle;
@@ -120,8 +120,16 @@ async fn serve(
     let opened = tokio::time::timeout(GATEWAY_WAIT, gateway.wait_for(Option::is_some)).await;
     let gateway = opened.context("the gateway does not serve")??.clone();
     let gateway = gateway.ok_or_else(|| anyhow!("there is no gateway"))?;
-    let inner = gateway.serve_inner(listeners.gateway.into(), client.project.clone())?;
-    let names = dns.serve(tasks, client, listeners.dns_udp, listeners.dns_tcp)?;
+    let caller = SERVICE_ADDRESS.into();
+    let inner = gateway.serve_inner(listeners.gateway, caller, client.project.clone())?;
+    let sockets = DnsSockets {
+        streams: listeners.dns,
+        datagrams: match listeners.dns_datagrams {
+            Datagrams::Socket(socket) => DnsDatagrams::Socket(socket),
+            Datagrams::Carried(listener) => DnsDatagrams::Carried(listener),
+        },
+    };
+    let names = dns.serve(tasks, client, sockets)?;
     Ok(Some(Served {
         _gateway: inner,
         _dns: names,
