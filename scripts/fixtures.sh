@@ -5,6 +5,7 @@
 #   FOLDER/hello-python  Python and an HTTP application, two layers
 #   FOLDER/testapp       one static binary
 #   FOLDER/busybox       busybox with its commands
+#   FOLDER/layered       busybox that serves files, twenty layers
 #
 # Prints FOLDER. What is slow to make is kept by the hash of its recipe in the
 # user's cache folder.
@@ -73,10 +74,22 @@ printf 'root:x:0:\napp:x:1000:\nextra:x:1001:app\n' >"$work/busybox/etc/group"
 chmod 1777 "$work/busybox/tmp"
 layer "$work/busybox.tar" "$work/busybox"
 
+# Each of the others has a file of its own and replaces one of the layer below.
+layered=("$work/busybox.tar")
+for number in $(seq 2 20); do
+  mkdir -p "$work/layer-$number/www"
+  echo "layer $number" | tee "$work/layer-$number/www/$number" >"$work/layer-$number/www/last"
+  layer "$work/layer-$number.tar" "$work/layer-$number"
+  layered+=("$work/layer-$number.tar")
+done
+
 say "making images"
 image hello-python python3 "$userland" "$work/python.tar" >&2
 umoci config --image "$out/hello-python:1" --config.cmd /app/app.py --config.env PYTHONUNBUFFERED=1
 image testapp /testapp "$work/testapp.tar" >&2
 image busybox /bin/sh "$work/busybox.tar" >&2
+image layered /bin/httpd "${layered[@]}" >&2
+umoci config --image "$out/layered:1" --config.cmd -f --config.cmd -p --config.cmd 8080 \
+  --config.cmd -h --config.cmd /www
 touch "$out/done"
 echo "$out"

@@ -118,14 +118,103 @@ life() { # CLASS STEP...: the steps of making its sandbox
   echo "$class: $(($(cut -d. -f1 /proc/uptime) - begun)) s"
 }
 
+deploy() { # CLASS NAME IMAGE OPTION...
+  class=$1 name=$2 image=$3
+  shift 3
+  skiff deploy "$name" --image "$image" --isolation "$class" --start-timeout "$deadline" "$@"
+}
+asleep() { [ -z "$(instances "$1" id)" ]; }
+
+# One service calls another by its name, whoever is the server.
+calls() { # CLASS
+  class=$1
+  say deploy "$class" called testapp:1 --memory 32 --keep-alive 1 --env WHO=somebody
+  check "${class}_to_be_called_is_deployed" ended 0
+  say deploy "$class" caller testapp:1 --memory 32 --keep-alive $((600 * SKIFF_SLOWNESS))
+  check "${class}_that_calls_is_deployed" ended 0
+  check "${class}_to_be_called_is_at_zero" soon asleep called
+  calling() { answers caller /get/called.skiff.internal/80/env,WHO somebody; }
+  check "${class}_calls_another_from_zero" calling
+  check "${class}_has_names_of_services" answers caller /resolve/called.skiff.internal '^198\.18\.0\.1$'
+  ask caller /resolve/somewhere.example
+  check "${class}_has_no_names_of_the_world_without_egress" in_output failed
+  before=$(instances caller id)
+  kill -KILL $server
+  wait $server
+  start
+  check "${class}_calls_another_by_the_next_server" soon calling
+  say instances caller id
+  check "${class}_that_calls_is_still_the_same" in_output "$before"
+  say skiff rm called
+  say skiff rm caller
+  check "${class}es_are_gone" soon is_gone "$class"
+}
+
+# An interpreter out of a distribution's packages, and an image of many layers.
+images() {
+  say skiff image import /images/hello-python --name hello-python:1
+  check a_python_image_is_imported ended 0
+  say deploy microvm python hello-python:1 --memory 96
+  check a_python_application_is_deployed ended 0
+  check a_python_application_answers answers python / '^hello from python-00001 on Python 3'
+  say skiff rm python
+  say skiff image import /images/layered --name layered:1
+  check an_image_of_twenty_layers_is_imported ended 0
+  say deploy microvm layered layered:1 --memory 32
+  check twenty_layers_are_deployed ended 0
+  all_layers() {
+    for number in $(seq 2 20); do answers layered "/$number" "^layer $number$" || return; done
+  }
+  check each_layer_is_there all_layers
+  check the_uppermost_layer_counts answers layered /last '^layer 20$'
+  say skiff rm layered
+  check images_leave_no_process soon is_gone microvm
+}
+
+# Each has one of the requests; none of these ends before all have come.
+ten() {
+  say deploy microvm ten testapp:1 --memory 32 --concurrency 1 --min 10 --max 10
+  check ten_machines_are_deployed ended 0
+  all_run() { [ "$(instances ten state | grep -cE "ready|paused")" -eq 10 ]; }
+  check ten_machines_come_up soon all_run
+  requests=
+  for number in 1 2 3 4 5 6 7 8 9 10; do
+    get ten /sleep/100000000 >/dev/null 2>&1 &
+    requests="$requests $!"
+  done
+  busy() { [ "$(instances ten in_flight | grep -cx 1)" -eq 10 ]; }
+  check ten_machines_have_a_request_each soon busy
+  # shellcheck disable=SC2086
+  kill $requests
+  # shellcheck disable=SC2086
+  wait $requests
+  free() { [ "$(instances ten in_flight | grep -cx 0)" -eq 10 ]; }
+  check ten_machines_are_free_again soon free
+  for number in 1 2 3 4 5 6 7 8 9 10; do
+    get ten / >$work/answer-$number 2>&1 &
+    requests="$requests $!"
+  done
+  # shellcheck disable=SC2086
+  wait $requests
+  all_answer() { [ "$(cat $work/answer-* | grep -c '^hello')" -eq 10 ]; }
+  check ten_machines_answer all_answer
+  say skiff rm ten
+  check ten_machines_leave_no_process soon is_gone microvm
+  check ten_machines_leave_no_folder [ -z "$(ls /run/skiff/launcher/vms)" ]
+}
+
 ifconfig lo up
 check a_server_starts start
 say skiff image import /images/testapp --name testapp:1
 check an_image_is_imported ended 0
 life container
+calls container
 # It is found out while the server serves.
 check virtual_machines_are_tried soon grep -q 'virtual machines run here' $work/server
 life microvm monitor kernel layers agent
+calls microvm
+images
+ten
 
 kill -TERM $server
 wait $server

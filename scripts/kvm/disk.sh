@@ -38,7 +38,7 @@ add_stripped "$peer" /usr/bin/peer
 add_tests "$@"
 add_named curl jq mkfs.erofs nft pgrep
 mkdir "$root/images"
-cp -a "$images/testapp" "$root/images/"
+cp -a "$images"/{testapp,hello-python,layered} "$root/images/"
 # Here rather than on an emulated processor.
 read -r package _ < <("$here/../machine/package.sh" linux-image-cloud-amd64)
 "$skiff" kernel install --data-dir "$root/var/lib/skiff" --agent "$root/usr/bin/skiff-agent" \
@@ -62,4 +62,4 @@ cp /bin/busybox "$here"/*.sh "$layer/"
 mkfs.erofs --quiet "$root/guest/layer" "$layer" >/dev/null
 cp "$root/guest/layer" "$root/guest/layer.copy"
 truncate -s 8M "$root/guest/scratch"
-make_disk "$disk" 1G
+make_disk "$disk" 2G
