@@ -74,6 +74,8 @@ pub struct RevisionPlan {
     pub resources: Resources,
     /// What isolates each.
     pub isolation: IsolationRequest,
+    /// Whether they reach the public internet.
+    pub egress: bool,
     /// Whether requests can reach it, by traffic or by tag: `scaling.min`
     /// holds only then.
     pub serving: bool,

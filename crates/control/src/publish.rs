@@ -86,6 +86,7 @@ pub(crate) fn plan(id: &RevisionId, spec: &RevisionSpec, serving: bool) -> Revis
         scaling: spec.scaling,
         resources: spec.resources,
         isolation: spec.isolation,
+        egress: spec.egress,
         serving,
     }
 }

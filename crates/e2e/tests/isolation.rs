@@ -229,3 +229,48 @@ fn cpu_limit_is_enforced() {
     });
     assert!(used < 1.0, "{used} s");
 }
+
+#[test]
+fn a_class_that_does_not_serve_here_is_told_and_asked_for_in_vain() {
+    // No kernel is installed, so whatever KVM is worth there are no machines.
+    let server = server();
+    let host = server.deploy("unasked", &["--min", "1"]);
+    assert!(good(server.get(&host, "/")).starts_with("hello"));
+    let described = server.json(&["describe", "unasked"]);
+    let reason = described["instances"][0]["class_reason"].as_str().unwrap();
+    let why = reason.strip_prefix("container: ").unwrap();
+    assert!(why.contains("skiff-vmm") || why.contains("kernel"), "{why}");
+    for args in [&["describe", "unasked"][..], &["ls"]] {
+        let text = server.cli(args).ok();
+        assert!(text.contains(reason), "{args:?}: {text}");
+    }
+    let usage = server.json(&["usage", "unasked"]);
+    assert_eq!(usage["rows"][0]["class"], "container", "{usage}");
+
+    let file = server.home().join("doctor.toml");
+    let folders = format!(
+        "data_dir = {:?}\nrun_dir = {:?}\n",
+        server.data_dir(),
+        server.run_dir()
+    );
+    std::fs::write(&file, folders).unwrap();
+    let checks = server.json(&["doctor", "--config", file.to_str().unwrap()]);
+    let isolation = checks.as_array().unwrap().iter();
+    let mut isolation = isolation.filter(|check| check["name"] == "isolation");
+    let detail = isolation.next().unwrap()["detail"].as_str().unwrap();
+    assert_eq!(detail, format!("container; no microvm: {why}"));
+
+    // Nothing falls back, and nothing is left of it.
+    let args = [
+        "deploy",
+        "asked",
+        "--image",
+        "testapp:1",
+        "--isolation",
+        "microvm",
+    ];
+    let refused = server.cli(&args);
+    assert_ne!(refused.code, 0);
+    assert!(refused.err.contains(why), "{} {}", refused.out, refused.err);
+    assert_ne!(server.get(&server.host_of("asked"), "/").status, 200);
+}

@@ -31,6 +31,6 @@ pub use launcher::{Exits, LauncherClient, LauncherError};
 pub use microvm::{GuestFiles, MicrovmBackend, microvm_overhead_mib};
 pub use null::{NullBackend, NullOptions};
 pub use port::{
-    Backend, CreateSpec, Created, Datagrams, Found, LayerFile, Listeners, Output, Sandbox,
+    Backend, CreateSpec, Created, Datagrams, Found, LayerFile, Listeners, Needs, Output, Sandbox,
     SandboxError,
 };

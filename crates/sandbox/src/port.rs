@@ -15,6 +15,11 @@ use skiff_wire::launcher::{Exit, ProcessSpec, Stats, Writable};
 pub trait Backend: Debug + Send + Sync + 'static {
     /// The class of everything it makes.
     fn class(&self) -> IsolationClass;
+    /// Why it cannot make a sandbox that needs this, if it cannot.
+    fn lacks(&self, needs: Needs) -> Option<&'static str> {
+        let _nothing = needs;
+        None
+    }
     /// Makes layers ready ahead of [`Backend::create`], which does it itself
     /// for those that are not: the time this takes can then be told apart.
     fn prepare<'a>(&'a self, layers: &'a [LayerFile]) -> BoxFuture<'a, Result<(), SandboxError>> {
@@ -145,6 +150,26 @@ pub struct CreateSpec {
     pub egress: bool,
     /// Given back at adoption; at most 16 KiB.
     pub label: Vec<u8>,
+}
+
+/// What not every class has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// To reach the public internet.
+    pub egress: bool,
+    /// To write to a disk.
+    pub disk: bool,
+}
+
+impl CreateSpec {
+    /// What its class must have.
+    #[must_use]
+    pub const fn needs(&self) -> Needs {
+        Needs {
+            egress: self.egress,
+            disk: matches!(self.writable, Writable::Disk { .. }),
+        }
+    }
 }
 
 /// One layer's EROFS file.

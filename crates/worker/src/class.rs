@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use skiff_sandbox::Backend;
+use skiff_sandbox::{Backend, Needs};
 use skiff_types::{IsolationClass, IsolationRequest};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+/// What instances get whose deployment asks for no class, where both serve.
+pub const AUTO: IsolationClass = IsolationClass::Container;
 /// For the verdict of a trial that goes on.
 const TRIAL_WAIT: Duration = Duration::from_secs(60);
 
@@ -69,6 +71,14 @@ impl Seat {
         }
     }
 
+    /// It serves, or may be found to.
+    fn may_serve(&self) -> bool {
+        match self {
+            Self::Trial(trial) if trial.verdict.borrow().is_none() => true,
+            _ => self.backend().is_ok(),
+        }
+    }
+
     /// Who may have sandboxes, whether or not it makes more.
     fn holder(&self) -> Option<&Arc<dyn Backend>> {
         match self {
@@ -87,6 +97,8 @@ pub struct Backends {
     pub container: Seat,
     /// Nothing, for measuring.
     pub null: Seat,
+    /// What who asks for none gets, where it serves: machines or containers.
+    pub auto: IsolationClass,
 }
 
 impl Backends {
@@ -97,6 +109,7 @@ impl Backends {
             microvm: Seat::Missing("virtual machines are not set up".to_owned()),
             container: Seat::Ready(backend),
             null: Seat::Missing("the configuration does not allow it".to_owned()),
+            auto: AUTO,
         }
     }
 
@@ -122,9 +135,30 @@ impl Backends {
     }
 
     /// Waits until it is known whether the class that a request needs serves.
-    pub(crate) async fn settled(&self, request: IsolationRequest) {
-        if let (IsolationRequest::Microvm, Seat::Trial(trial)) = (request, &self.microvm) {
+    pub(crate) async fn settled(&self, request: IsolationRequest, needs: Needs) {
+        let wants_machine = match request {
+            IsolationRequest::Microvm => true,
+            IsolationRequest::Auto => self.against_machines(needs).is_none(),
+            IsolationRequest::Container | IsolationRequest::Null => false,
+        };
+        if let (true, Seat::Trial(trial)) = (wants_machine, &self.microvm) {
             trial.settled().await;
+        }
+    }
+
+    /// The class of a request's instances, as far as it is known: a trial that
+    /// goes on is one that will succeed.
+    pub(crate) fn expected(&self, request: IsolationRequest, needs: Needs) -> IsolationClass {
+        match request {
+            IsolationRequest::Microvm => IsolationClass::Microvm,
+            IsolationRequest::Container => IsolationClass::Container,
+            IsolationRequest::Null => IsolationClass::Null,
+            IsolationRequest::Auto
+                if self.against_machines(needs).is_none() && self.microvm.may_serve() =>
+            {
+                IsolationClass::Microvm
+            }
+            IsolationRequest::Auto => IsolationClass::Container,
         }
     }
 
@@ -133,6 +167,7 @@ impl Backends {
     pub(crate) fn choose(
         &self,
         request: IsolationRequest,
+        needs: Needs,
     ) -> Result<(Arc<dyn Backend>, String), (IsolationClass, String)> {
         let asked = |seat: &Seat, class: IsolationClass| match seat.backend() {
             Ok(backend) => Ok((backend.clone(), format!("{}: asked for", class.as_str()))),
@@ -142,85 +177,211 @@ impl Backends {
             IsolationRequest::Microvm => asked(&self.microvm, IsolationClass::Microvm),
             IsolationRequest::Container => asked(&self.container, IsolationClass::Container),
             IsolationRequest::Null => asked(&self.null, IsolationClass::Null),
-            // Machines cannot do all that containers can yet.
-            IsolationRequest::Auto => match (self.microvm.backend(), self.container.backend()) {
-                (Ok(_), Ok(backend)) => {
-                    let reason = "container: `--isolation microvm` was not asked for";
-                    Ok((backend.clone(), reason.to_owned()))
+            IsolationRequest::Auto => match self.machine_for_auto(needs) {
+                Ok(machine) => {
+                    let reason = "microvm: virtual machines come up on this host";
+                    Ok((machine.clone(), reason.to_owned()))
                 }
-                (Err(why), Ok(backend)) => Ok((backend.clone(), format!("container: {why}"))),
-                (_, Err(why)) => Err((IsolationClass::Container, why)),
+                Err(why) => match self.container.backend() {
+                    Ok(backend) => Ok((backend.clone(), format!("container: {why}"))),
+                    Err(why) => Err((IsolationClass::Container, why)),
+                },
             },
         }
+    }
+
+    /// The backend of virtual machines, if who asks for no class gets one;
+    /// otherwise why not.
+    fn machine_for_auto(&self, needs: Needs) -> Result<&Arc<dyn Backend>, String> {
+        let backend = self.microvm.backend()?;
+        match self.against_machines(needs) {
+            Some(why) => Err(why),
+            None => Ok(backend),
+        }
+    }
+
+    /// Why who asks for no class gets no machine, whatever the host is worth.
+    fn against_machines(&self, needs: Needs) -> Option<String> {
+        if self.auto != IsolationClass::Microvm {
+            return Some("`--isolation microvm` was not asked for".to_owned());
+        }
+        let what = self.microvm.holder()?.lacks(needs)?;
+        Some(format!("the class microvm cannot {what}"))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use skiff_sandbox::NullBackend;
+    use futures_util::future::BoxFuture;
+    use skiff_sandbox::{CreateSpec, Created, Found, NullBackend, SandboxError};
 
     use super::*;
 
+    const NOTHING: Needs = Needs {
+        egress: false,
+        disk: false,
+    };
+    const DISK: Needs = Needs {
+        egress: false,
+        disk: true,
+    };
+
+    /// Virtual machines that cannot write to a disk, and of which none is made.
+    #[derive(Debug)]
+    struct Machines;
+
+    impl Backend for Machines {
+        fn class(&self) -> IsolationClass {
+            IsolationClass::Microvm
+        }
+
+        fn lacks(&self, needs: Needs) -> Option<&'static str> {
+            needs.disk.then_some("write to a disk")
+        }
+
+        fn create(&self, _: CreateSpec) -> BoxFuture<'_, Result<Created, SandboxError>> {
+            unreachable!("the class is chosen, and no more")
+        }
+
+        fn adopt(&self) -> BoxFuture<'_, Result<Vec<Found>, SandboxError>> {
+            unreachable!("the class is chosen, and no more")
+        }
+    }
+
+    fn containers() -> Backends {
+        Backends::container(Arc::new(NullBackend::default()))
+    }
+
+    /// Containers beside machines that are tried, which are preferred.
+    fn tried() -> (Backends, Trial) {
+        let trial = Trial::of(Arc::new(Machines));
+        let mut backends = containers().with_microvm(Seat::Trial(trial.clone()));
+        backends.auto = IsolationClass::Microvm;
+        (backends, trial)
+    }
+
+    fn reason(backends: &Backends, request: IsolationRequest, needs: Needs) -> String {
+        backends.choose(request, needs).unwrap().1
+    }
+
+    fn refused(backends: &Backends, request: IsolationRequest) -> (IsolationClass, String) {
+        backends.choose(request, NOTHING).unwrap_err()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_start_waits_for_the_verdict_but_not_for_ever() {
-        let backends = || {
-            let trial = Trial::of(Arc::new(NullBackend::default()));
-            let containers = Backends::container(Arc::new(NullBackend::default()));
-            (containers.with_microvm(Seat::Trial(trial.clone())), trial)
-        };
-        let (decided, trial) = backends();
-        let settled = decided.settled(IsolationRequest::Microvm);
-        tokio::join!(settled, async { trial.end(Ok(())) });
-        assert!(decided.choose(IsolationRequest::Microvm).is_ok());
-        let (undecided, _trial) = backends();
-        undecided.settled(IsolationRequest::Container).await;
-        undecided.settled(IsolationRequest::Microvm).await;
-        assert!(undecided.choose(IsolationRequest::Microvm).is_err());
+        for request in [IsolationRequest::Microvm, IsolationRequest::Auto] {
+            let (decided, trial) = tried();
+            let settled = decided.settled(request, NOTHING);
+            tokio::join!(settled, async { trial.end(Ok(())) });
+            let (_, reason) = decided.choose(request, NOTHING).unwrap();
+            assert!(reason.starts_with("microvm: "), "{reason}");
+        }
+        let (undecided, _trial) = tried();
+        undecided
+            .settled(IsolationRequest::Container, NOTHING)
+            .await;
+        undecided.settled(IsolationRequest::Microvm, NOTHING).await;
+        let (_, why) = refused(&undecided, IsolationRequest::Microvm);
+        assert!(why.contains("being tried"), "{why}");
+        let reason = reason(&undecided, IsolationRequest::Auto, NOTHING);
+        assert!(
+            reason.starts_with("container: this host is being tried"),
+            "{reason}"
+        );
     }
 
     #[test]
     fn a_class_is_taken_with_its_reason() {
-        let seat = || Seat::Ready(Arc::new(NullBackend::default()));
-        let mut backends = Backends::container(Arc::new(NullBackend::default()));
-        let reason = |b: &Backends, r| b.choose(r).map(|(_, reason)| reason);
-        let refused = |b: &Backends, r| b.choose(r).unwrap_err();
+        let mut backends = containers();
+        let reason = |b: &Backends, r| reason(b, r, NOTHING);
         assert_eq!(
-            reason(&backends, IsolationRequest::Auto).unwrap(),
+            reason(&backends, IsolationRequest::Auto),
             "container: virtual machines are not set up"
         );
         assert_eq!(
-            reason(&backends, IsolationRequest::Container).unwrap(),
+            reason(&backends, IsolationRequest::Container),
             "container: asked for"
         );
-        let (class, why) = refused(&backends, IsolationRequest::Microvm);
-        assert_eq!(class, IsolationClass::Microvm);
-        assert_eq!(why, "virtual machines are not set up");
-        assert!(
-            refused(&backends, IsolationRequest::Null)
-                .1
-                .contains("configuration")
-        );
-        backends.microvm = seat();
-        assert!(
-            reason(&backends, IsolationRequest::Auto)
-                .unwrap()
-                .starts_with("container: `--isolation microvm`")
-        );
         assert_eq!(
-            reason(&backends, IsolationRequest::Microvm).unwrap(),
+            refused(&backends, IsolationRequest::Microvm),
+            (
+                IsolationClass::Microvm,
+                "virtual machines are not set up".to_owned()
+            )
+        );
+        let (_, why) = refused(&backends, IsolationRequest::Null);
+        assert!(why.contains("configuration"), "{why}");
+        backends.microvm = Seat::Ready(Arc::new(Machines));
+        assert_eq!(
+            reason(&backends, IsolationRequest::Microvm),
             "microvm: asked for"
         );
-        let trial = Trial::of(Arc::new(NullBackend::default()));
-        backends.microvm = Seat::Trial(trial.clone());
-        assert_eq!(backends.holders().count(), 2);
-        let (_, why) = refused(&backends, IsolationRequest::Microvm);
-        assert!(why.contains("being tried"), "{why}");
-        trial.end(Err("it does not boot".to_owned()));
-        trial.end(Ok(()));
-        let (_, why) = refused(&backends, IsolationRequest::Microvm);
-        assert_eq!(why, "it does not boot");
         backends.microvm = Seat::Missing("no /dev/kvm".to_owned());
         backends.container = Seat::Missing("no launcher".to_owned());
         assert_eq!(refused(&backends, IsolationRequest::Auto).1, "no launcher");
+    }
+
+    #[test]
+    fn who_asks_for_no_class_gets_a_machine_where_they_are_preferred_and_come_up() {
+        let (mut backends, trial) = tried();
+        assert_eq!(backends.holders().count(), 2);
+        trial.end(Ok(()));
+        let auto = |backends: &Backends, needs| reason(backends, IsolationRequest::Auto, needs);
+        assert_eq!(
+            auto(&backends, NOTHING),
+            "microvm: virtual machines come up on this host"
+        );
+        assert_eq!(
+            auto(&backends, DISK),
+            "container: the class microvm cannot write to a disk"
+        );
+        backends.auto = IsolationClass::Container;
+        assert_eq!(
+            auto(&backends, NOTHING),
+            "container: `--isolation microvm` was not asked for"
+        );
+    }
+
+    #[test]
+    fn where_machines_do_not_come_up_containers_say_why_and_nothing_falls_back() {
+        for why in [
+            "this host's KVM is a program and too slow",
+            "/dev/kvm cannot be opened",
+            "Linux 6.1.0 does not come up here",
+        ] {
+            let (backends, trial) = tried();
+            trial.end(Err(why.to_owned()));
+            // The first word counts.
+            trial.end(Ok(()));
+            assert_eq!(
+                reason(&backends, IsolationRequest::Auto, NOTHING),
+                format!("container: {why}")
+            );
+            let told = refused(&backends, IsolationRequest::Microvm);
+            assert_eq!(told, (IsolationClass::Microvm, why.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_class_is_expected_before_it_is_known() {
+        let (backends, trial) = tried();
+        let expected = |request, needs| backends.expected(request, needs);
+        let auto = |needs| expected(IsolationRequest::Auto, needs);
+        assert_eq!(auto(NOTHING), IsolationClass::Microvm);
+        assert_eq!(auto(DISK), IsolationClass::Container);
+        trial.end(Err("it does not boot".to_owned()));
+        assert_eq!(auto(NOTHING), IsolationClass::Container);
+        for (request, class) in [
+            (IsolationRequest::Microvm, IsolationClass::Microvm),
+            (IsolationRequest::Container, IsolationClass::Container),
+            (IsolationRequest::Null, IsolationClass::Null),
+        ] {
+            assert_eq!(expected(request, NOTHING), class);
+        }
+        assert_eq!(
+            containers().expected(IsolationRequest::Auto, NOTHING),
+            IsolationClass::Container
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! From a launch to what a sandbox is made of.
 
-use skiff_sandbox::{CreateSpec, LayerFile};
+use skiff_sandbox::{CreateSpec, LayerFile, Needs};
 use skiff_types::{InstanceId, Launch, WritableLayer};
 use skiff_wire::launcher::{ProcessSpec, Writable};
 
@@ -15,6 +15,14 @@ pub fn layer_files(launch: &Launch) -> Vec<LayerFile> {
         path: path.clone(),
     };
     launch.layers.iter().map(file).collect()
+}
+
+/// What its class must have.
+pub const fn needs(launch: &Launch) -> Needs {
+    Needs {
+        egress: launch.egress,
+        disk: matches!(launch.resources.writable, WritableLayer::Disk(_)),
+    }
 }
 
 /// What the sandbox is made of.

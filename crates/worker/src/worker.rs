@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use skiff_base::{Clock, Tasks};
-use skiff_sandbox::{Sandbox, SandboxError};
+use skiff_sandbox::{Needs, Sandbox, SandboxError};
 use skiff_types::api::LogLine;
-use skiff_types::{Digest, InstanceId, IsolationClass, Launch, RevisionId};
+use skiff_types::{Digest, InstanceId, IsolationClass, IsolationRequest, Launch, RevisionId};
 use skiff_wire::launcher::Stats;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -21,6 +21,7 @@ use crate::label::Label;
 use crate::life::{Ended, Life, Started};
 use crate::logs::{LogFollow, LogQuery, LogStore};
 use crate::records::WorkerRecords;
+use crate::spec::needs;
 use crate::{adopt, sample};
 
 /// Events that nobody has read yet; further ends wait with their event.
@@ -188,11 +189,12 @@ impl Worker {
             failure: Box::new(failure),
             log: vec![],
         };
-        self.inner.backends.settled(launch.isolation).await;
+        let needs = needs(&launch);
+        self.inner.backends.settled(launch.isolation, needs).await;
         let (backend, class_reason) = self
             .inner
             .backends
-            .choose(launch.isolation)
+            .choose(launch.isolation, needs)
             .map_err(|(class, reason)| fail(StartFailure::Class { class, reason }))?;
         let label = self.label(&launch, class_reason);
         let entry = Arc::new(self.inner.instance(instance, backend.class(), label));
@@ -268,6 +270,13 @@ impl Worker {
     /// When there is no such instance or its sandbox is not made yet.
     pub fn sandbox(&self, instance: InstanceId) -> Result<Arc<dyn Sandbox>, WorkerError> {
         self.inner.table.get(instance)?.sandbox().cloned()
+    }
+
+    /// The class of the instances of a revision that asks for this, as far as
+    /// it is known: a trial that goes on is taken for one that succeeds.
+    #[must_use]
+    pub fn expected_class(&self, request: IsolationRequest, needs: Needs) -> IsolationClass {
+        self.inner.backends.expected(request, needs)
     }
 
     /// What there is, oldest first.

@@ -25,6 +25,7 @@ fn worker(backend: &Arc<NullBackend>) -> (Worker, Diary, tempfile::TempDir) {
         microvm: missing(),
         container: missing(),
         null: missing(),
+        auto: skiff_worker::AUTO,
     };
     let diary = Diary::default();
     let (worker, _ends) = Worker::new(

@@ -28,7 +28,7 @@ use futures_util::{StreamExt, stream};
 use skiff_base::{Clock, Monotonic, SystemClock, Tasks};
 use skiff_types::{InstanceId, IsolationClass};
 use skiff_wire::agent::{Opening, Window};
-use skiff_wire::launcher::{Exit, Listed, MonitorSpec, Reply, Request, Writable};
+use skiff_wire::launcher::{Exit, Listed, MonitorSpec, Reply, Request};
 
 use self::machine::{Birth, Machine};
 use self::monitor::{MonitorClient, MonitorError};
@@ -36,7 +36,7 @@ use self::sandbox::MicrovmSandbox;
 use crate::agent::{AgentClient, AgentError};
 use crate::container::{ContainerBackend, Link, launcher_gone, refused as refused_by_launcher};
 use crate::container::{sandbox_spec, unexpected};
-use crate::{Backend, CreateSpec, Created, Found, LayerFile, Output, SandboxError};
+use crate::{Backend, CreateSpec, Created, Found, LayerFile, Needs, Output, SandboxError};
 
 /// Machines adopted at once.
 const AT_ONCE: usize = 4;
@@ -342,6 +342,10 @@ impl Backend for MicrovmBackend {
         IsolationClass::Microvm
     }
 
+    fn lacks(&self, needs: Needs) -> Option<&'static str> {
+        lacks(needs)
+    }
+
     fn create(&self, spec: CreateSpec) -> BoxFuture<'_, Result<Created, SandboxError>> {
         Box::pin(self.create_machine(spec))
     }
@@ -352,18 +356,22 @@ impl Backend for MicrovmBackend {
 }
 
 /// What this class cannot do yet.
-fn check(spec: &CreateSpec) -> Result<(), SandboxError> {
-    let what = if spec.egress {
-        "reach the internet: deploy with `--egress closed`"
-    } else if matches!(spec.writable, Writable::Disk { .. }) {
-        "write to a disk: deploy without `--disk`"
+const fn lacks(needs: Needs) -> Option<&'static str> {
+    if needs.egress {
+        Some("reach the internet: deploy with `--egress closed`")
+    } else if needs.disk {
+        Some("write to a disk: deploy without `--disk`")
     } else {
-        return Ok(());
-    };
-    Err(SandboxError::Unsupported {
-        class: IsolationClass::Microvm.as_str(),
-        what,
-    })
+        None
+    }
+}
+
+fn check(spec: &CreateSpec) -> Result<(), SandboxError> {
+    let class = IsolationClass::Microvm.as_str();
+    match lacks(spec.needs()) {
+        Some(what) => Err(SandboxError::Unsupported { class, what }),
+        None => Ok(()),
+    }
 }
 
 /// Maps each layer's file to a window of the machine's disk, one behind the

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use anyhow::bail;
+use skiff_types::IsolationClass;
 
 use super::args::{self, Output};
 use super::{kernels, output};
-use crate::server::configuration;
+use crate::server::{configuration, microvm};
 
 /// Looks at this host and says what is missing and what to do about it.
 ///
@@ -14,8 +15,10 @@ use crate::server::configuration;
 /// When the container class cannot be served here.
 pub fn execute(args: &args::Doctor, shape: Output) -> anyhow::Result<()> {
     let checks = skiff_sandbox::host_checks();
-    let kernel = guest_kernel(args.config.as_deref())
-        .unwrap_or_else(|error| format!("not known: {error:#}"));
+    let config = configuration(args.config.as_deref(), &[])?;
+    let kernel =
+        guest_kernel(&config.data_dir).unwrap_or_else(|error| format!("not known: {error:#}"));
+    let isolation = isolation(microvm::outlook(&config.data_dir, &config.run_dir));
     match shape {
         Output::Json => {
             let mut rows: Vec<_> = checks
@@ -26,10 +29,12 @@ pub fn execute(args: &args::Doctor, shape: Output) -> anyhow::Result<()> {
                     })
                 })
                 .collect();
-            // Nothing fails for want of it yet.
-            rows.push(serde_json::json!({
-                "name": GUEST_KERNEL, "ok": true, "detail": kernel, "remedy": "",
-            }));
+            // Nothing fails for want of these.
+            for (name, detail) in [(GUEST_KERNEL, kernel), (ISOLATION, isolation)] {
+                rows.push(serde_json::json!({
+                    "name": name, "ok": true, "detail": detail, "remedy": "",
+                }));
+            }
             output::line(serde_json::to_string_pretty(&rows)?);
         }
         Output::Text => {
@@ -45,10 +50,7 @@ pub fn execute(args: &args::Doctor, shape: Output) -> anyhow::Result<()> {
                 }
             }
             output::line(format!("      {GUEST_KERNEL}: {kernel}"));
-            output::line(
-                "isolation: container; microvm with `--isolation microvm`, where a server's trial \
-                 of this host finds that machines come up",
-            );
+            output::line(format!("{ISOLATION}: {isolation}"));
         }
     }
     if checks.iter().any(|check| !check.ok) {
@@ -58,11 +60,22 @@ pub fn execute(args: &args::Doctor, shape: Output) -> anyhow::Result<()> {
 }
 
 const GUEST_KERNEL: &str = "guest kernel";
+const ISOLATION: &str = "isolation";
+
+/// Which classes instances may have here, and which they have by default.
+fn isolation(machines: Result<&'static str, String>) -> String {
+    match machines {
+        Ok(why) if skiff_worker::AUTO == IsolationClass::Microvm => {
+            format!("microvm, or container with `--isolation container`; {why}")
+        }
+        Ok(why) => format!("container, or microvm with `--isolation microvm`; {why}"),
+        Err(why) => format!("container; no microvm: {why}"),
+    }
+}
 
 /// What microVMs would boot.
-fn guest_kernel(config: Option<&Path>) -> anyhow::Result<String> {
-    let config = configuration(config, &[])?;
-    let default = kernels::of_data_dir(&config.data_dir).default()?;
+fn guest_kernel(data_dir: &Path) -> anyhow::Result<String> {
+    let default = kernels::of_data_dir(data_dir).default()?;
     Ok(match default {
         Some(kernel) => format!("{}, for microVMs", kernel.version),
         None => "none; `skiff kernel install` adds one for microVMs".to_owned(),

@@ -1,5 +1,6 @@
 //! Services: deploy, apply, describe, traffic.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -219,7 +220,7 @@ pub async fn list(scope: &Scope) -> anyhow::Result<()> {
     }
     output::show(scope.output, &services, |services| {
         let rows: Vec<_> = services.iter().map(summary).collect();
-        output::table(&["NAME", "URL", "REVISION", "INSTANCES"], &rows);
+        output::table(&["NAME", "URL", "REVISION", "INSTANCES", "CLASS"], &rows);
     })
 }
 
@@ -231,7 +232,18 @@ fn summary(service: &Service) -> Vec<String> {
         service.url.clone(),
         shares.join(","),
         service.instances.len().to_string(),
+        classes(service),
     ]
+}
+
+/// The classes of its instances, with the reason of each.
+fn classes(service: &Service) -> String {
+    let reasons = service.instances.iter().map(|one| &*one.class_reason);
+    let reasons: BTreeSet<&str> = reasons.collect();
+    match reasons.len() {
+        0 => "–".to_owned(),
+        _ => Vec::from_iter(reasons).join("; "),
+    }
 }
 
 fn share(target: &TrafficTarget) -> String {

@@ -58,16 +58,41 @@ pub struct Findings {
 /// # Errors
 /// With what is missing, and what to do.
 pub fn look(home: &Home) -> Result<Findings, String> {
+    let findings = examine(&home.data_dir, &home.run_dir)?;
+    keep(home.user.acting(|| write(&home.run_dir, &findings)));
+    findings.hope()?;
+    Ok(findings)
+}
+
+/// The same for whoever asks, who may be no server.
+///
+/// # Errors
+/// With what is missing, and what to do.
+pub fn outlook(data_dir: &Path, run_dir: &Path) -> Result<&'static str, String> {
+    let findings = examine(data_dir, run_dir)?;
+    findings.hope()?;
+    Ok(match findings.booted {
+        Some(_) => "virtual machines come up on this host",
+        None => "KVM serves, and a server that starts tries whether machines come up",
+    })
+}
+
+fn examine(data_dir: &Path, run_dir: &Path) -> Result<Findings, String> {
     let monitor = monitor().ok_or_else(|| format!("{MONITOR} does not lie beside skiff"))?;
-    if !home.data_dir.join(KERNELS).join("default").exists() {
-        return Err("no kernel is installed: `skiff kernel install` does it".to_owned());
+    let kernels = data_dir.join(KERNELS);
+    match kernels.join("default").try_exists() {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err("no kernel is installed: `skiff kernel install` does it".to_owned());
+        }
+        Err(error) => return Err(format!("{} cannot be seen: {error}", kernels.display())),
     }
     let mut findings = Findings {
         boot_id: boot_id(),
         monitor: identity(&monitor),
         ..Findings::default()
     };
-    let kept = read(&home.run_dir);
+    let kept = read(run_dir);
     if kept.boot_id == findings.boot_id && kept.monitor == findings.monitor {
         findings = kept;
     }
@@ -75,9 +100,15 @@ pub fn look(home: &Home) -> Result<Findings, String> {
         Some(verdict) => verdict,
         None => probe(&monitor).map_err(|error| format!("{error:#}")),
     };
-    findings.kvm = Some(verdict.clone());
-    keep(home.user.acting(|| write(&home.run_dir, &findings)));
-    verdict.map(|()| findings)
+    findings.kvm = Some(verdict);
+    Ok(findings)
+}
+
+impl Findings {
+    /// Why there is none, if so.
+    fn hope(&self) -> Result<(), String> {
+        self.kvm.clone().unwrap_or(Ok(()))
+    }
 }
 
 /// Makes kernel and agent ready, and boots one machine, unless that is known

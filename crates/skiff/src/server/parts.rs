@@ -10,12 +10,12 @@ use skiff_base::{ByteStream, chain};
 use skiff_control::port as control;
 use skiff_fleet::{Fleet, Launches, Rotation, StartFailure, Started, WorkerPort};
 use skiff_gateway::{ColdPhases, Gateway, Load, RevisionRoute, ServiceRoute, Upstream};
-use skiff_sandbox::{Sandbox, microvm_overhead_mib};
+use skiff_sandbox::{Needs, Sandbox, microvm_overhead_mib};
 use skiff_types::api::{Instance, Quota};
 use skiff_types::limits::DEFAULT_STOP_GRACE_S;
 use skiff_types::{
-    ErrorKind, InstanceId, IsolationClass, IsolationRequest, Launch, ProjectId, RevisionId,
-    ServiceName,
+    ErrorKind, InstanceId, IsolationClass, Launch, ProjectId, RevisionId, ServiceName,
+    WritableLayer,
 };
 use skiff_worker::{Worker, WorkerError};
 
@@ -219,13 +219,12 @@ impl Launches for ResolverLaunches {
 }
 
 /// What an instance takes beyond the memory that it is promised.
-fn overhead_mib(isolation: IsolationRequest, memory_mib: u32) -> u32 {
-    match isolation {
-        IsolationRequest::Microvm => {
+fn overhead_mib(class: IsolationClass, memory_mib: u32) -> u32 {
+    match class {
+        IsolationClass::Microvm => {
             u32::try_from(microvm_overhead_mib(memory_mib.into())).unwrap_or(u32::MAX)
         }
-        // Others are made only of what is asked for by name.
-        IsolationRequest::Auto | IsolationRequest::Container | IsolationRequest::Null => 0,
+        IsolationClass::Container | IsolationClass::Null => 0,
     }
 }
 
@@ -239,11 +238,16 @@ pub struct Steering {
 
 impl control::Fleet for Steering {
     fn put_revision(&self, plan: control::RevisionPlan) {
+        let needs = Needs {
+            egress: plan.egress,
+            disk: matches!(plan.resources.writable, WritableLayer::Disk(_)),
+        };
+        let class = self.worker.expected_class(plan.isolation, needs);
         self.fleet.put_revision(skiff_sched::RevisionPlan {
             revision: plan.id,
             scaling: plan.scaling,
             memory_mib: plan.resources.memory_mib,
-            overhead_mib: overhead_mib(plan.isolation, plan.resources.memory_mib),
+            overhead_mib: overhead_mib(class, plan.resources.memory_mib),
             cpu_millis: plan.resources.cpu_millis,
             cpu_mode: plan.resources.cpu_mode,
             serving: plan.serving,
