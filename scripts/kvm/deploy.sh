@@ -143,8 +143,12 @@ calls() { # CLASS
   wait $server
   start
   check "${class}_calls_another_by_the_next_server" soon calling
-  say instances caller id
-  check "${class}_that_calls_is_still_the_same" in_output "$before"
+  former=$server
+  start --replace
+  wait $former
+  check "${class}_calls_another_after_a_handover" soon calling
+  same() { say instances caller id && [ "$(cat $out)" = "$before" ] && [ -n "$before" ]; }
+  check "${class}_that_calls_is_still_the_same" same
   say skiff rm called
   say skiff rm caller
   check "${class}es_are_gone" soon is_gone "$class"
@@ -179,7 +183,8 @@ ten() {
   check ten_machines_come_up soon all_run
   requests=
   for number in 1 2 3 4 5 6 7 8 9 10; do
-    get ten /sleep/100000000 >/dev/null 2>&1 &
+    # Of its own, so that it is this that is killed.
+    curl --silent --max-time 100000 http://ten.skiff.localhost:8080/sleep/100000000 >/dev/null 2>&1 &
     requests="$requests $!"
   done
   busy() { [ "$(instances ten in_flight | grep -cx 1)" -eq 10 ]; }
@@ -190,6 +195,7 @@ ten() {
   wait $requests
   free() { [ "$(instances ten in_flight | grep -cx 0)" -eq 10 ]; }
   check ten_machines_are_free_again soon free
+  requests=
   for number in 1 2 3 4 5 6 7 8 9 10; do
     get ten / >$work/answer-$number 2>&1 &
     requests="$requests $!"
@@ -200,7 +206,8 @@ ten() {
   check ten_machines_answer all_answer
   say skiff rm ten
   check ten_machines_leave_no_process soon is_gone microvm
-  check ten_machines_leave_no_folder [ -z "$(ls /run/skiff/launcher/vms)" ]
+  no_folder() { [ -z "$(ls /run/skiff/launcher/vms)" ]; }
+  check ten_machines_leave_no_folder soon no_folder
 }
 
 ifconfig lo up
