@@ -14,6 +14,7 @@ mount -t tmpfs -o mode=0755 run /run
 ln -sf /proc/self/fd /dev/fd
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 hostname kvm
+ifconfig lo up
 # The machine's pulse.
 while :; do echo beat; sleep 1; done >$report &
 modprobe -a kvm-amd loop erofs overlay
@@ -33,7 +34,8 @@ echo "kernel $(uname -r), speed factor $factor ($took), KVM: $(ls /dev/kvm)"
 
 one() {
   case $1 in
-    boots | deploy) run "$1" "/usr/sbin/$1" ;;
+    boots) run "$1" /usr/sbin/boots ;;
+    deploy | services | images | ten) run "$1" /usr/sbin/deploy "$1" ;;
     *) run "$1" "/tests/$1" --test-threads="$(grep -c ^processor /proc/cpuinfo)" ;;
   esac
 }

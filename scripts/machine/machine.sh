@@ -6,7 +6,7 @@ say() { echo "$say_as: $*"; }
 
 slowness=${SKIFF_SLOWNESS:-1}
 test_deadline=$((600 * slowness))
-machine_deadline=$((1200 * slowness))
+machine_deadline=$((1800 * slowness))
 
 build() {
   say "building"
