@@ -44,6 +44,8 @@ pub struct Machine {
     /// Where its calls arrive, until somebody serves them.
     services: Mutex<Option<Listeners>>,
     tasks: Tasks,
+    /// Keeps the agent's connection.
+    keeper: Tasks,
 }
 
 impl Machine {
@@ -62,6 +64,7 @@ impl Machine {
             last_words: Arc::default(),
             services: Mutex::default(),
             tasks: Tasks::new(),
+            keeper: Tasks::new(),
         }
     }
 
@@ -155,11 +158,16 @@ impl Machine {
         }
     }
 
+    /// The end of the agent's connection is wanted from now on.
+    pub fn let_agent_go(&self) {
+        self.keeper.abort();
+    }
+
     /// Connects to the agent again whenever a connection ends, for as long as
     /// the machine lives.
     pub fn keep_agent(self: &Arc<Self>, current: watch::Sender<AgentClient>) {
         let machine = Arc::downgrade(self);
-        self.tasks.spawn("agent connection", async move {
+        self.keeper.spawn("agent connection", async move {
             loop {
                 let client = current.borrow().clone();
                 let why = client.closed().await;

@@ -177,6 +177,7 @@ impl Sandbox for MicrovmSandbox {
     fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
         Box::pin(async move {
             let sandbox = self.machine.id;
+            self.machine.let_agent_go();
             self.machine
                 .link
                 .ask(sandbox, Request::Destroy { sandbox })
