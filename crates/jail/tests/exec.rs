@@ -198,3 +198,28 @@ fn it_ends_with_its_sandbox_and_outlives_a_launchers_program() {
     drop(client);
     launcher.shut_down();
 }
+
+#[test]
+fn it_ends_with_who_started_it() {
+    let (launcher, mut client) = start();
+    let sandbox = client
+        .create(spec(&[busybox()], &["sleep", "100000"]))
+        .unwrap()
+        .sandbox;
+    let lasting = || process("echo on; exec sleep 100000");
+    let own = exec(&mut client, sandbox, 1, lasting(), Stdio::Piped).unwrap();
+    assert_eq!(read_line(&own[0]), "on");
+    let mut other = launcher.connect();
+    let others = exec(&mut other, sandbox, 2, lasting(), Stdio::Piped).unwrap();
+    assert_eq!(read_line(&others[0]), "on");
+    drop(other);
+    assert_eq!(client.exec_exit(2), (None, Some(9)));
+    run(&mut client, sandbox, "true");
+    let signal = Request::SignalExec {
+        sandbox,
+        exec: 1,
+        signal: 0,
+    };
+    assert_eq!(client.ask(signal), Ok(Reply::Done), "another one's lives");
+    client.destroy(sandbox);
+}

@@ -142,7 +142,7 @@ pub enum Request {
     Shutdown,
     /// Starts a further process in a sandbox that runs, confined as its first
     /// one is [with `Stdio::Given`: stdin, stdout, stderr]. The reply comes
-    /// once `execve` has succeeded.
+    /// once `execve` has succeeded. It ends with the connection that asked.
     Exec(Box<ExecSpec>),
     /// Sends a signal to such a process.
     SignalExec {

@@ -163,11 +163,13 @@ impl Launcher {
         }
     }
 
-    /// Ends a connection. What it asked for goes on; nobody is told.
+    /// Ends a connection, and the further processes that it started. Whatever
+    /// else it asked for goes on; nobody is told.
     pub(super) fn drop_client(&mut self, number: u64, reason: &str) -> bool {
         if let Some(client) = self.kept.clients.remove(&number) {
             tracing::debug!(number, reason, "a client is gone");
             self.unwatch(&client.socket);
+            self.kill_execs_of(number);
         }
         false
     }

@@ -4,6 +4,7 @@
 //!  asked ─▶ Starting: a helper enters the sandbox ─▶ Running ─▶ Exited
 //!              │ refused, late                          │          │
 //!              └──────────── the helper ends: told and forgotten ──┘
+//!  whoever asked is gone ─▶ killed, wherever it stands
 //! ```
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,6 +41,8 @@ const REPORT_BYTES_MAX: usize = 16 * 1024;
 pub(super) struct Exec {
     sandbox: InstanceId,
     exec: u64,
+    /// Whose it is.
+    client: u64,
     helper: Handle,
     control: Handle,
     state: State,
@@ -120,6 +123,7 @@ impl Launcher {
         let exec = Exec {
             sandbox: spec.sandbox,
             exec: spec.exec,
+            client: to.client,
             helper: helper.into(),
             control: ours.into(),
             state,
@@ -236,6 +240,24 @@ impl Launcher {
             code,
             signal,
         });
+    }
+
+    /// Nobody has the streams of a connection's processes any more: they end
+    /// with it, and their ends are told.
+    pub(super) fn kill_execs_of(&self, client: u64) {
+        for exec in self.kept.execs.values() {
+            if exec.client != client {
+                continue;
+            }
+            let target = match &exec.state {
+                State::Starting { .. } => exec.helper.as_fd(),
+                State::Running { process } => process.as_fd(),
+                State::Exited(_) => continue,
+            };
+            if let Err(errno) = sys::signal(target, libc::SIGKILL) {
+                tracing::debug!(%errno, "a further process cannot be killed");
+            }
+        }
     }
 
     pub(super) fn has_starting_execs(&self) -> bool {
