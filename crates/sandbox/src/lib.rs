@@ -19,14 +19,18 @@
 mod agent;
 mod container;
 mod doctor;
+mod exec;
+mod execs;
 mod launcher;
 mod microvm;
 mod null;
 mod port;
 
-pub use agent::{AgentClient, AgentError, AgentHello, ExecExits};
+pub use agent::{AgentClient, AgentError, AgentHello};
 pub use container::ContainerBackend;
 pub use doctor::{Check, host_checks};
+pub use exec::{ExecRequest, Executed, Process, TerminalSize};
+pub use execs::ExecExits;
 pub use launcher::{Exits, LauncherClient, LauncherError};
 pub use microvm::{GuestFiles, MicrovmBackend, microvm_overhead_mib};
 pub use null::{NullBackend, NullOptions};

@@ -10,6 +10,8 @@ use skiff_base::{ByteStream, Listener};
 use skiff_types::{Digest, InstanceId, IsolationClass};
 use skiff_wire::launcher::{Exit, ProcessSpec, Stats, Writable};
 
+use crate::exec::{ExecRequest, Executed};
+
 /// One class of isolation: makes sandboxes and finds those that a former
 /// server left running.
 pub trait Backend: Debug + Send + Sync + 'static {
@@ -64,6 +66,16 @@ pub trait Sandbox: Debug + Send + Sync + 'static {
     /// network of its own to make them from.
     fn listeners(&self) -> BoxFuture<'_, Result<Option<Listeners>, SandboxError>> {
         Box::pin(async { Ok(None) })
+    }
+    /// Starts a further process in it, confined as its first one is, while it
+    /// runs. The process ends when what is answered is dropped.
+    fn exec(&self, request: ExecRequest) -> BoxFuture<'_, Result<Executed, SandboxError>> {
+        drop(request);
+        let class = self.class().as_str();
+        Box::pin(async move {
+            let what = "run a further process";
+            Err(SandboxError::Unsupported { class, what })
+        })
     }
     /// Kills what runs and removes everything. Nothing is left when it is done.
     fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>>;
@@ -223,6 +235,14 @@ pub enum SandboxError {
         step: String,
         /// Why not.
         message: String,
+    },
+    /// It has as many further processes as it may have.
+    #[error("{most} further processes run in {instance} already: end one of them first")]
+    ExecsFull {
+        /// Which.
+        instance: InstanceId,
+        /// How many it may have.
+        most: usize,
     },
     /// The class cannot do this.
     #[error("the class {class} cannot {what}")]

@@ -19,12 +19,12 @@ use skiff_base::{Acceptor, ByteStream, Clock, SystemClock, Tasks};
 use skiff_net::SERVICE_ADDRESS;
 use skiff_net::dns::{DnsClient, DnsDatagrams, DnsForwarder, DnsServing, DnsSockets};
 use skiff_sandbox::{
-    Backend, ContainerBackend, CreateSpec, Created, Datagrams, Exits, GuestFiles, LauncherClient,
-    LayerFile, Listeners, MicrovmBackend, Sandbox, SandboxError,
+    Backend, ContainerBackend, CreateSpec, Created, Datagrams, ExecRequest, Exits, GuestFiles,
+    LauncherClient, LayerFile, Listeners, MicrovmBackend, Sandbox, SandboxError, TerminalSize,
 };
 use skiff_types::{InstanceId, IsolationClass, ProjectId, ServerId};
 use skiff_wire::launcher::{Exit, ProcessSpec, Writable, monitor_folder};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
 /// A machine boots in seconds where it is emulated.
 fn patience() -> Duration {
@@ -187,7 +187,7 @@ fn busybox(root: &Path) {
     fs::create_dir(&bin).unwrap();
     fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
     for name in [
-        "sh", "cat", "echo", "sleep", "tail", "httpd", "hostname", "id", "wget",
+        "sh", "cat", "echo", "sleep", "stty", "tail", "true", "httpd", "hostname", "id", "wget",
     ] {
         symlink("busybox", bin.join(name)).unwrap();
     }
@@ -243,6 +243,7 @@ async fn both_classes_do_the_same() {
         too_much_memory_is_told(&rig, backend).await;
         a_port_is_reached_and_it_can_stand(&rig, backend).await;
         services_and_names_are_reached(&rig, backend).await;
+        further_processes_run_in_it(&rig, backend).await;
         rig.is_empty(&classes).await;
     }
     sandboxes_are_adopted(&rig, classes).await;
@@ -456,6 +457,104 @@ async fn heard(wanted: &str, lines: &mut tokio::sync::mpsc::Receiver<String>) {
         }
     })
     .await;
+}
+
+fn exec(rig: &Rig, script: &str, terminal: Option<TerminalSize>) -> ExecRequest {
+    ExecRequest {
+        process: rig.spec(script).process,
+        terminal,
+    }
+}
+
+async fn read_to_end(output: &mut (dyn AsyncRead + Send + Unpin)) -> String {
+    let mut text = String::new();
+    let read = output.read_to_string(&mut text);
+    within("the end of output", read).await.unwrap();
+    text
+}
+
+async fn read_until(output: &mut (dyn AsyncRead + Send + Unpin), end: &str) -> String {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(end.as_bytes()) {
+        bytes.push(within(end, output.read_u8()).await.unwrap());
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+async fn further_processes_run_in_it(rig: &Rig, backend: &dyn Backend) {
+    let created = within("a sandbox", backend.create(rig.spec("exec sleep 100000")));
+    let sandbox = created.await.unwrap().sandbox;
+    let start = async |script: &str, terminal| {
+        let started = sandbox.exec(exec(rig, script, terminal));
+        within("a process", started).await.unwrap()
+    };
+
+    let mut one = start("cat; id -u; echo bad >&2; exit 7", None).await;
+    within("its input", one.input.write_all(b"words\n"))
+        .await
+        .unwrap();
+    drop(one.input);
+    assert_eq!(read_to_end(&mut *one.output).await, "words\n1000\n");
+    assert_eq!(read_to_end(&mut *one.errors.unwrap()).await, "bad\n");
+    let end = within("its end", one.process.exited()).await;
+    assert_eq!((end.code, end.signal), (Some(7), None));
+    drop(one.process);
+
+    let size = |columns, rows| TerminalSize { columns, rows };
+    let script = "stty size; read word; stty size; echo $word";
+    let mut one = start(script, Some(size(91, 17))).await;
+    assert!(one.errors.is_none());
+    read_until(&mut *one.output, "17 91\r\n").await;
+    within("a size", one.process.resize(size(40, 12)))
+        .await
+        .unwrap();
+    within("its input", one.input.write_all(b"typed\n"))
+        .await
+        .unwrap();
+    read_until(&mut *one.output, "12 40\r\ntyped\r\n").await;
+    assert_eq!(within("its end", one.process.exited()).await.code, Some(0));
+    drop(one);
+
+    let mut one = start("echo on; exec sleep 100000", None).await;
+    read_until(&mut *one.output, "on\n").await;
+    within("a signal", one.process.signal(15)).await.unwrap();
+    let end = within("its end", one.process.exited()).await;
+    assert_eq!((end.code, end.signal), (None, Some(15)));
+    drop(one);
+
+    // Of those that nobody has any more nothing is left, and there is room.
+    let mut several = Vec::new();
+    for _ in 0..16 {
+        let mut one = start("echo on; exec sleep 100000", None).await;
+        read_until(&mut *one.output, "on\n").await;
+        several.push(one);
+    }
+    let full = sandbox.exec(exec(rig, "true", None)).await.unwrap_err();
+    assert!(matches!(full, SandboxError::ExecsFull { .. }), "{full}");
+    drop(several);
+    until("the application alone", async || {
+        (sandbox.stats().await.unwrap().pids <= 2).then_some(())
+    })
+    .await;
+    until("room for another", async || {
+        sandbox.exec(exec(rig, "true", None)).await.ok()
+    })
+    .await;
+
+    let mut absent = exec(rig, "true", None);
+    absent.process.args = vec!["/no/such/program".to_owned()];
+    let refused = within("a refusal", sandbox.exec(absent)).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("/no/such/program"),
+        "{refused}"
+    );
+
+    // It ends with its sandbox.
+    let mut one = start("echo on; exec sleep 100000", None).await;
+    read_until(&mut *one.output, "on\n").await;
+    within("a signal", sandbox.signal(9)).await.unwrap();
+    within("its end", one.process.exited()).await;
+    within("its destruction", sandbox.destroy()).await.unwrap();
 }
 
 async fn sandboxes_are_adopted(rig: &Rig, classes: Classes) {

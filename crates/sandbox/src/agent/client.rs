@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::dial::{dial, dial_patiently};
 use super::driver::{Pending, read, write};
-use super::execs::ExecExits;
+use crate::execs::ExecExits;
 use crate::launcher::Exits;
 
 /// Requests that wait to be written.

@@ -4,7 +4,5 @@
 mod client;
 mod dial;
 mod driver;
-mod execs;
 
 pub use client::{AgentClient, AgentError, AgentHello};
-pub use execs::ExecExits;

@@ -1,6 +1,7 @@
 //! The class of namespaced containers.
 
 mod connect;
+mod exec;
 mod layers;
 mod sandbox;
 

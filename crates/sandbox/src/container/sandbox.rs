@@ -4,13 +4,14 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
-use skiff_base::ByteStream;
+use skiff_base::{ByteStream, Tasks};
 use skiff_types::{InstanceId, IsolationClass};
 use skiff_wire::launcher::{Exit, Reply, Request, Stats};
 use tokio::sync::watch;
 
 use super::connect::{Tried, finish, into_stream, try_now};
-use super::{Link, unexpected};
+use super::{Link, exec, unexpected};
+use crate::exec::{ExecRequest, Executed, Slots, started};
 use crate::launcher::UNKNOWN_EXIT;
 use crate::{Datagrams, Listeners, Sandbox, SandboxError};
 
@@ -27,6 +28,9 @@ pub struct ContainerSandbox {
     exit: watch::Receiver<Option<Exit>>,
     /// Sockets of its network namespace, not connected.
     stock: Mutex<Vec<OwnedFd>>,
+    execs: Slots,
+    /// Starts and ends further processes.
+    tasks: Tasks,
 }
 
 impl ContainerSandbox {
@@ -36,6 +40,8 @@ impl ContainerSandbox {
             link,
             exit,
             stock: Mutex::default(),
+            execs: Slots::default(),
+            tasks: Tasks::new(),
         }
     }
 
@@ -149,6 +155,15 @@ impl Sandbox for ContainerSandbox {
                 })),
                 Err(_others) => Err(unexpected("listeners")),
             }
+        })
+    }
+
+    fn exec(&self, request: ExecRequest) -> BoxFuture<'_, Result<Executed, SandboxError>> {
+        Box::pin(async move {
+            let slot = self.execs.take(self.id)?;
+            let (link, tasks) = (self.link.clone(), self.tasks.clone());
+            let start = exec::start(self.id, link, slot, tasks, request);
+            started(&self.tasks, self.id, start).await
         })
     }
 

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 
 use skiff_types::InstanceId;
 use skiff_wire::FRAME_BYTES_MAX;
+use skiff_wire::agent::ExecExit;
 use skiff_wire::launcher::{Answer, Envelope, Refusal, Reply, Request};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -146,8 +147,15 @@ impl Driver {
     fn answer(&mut self, frame: &[u8], fds: Vec<OwnedFd>) -> io::Result<()> {
         match skiff_wire::decode(frame).map_err(invalid)? {
             Answer::Exited { sandbox, exit } => self.exits.set(sandbox, exit),
-            // The server starts no further processes.
-            Answer::ExecExited { .. } => {}
+            Answer::ExecExited {
+                sandbox,
+                exec,
+                code,
+                signal,
+            } => self
+                .exits
+                .execs()
+                .tell(sandbox, exec, ExecExit { code, signal }),
             Answer::Reply { id, result } => {
                 let pending = self
                     .pending

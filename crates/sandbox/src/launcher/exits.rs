@@ -5,6 +5,8 @@ use skiff_types::InstanceId;
 use skiff_wire::launcher::Exit;
 use tokio::sync::watch;
 
+use crate::execs::ExecExits;
+
 /// How many sandboxes are remembered at once.
 const EXITS_MAX: usize = 100_000;
 
@@ -25,11 +27,17 @@ pub const UNKNOWN_EXIT: Exit = Exit {
 #[derive(Clone, Debug, Default)]
 pub struct Exits {
     of: Arc<Mutex<HashMap<InstanceId, watch::Sender<Option<Exit>>>>>,
+    execs: ExecExits,
 }
 
 impl Exits {
     fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, watch::Sender<Option<Exit>>>> {
         self.of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of further processes.
+    pub(crate) fn execs(&self) -> &ExecExits {
+        &self.execs
     }
 
     /// The end of a sandbox, known or to come.

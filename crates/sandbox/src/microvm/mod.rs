@@ -11,6 +11,7 @@
 //! ```
 
 mod config;
+mod exec;
 mod machine;
 mod monitor;
 mod sandbox;
@@ -287,7 +288,7 @@ impl MicrovmBackend {
         match self.take_up(&machine, listed.frozen).await {
             Ok((agent, output)) => {
                 birth.keep();
-                let sandbox = MicrovmSandbox::new(Arc::new(machine), agent, listed.frozen);
+                let sandbox = MicrovmSandbox::adopted(Arc::new(machine), agent, listed.frozen);
                 Some(Found {
                     created: Created {
                         sandbox: Arc::new(sandbox),

@@ -3,16 +3,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
-use skiff_base::ByteStream;
+use skiff_base::{ByteStream, Tasks};
 use skiff_types::{InstanceId, IsolationClass};
 use skiff_wire::agent::Opening;
 use skiff_wire::launcher::{Exit, Reply, Request, Stats};
 use tokio::sync::watch;
 
+use super::exec::Line;
 use super::machine::Machine;
-use super::{GONE, refused};
+use super::{GONE, exec, refused};
 use crate::agent::{AgentClient, AgentError};
 use crate::container::unexpected;
+use crate::exec::{ExecRequest, Executed, Slots, started};
 use crate::{Listeners, Sandbox, SandboxError};
 
 /// One application in a virtual machine of its own.
@@ -25,6 +27,9 @@ pub struct MicrovmSandbox {
     paused: AtomicBool,
     /// The agent's last word of what the application uses.
     used: Mutex<Stats>,
+    execs: Slots,
+    /// Starts and ends further processes.
+    tasks: Tasks,
 }
 
 impl MicrovmSandbox {
@@ -38,6 +43,27 @@ impl MicrovmSandbox {
             exit,
             paused: AtomicBool::new(paused),
             used: Mutex::default(),
+            execs: Slots::default(),
+            tasks: Tasks::new(),
+        }
+    }
+
+    /// As [`Self::new`], of one that a former server has left, with whatever
+    /// that ran in it besides the application.
+    pub fn adopted(machine: Arc<Machine>, agent: AgentClient, paused: bool) -> Self {
+        let sandbox = Self::new(machine, agent, paused);
+        if !paused {
+            let line = sandbox.line();
+            let end = async move { line.end_all().await };
+            sandbox.tasks.spawn("end of former execs", end);
+        }
+        sandbox
+    }
+
+    fn line(&self) -> Line {
+        Line {
+            machine: self.machine.clone(),
+            agent: self.agent.clone(),
         }
     }
 
@@ -171,6 +197,14 @@ impl Sandbox for MicrovmSandbox {
                 step: "services".to_owned(),
                 message: error.to_string(),
             })
+        })
+    }
+
+    fn exec(&self, request: ExecRequest) -> BoxFuture<'_, Result<Executed, SandboxError>> {
+        Box::pin(async move {
+            let slot = self.execs.take(self.machine.id)?;
+            let start = exec::start(self.line(), slot, self.tasks.clone(), request);
+            started(&self.tasks, self.machine.id, start).await
         })
     }
 

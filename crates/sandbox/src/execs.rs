@@ -10,9 +10,8 @@ const EXITS_MAX: usize = 1024;
 
 type Of = HashMap<(InstanceId, u64), watch::Sender<Option<ExecExit>>>;
 
-/// Which further processes in a machine have ended, by its agent's word.
-///
-/// An exit that comes before anybody watches is kept.
+/// Which further processes have ended, by the word of a machine's agent or of
+/// the launcher.
 #[derive(Clone, Debug, Default)]
 pub struct ExecExits {
     of: Arc<Mutex<Of>>,
@@ -29,8 +28,16 @@ impl ExecExits {
         self.lock().entry((sandbox, exec)).or_default().subscribe()
     }
 
-    /// It has ended. The first word counts.
-    pub(super) fn set(&self, sandbox: InstanceId, exec: u64, exit: ExecExit) {
+    /// As [`Self::set`], when somebody watches: others' are nobody's business.
+    pub(crate) fn tell(&self, sandbox: InstanceId, exec: u64, exit: ExecExit) {
+        if let Some(known) = self.lock().get(&(sandbox, exec)) {
+            known.send_if_modified(|known| known.is_none() && known.replace(exit).is_none());
+        }
+    }
+
+    /// It has ended. The first word counts, and is kept when it comes before
+    /// anybody watches.
+    pub(crate) fn set(&self, sandbox: InstanceId, exec: u64, exit: ExecExit) {
         let mut of = self.lock();
         if of.len() >= EXITS_MAX && !of.contains_key(&(sandbox, exec)) {
             tracing::warn!(%sandbox, exec, "an exit that nobody watches was dropped");
@@ -42,12 +49,12 @@ impl ExecExits {
     }
 
     /// Nobody asks for it any more.
-    pub(super) fn forget(&self, sandbox: InstanceId, exec: u64) {
+    pub(crate) fn forget(&self, sandbox: InstanceId, exec: u64) {
         self.lock().remove(&(sandbox, exec));
     }
 
     /// A sandbox is gone, and every process in it.
-    pub(super) fn forget_all(&self, gone: InstanceId) {
+    pub(crate) fn forget_all(&self, gone: InstanceId) {
         self.lock().retain(|(sandbox, _), _| *sandbox != gone);
     }
 }
