@@ -11,7 +11,7 @@ use crate::error::{ControlError, conflict, exhausted, not_found, timeout, unavai
 use crate::hold::{Ticket, Turns};
 use crate::key;
 use crate::library::Library;
-use crate::limit::{OPERATIONS_MAX, PORT_TIMEOUT, SERVICE_WAITERS_MAX};
+use crate::limit::{EXECS_MAX, OPERATIONS_MAX, PORT_TIMEOUT, SERVICE_WAITERS_MAX};
 use crate::port::Ports;
 use crate::record::ProjectRecord;
 use crate::resolver::{Base, Resolver};
@@ -36,6 +36,7 @@ pub(crate) struct Inner {
     /// Read while a token is made, written never: see `tokens`.
     pub tokens: tokio::sync::Mutex<()>,
     pub operations: Arc<Semaphore>,
+    pub execs: Arc<Semaphore>,
     pub tasks: Tasks,
     pub stopping: watch::Sender<bool>,
 }
@@ -54,6 +55,7 @@ impl Control {
             projects: RwLock::new(()),
             tokens: tokio::sync::Mutex::new(()),
             operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),
+            execs: Arc::new(Semaphore::new(EXECS_MAX)),
             tasks: Tasks::new(),
             stopping: watch::Sender::new(false),
             base,

@@ -19,6 +19,7 @@ mod db;
 mod deploy;
 mod error;
 mod events;
+mod exec;
 mod hold;
 mod http;
 mod key;

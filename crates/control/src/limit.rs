@@ -51,3 +51,16 @@ pub(crate) const PULL_TIMEOUT: Duration = Duration::from_secs(3600);
 pub(crate) const START_MARGIN: Duration = Duration::from_secs(60);
 /// For an answer of the fleet, the logs, the traces or the ledger.
 pub(crate) const PORT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Processes that clients have in instances, in the whole server.
+pub(crate) const EXECS_MAX: usize = 64;
+/// From the answer to such a call to the stream that follows it.
+pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two signs of life to a client that a process has nothing for.
+pub(crate) const EXEC_ALIVE_PERIOD: Duration = Duration::from_secs(20);
+/// Frames that wait for a client that reads slowly.
+pub(crate) const EXEC_FRAMES_MAX: usize = 8;
+/// Without a byte for so long, a process that has ended has no more to say,
+/// whoever else holds its output.
+pub(crate) const EXEC_SILENCE: Duration = Duration::from_secs(2);
+/// For a client to take what a process that has ended has written.
+pub(crate) const EXEC_LAST_WORDS: Duration = Duration::from_secs(30);

@@ -12,12 +12,13 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use skiff_gateway::{RevisionRoute, ServiceRoute};
 use skiff_types::api::{
-    ColdStart, Instance, LogLine, Pruned, Quota, RegistryAuth, Usage, UsageCheck,
+    ColdStart, ExecTerminal, Instance, LogLine, Pruned, Quota, RegistryAuth, Usage, UsageCheck,
 };
 use skiff_types::{
     Digest, ErrorKind, InstanceId, IsolationRequest, ProjectId, Resources, RevisionId, Scaling,
     ServiceName,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A part could not do what it was asked; the message is for the user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -106,9 +107,80 @@ pub trait Fleet: Debug + Send + Sync + 'static {
     /// What runs of a service now.
     fn instances(&self, project: &ProjectId, service: &ServiceName)
     -> BoxFuture<'_, Vec<Instance>>;
+    /// Starts a process in an instance that runs.
+    fn exec(&self, wish: ExecWish) -> BoxFuture<'_, Result<Executed, PortError>>;
     /// What a project may use at once. Told for each project before its
     /// first revision.
     fn set_quota(&self, project: &ProjectId, quota: Quota);
+}
+
+/// Where a process is to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecPlace {
+    /// In the newest instance of this service that serves.
+    Service(ServiceName),
+    /// In this instance of the project.
+    Instance(InstanceId),
+}
+
+/// A process that is wanted in an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecWish {
+    /// Whose instance.
+    pub project: ProjectId,
+    /// Which.
+    pub place: ExecPlace,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// `NAME=VALUE`, beside the instance's own.
+    pub env: Vec<String>,
+    /// Instead of the instance's own folder.
+    pub workdir: Option<String>,
+    /// It gets a terminal of this size.
+    pub terminal: Option<ExecTerminal>,
+}
+
+/// A process that runs in an instance.
+pub struct Executed {
+    /// Where it runs.
+    pub instance: InstanceId,
+    /// It. Dropping this ends the process.
+    pub process: Box<dyn ExecProcess>,
+    /// To its standard input, which ends when this is dropped; a terminal is
+    /// kept until the process has ended.
+    pub input: Box<dyn AsyncWrite + Send + Unpin>,
+    /// From its standard output, or its terminal; what it has started may hold
+    /// it open beyond its end.
+    pub output: Box<dyn AsyncRead + Send + Unpin>,
+    /// From its standard error; a terminal has none of its own.
+    pub errors: Option<Box<dyn AsyncRead + Send + Unpin>>,
+}
+
+impl Debug for Executed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Executed")
+            .field("instance", &self.instance)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a process in an instance ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExecEnd {
+    /// With this code.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+    /// Nobody knows.
+    Unknown,
+}
+
+/// A process in an instance. Dropping it ends it.
+pub trait ExecProcess: Debug + Send + Sync + 'static {
+    /// Sets the size of its terminal.
+    fn resize(&self, size: ExecTerminal) -> BoxFuture<'_, Result<(), PortError>>;
+    /// Waits for its end.
+    fn exited(&self) -> BoxFuture<'_, ExecEnd>;
 }
 
 /// The gateway's table. Every call returns at once.

@@ -39,7 +39,7 @@ fn execute(cli: Cli) -> anyhow::Result<u8> {
         }
         Command::Kernel(command) => cli::kernels::execute(command, cli.global.output).map(|()| 0),
         Command::Doctor(args) => cli::doctor::execute(&args, cli.global.output).map(|()| 0),
-        _ => runtime()?.block_on(cli::execute(cli)).map(|()| 0),
+        _ => runtime()?.block_on(cli::execute(cli)),
     }
 }
 

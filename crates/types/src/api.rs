@@ -20,6 +20,7 @@
 //! | `POST …/services/{service}/rollback` | [`Rollback`] → [`Service`] |
 //! | `POST …/services/{service}/scale` | [`Scale`] → [`DeployEvent`]s |
 //! | `GET …/services/{service}/logs?follow=&tail=&since_unix_ms=&revision=&instance=` | → [`LogLine`]s, one a line |
+//! | `POST …/exec` with `Upgrade: skiff-exec` | [`Exec`] → 101, then the frames of `skiff_wire::exec` |
 //! | `GET …/traces?service=&limit=` | → list of [`ColdStart`], newest first |
 //! | `GET …/secrets`; `PUT`, `DELETE …/secrets/{name}` | → list of [`Secret`]; [`SetSecret`] → [`Secret`]; → 204 |
 //! | `POST /v1/secrets/rekey` | [`Rekey`], or nothing → [`Rekeyed`] |
@@ -299,6 +300,41 @@ pub struct Instance {
     pub in_flight: u32,
     /// Memory in use now, MiB.
     pub memory_mib: Option<u64>,
+}
+
+/// `POST …/exec`: a process in an instance that runs, with the instance's
+/// image, environment, user and limits. It ends with its connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// In the newest instance of this service that serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceName>,
+    /// In this instance. One of the two is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
+    /// The program and its arguments; a program without `/` is looked up in
+    /// the instance's `PATH`.
+    pub command: Vec<String>,
+    /// `NAME=VALUE`, beside what the instance has.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// An absolute path that is there; the instance's own folder unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+    /// It gets a terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<ExecTerminal>,
+}
+
+/// How large a terminal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExecTerminal {
+    /// Columns.
+    pub columns: u16,
+    /// Rows.
+    pub rows: u16,
 }
 
 /// `PUT …/services/{service}/traffic`.

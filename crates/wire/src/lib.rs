@@ -9,12 +9,14 @@
 //! unix(7)), at most [`FRAME_FDS_MAX`]. The longest frame is over Linux's
 //! default send buffer: both sides set `SO_SNDBUF` to twice its length. To the
 //! agent it goes over a byte stream, behind its length: [`framed`],
-//! [`FrameReader`].
+//! [`FrameReader`]. The one protocol that others speak, too, has frames of its
+//! own: [`exec`].
 //!
 //! Invariants: decoding never panics, never allocates more than the frame is
 //! long, and refuses bytes that are left over.
 
 pub mod agent;
+pub mod exec;
 mod frame;
 pub mod launcher;
 pub mod monitor;

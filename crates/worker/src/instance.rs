@@ -1,5 +1,5 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use skiff_base::{Clock, Monotonic};
@@ -66,6 +66,14 @@ pub struct StopOrder {
     pub reason: String,
 }
 
+/// Further processes in an instance: while there are some, it does not stand.
+#[derive(Debug, Default)]
+struct Visits {
+    count: u32,
+    /// It is to stand once there are none.
+    pause_due: bool,
+}
+
 /// One instance, shared by its life and whoever steers it.
 #[derive(Debug)]
 pub struct Instance {
@@ -83,6 +91,7 @@ pub struct Instance {
     state: Mutex<InstanceState>,
     /// Held while it is being paused, resumed or asked to end.
     pub switch: tokio::sync::Mutex<()>,
+    visits: Mutex<Visits>,
     pub order: watch::Sender<Option<StopOrder>>,
     pub done: watch::Sender<bool>,
     /// Its start is recorded and its end is not.
@@ -109,6 +118,7 @@ impl Instance {
             last_cpu_us: AtomicU64::new(0),
             state: Mutex::new(InstanceState::Starting),
             switch: tokio::sync::Mutex::new(()),
+            visits: Mutex::default(),
             order: watch::Sender::new(None),
             done: watch::Sender::new(false),
             open_record: AtomicBool::new(false),
@@ -197,6 +207,52 @@ impl Instance {
             InstanceState::Ready => {}
             state => return Err(self.refuse(state)),
         }
+        if self.is_visited() {
+            return Ok(());
+        }
+        self.stand().await
+    }
+
+    /// Whether there are visits; then it stands as soon as there are none.
+    fn is_visited(&self) -> bool {
+        let mut visits = self.visits();
+        visits.pause_due = visits.count > 0;
+        visits.pause_due
+    }
+
+    fn visits(&self) -> MutexGuard<'_, Visits> {
+        self.visits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a visit, for which it runs.
+    pub async fn enter(self: &Arc<Self>) -> Result<Visit, WorkerError> {
+        let _switch = self.switch.lock().await;
+        match self.state() {
+            InstanceState::Ready => {}
+            InstanceState::Paused => {
+                self.go_on().await?;
+                self.visits().pause_due = true;
+            }
+            state => return Err(self.refuse(state)),
+        }
+        self.visits().count += 1;
+        Ok(Visit(Arc::clone(self)))
+    }
+
+    /// A visit has ended: it stands if it is to, and nobody else is there.
+    pub async fn settle(&self) -> Result<(), WorkerError> {
+        let _switch = self.switch.lock().await;
+        let due = {
+            let mut visits = self.visits();
+            visits.count == 0 && std::mem::take(&mut visits.pause_due)
+        };
+        match self.state() {
+            InstanceState::Ready if due => self.stand().await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn stand(&self) -> Result<(), WorkerError> {
         // Said before it is done: who goes away in between leaves an instance
         // that is resumed once too often rather than once too little.
         self.set_state(InstanceState::Paused);
@@ -209,11 +265,16 @@ impl Instance {
 
     pub async fn resume(&self) -> Result<(), WorkerError> {
         let _switch = self.switch.lock().await;
+        self.visits().pause_due = false;
         match self.state() {
             InstanceState::Ready => return Ok(()),
             InstanceState::Paused => {}
             state => return Err(self.refuse(state)),
         }
+        self.go_on().await
+    }
+
+    async fn go_on(&self) -> Result<(), WorkerError> {
         let resumed = self.sandbox()?.resume().await;
         resumed.map_err(|error| WorkerError::Sandbox(self.id, error))?;
         self.set_state(InstanceState::Ready);
@@ -225,5 +286,22 @@ impl Instance {
             instance: self.id,
             state: state.as_str(),
         }
+    }
+}
+
+/// A further process is in an instance until this is dropped; whoever drops it
+/// calls [`Instance::settle`] then.
+#[derive(Debug)]
+pub struct Visit(Arc<Instance>);
+
+impl Visit {
+    pub fn instance(&self) -> &Arc<Instance> {
+        &self.0
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.0.visits().count -= 1;
     }
 }

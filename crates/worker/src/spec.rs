@@ -25,6 +25,19 @@ pub const fn needs(launch: &Launch) -> Needs {
     }
 }
 
+/// The application.
+pub fn process_spec(launch: &Launch, nofile: u64) -> ProcessSpec {
+    ProcessSpec {
+        args: launch.args.clone(),
+        env: launch.env.clone(),
+        cwd: launch.cwd.clone(),
+        uid: launch.uid,
+        gid: launch.gid,
+        additional_gids: launch.additional_gids.clone(),
+        nofile,
+    }
+}
+
 /// What the sandbox is made of.
 pub fn create_spec(
     instance: InstanceId,
@@ -38,15 +51,7 @@ pub fn create_spec(
     CreateSpec {
         instance,
         layers,
-        process: ProcessSpec {
-            args: launch.args.clone(),
-            env: launch.env.clone(),
-            cwd: launch.cwd.clone(),
-            uid: launch.uid,
-            gid: launch.gid,
-            additional_gids: launch.additional_gids.clone(),
-            nofile,
-        },
+        process: process_spec(launch, nofile),
         hostname: instance.to_string(),
         memory_bytes,
         cpu_millis: resources.cpu_millis,

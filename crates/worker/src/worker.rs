@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use skiff_base::{Clock, Tasks};
-use skiff_sandbox::{Needs, Sandbox, SandboxError};
+use skiff_sandbox::{Executed, Needs, Sandbox, SandboxError};
 use skiff_types::api::LogLine;
 use skiff_types::{Digest, InstanceId, IsolationClass, IsolationRequest, Launch, RevisionId};
 use skiff_wire::launcher::Stats;
@@ -16,6 +16,7 @@ use crate::adopt::Adopted;
 use crate::class::Backends;
 use crate::config::WorkerConfig;
 use crate::error::{StartError, StartFailure, WorkerError};
+use crate::exec::{self, ExecWish};
 use crate::instance::{Instance, InstanceInfo, InstanceState, StopOrder};
 use crate::label::Label;
 use crate::life::{Ended, Life, Started};
@@ -254,6 +255,21 @@ impl Worker {
     /// As [`Worker::pause`].
     pub async fn resume(&self, instance: InstanceId) -> Result<(), WorkerError> {
         self.inner.table.get(instance)?.resume().await
+    }
+
+    /// Starts a further process in it, as its application is: with the launch's
+    /// environment, folder and user. One that is paused runs meanwhile.
+    ///
+    /// # Errors
+    /// As [`Worker::pause`].
+    pub async fn exec(
+        &self,
+        instance: InstanceId,
+        launch: &Launch,
+        wish: ExecWish,
+    ) -> Result<Executed, WorkerError> {
+        let entry = self.inner.table.get(instance)?;
+        exec::start(&self.inner, &entry, launch, wish).await
     }
 
     /// What it uses.

@@ -1,5 +1,6 @@
 //! The admin API over HTTP: who may call what, and how bodies are read.
 
+mod exec;
 mod extract;
 mod images;
 mod observe;
@@ -59,6 +60,7 @@ fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(services::set_traffic))
         .routes(routes!(services::rollback))
         .routes(routes!(services::scale))
+        .routes(routes!(exec::exec))
         .routes(routes!(observe::logs))
         .routes(routes!(observe::traces))
         .routes(routes!(secrets::list))

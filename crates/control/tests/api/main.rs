@@ -7,6 +7,7 @@ mod bodies;
 mod crash;
 mod deploy;
 mod document;
+mod exec;
 mod images;
 mod observe;
 mod projects;

@@ -47,6 +47,9 @@ pub struct Fleet {
     pub starts: AtomicUsize,
     pub launches: Mutex<Vec<Arc<Launch>>>,
     pub quotas: Mutex<HashMap<ProjectId, Quota>>,
+    /// Processes that were asked for, and what they do.
+    pub execs: Mutex<Vec<ExecWish>>,
+    pub exec: Mutex<Option<Result<Executed, PortError>>>,
     pub resolver: OnceLock<Resolver>,
     ids: AtomicU64,
 }
@@ -135,6 +138,13 @@ impl skiff_control::port::Fleet for Fleet {
         };
         let found: Vec<_> = plans.keys().filter(of).map(tell).collect();
         async move { found }.boxed()
+    }
+
+    fn exec(&self, wish: ExecWish) -> BoxFuture<'_, Result<Executed, PortError>> {
+        self.execs.lock().unwrap().push(wish);
+        let next = self.exec.lock().unwrap().take();
+        let none = || Err(PortError::new(ErrorKind::Conflict, "no instance runs"));
+        async move { next.unwrap_or_else(none) }.boxed()
     }
 
     fn set_quota(&self, project: &ProjectId, quota: Quota) {

@@ -80,6 +80,8 @@ pub enum Command {
     Rm(Named),
     /// Show what a service's instances wrote
     Logs(Logs),
+    /// Run a command in an instance that runs
+    Exec(Exec),
     /// Explain cold starts by phase
     Trace(Trace),
     /// Show what was used and what it costs
@@ -144,6 +146,27 @@ pub struct Run {
     pub image: String,
     /// What to run instead of the image's command
     #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Pass standard input on
+    #[arg(long, short)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Set an environment variable
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Start in this folder instead of the instance's
+    #[arg(long, short)]
+    pub workdir: Option<String>,
+    /// An instance's id, or a service: its newest instance then
+    pub target: String,
+    /// What to run
+    #[arg(last = true, required = true)]
     pub command: Vec<String>,
 }
 

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::request::Builder;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -128,6 +130,29 @@ impl Client {
         })
     }
 
+    /// A stream of another protocol, begun with one value.
+    pub async fn upgrade(
+        &self,
+        path: &str,
+        protocol: &'static str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<Upgraded> {
+        let mut request = self.request(Method::POST, path, "application/json");
+        if let Some(headers) = request.headers_mut() {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, HeaderValue::from_static(protocol));
+        }
+        let response = self
+            .exchange(request, full(serde_json::to_vec(body)?))
+            .await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            refuse_failure(response).await?;
+            bail!("the server at {} does not speak {protocol}", self.host);
+        }
+        let upgraded = hyper::upgrade::on(response).await;
+        upgraded.with_context(|| format!("the server at {} broke off", self.host))
+    }
+
     async fn send(
         &self,
         method: Method,
@@ -135,6 +160,11 @@ impl Client {
         content_type: &'static str,
         body: Body,
     ) -> anyhow::Result<Response<Incoming>> {
+        let request = self.request(method, path, content_type);
+        refuse_failure(self.exchange(request, body).await?).await
+    }
+
+    fn request(&self, method: Method, path: &str, content_type: &'static str) -> Builder {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -147,6 +177,10 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
+        request
+    }
+
+    async fn exchange(&self, request: Builder, body: Body) -> anyhow::Result<Response<Incoming>> {
         let request = request.body(body).context("the request cannot be made")?;
         let connect = tokio::time::timeout(CONNECT_TIMEOUT, self.connect());
         let stream = connect
@@ -158,13 +192,12 @@ impl Client {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         // It ends with its stream, or with the command.
         self.tasks.spawn("connection", async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "the connection ended");
             }
         });
         let response = sender.send_request(request).await;
-        let response = response.with_context(|| format!("the server at {} broke off", self.host));
-        refuse_failure(response?).await
+        response.with_context(|| format!("the server at {} broke off", self.host))
     }
 
     fn authority(&self) -> &str {

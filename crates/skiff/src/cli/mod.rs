@@ -4,6 +4,7 @@ pub mod admin;
 pub mod args;
 pub mod client;
 pub mod doctor;
+pub mod exec;
 pub mod images;
 pub mod kernels;
 pub mod observe;
@@ -15,35 +16,43 @@ pub mod terminal;
 use args::{Cli, Command};
 use client::Client;
 
-/// Does what was typed.
+/// Does what was typed; answers the exit code.
 ///
 /// # Errors
 /// Whatever went wrong, for the user, with its causes.
-pub async fn execute(cli: Cli) -> anyhow::Result<()> {
-    let global = cli.global;
+pub async fn execute(cli: Cli) -> anyhow::Result<u8> {
+    let Cli { global, command } = cli;
     let client = Client::new(&global)?;
     let scope = Scope {
         client,
         project: global.project.to_string(),
         output: global.output,
     };
-    match cli.command {
-        Command::Deploy(args) => services::deploy(&scope, *args).await,
-        Command::Apply(args) => services::apply(&scope, &args.file).await,
-        Command::Ls => services::list(&scope).await,
-        Command::Describe(args) => services::describe(&scope, &args.name).await,
-        Command::Traffic(args) => services::traffic(&scope, args).await,
-        Command::Rollback(args) => services::rollback(&scope, args).await,
-        Command::Scale(args) => services::scale(&scope, args).await,
-        Command::Rm(args) => services::remove(&scope, &args.name).await,
-        Command::Logs(args) => observe::logs(&scope, args).await,
-        Command::Trace(args) => observe::trace(&scope, args).await,
-        Command::Usage(args) => observe::usage(&scope, args).await,
-        Command::Image(command) => images::execute(&scope, command).await,
-        Command::Project(command) => admin::project(&scope, command).await,
-        Command::Secret(command) => admin::secret(&scope, command).await,
-        Command::Token(command) => admin::token(&scope, command).await,
+    if let Command::Exec(args) = command {
+        return exec::exec(&scope, args).await;
+    }
+    obey(&scope, command).await.map(|()| 0)
+}
+
+async fn obey(scope: &Scope, command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Deploy(args) => services::deploy(scope, *args).await,
+        Command::Apply(args) => services::apply(scope, &args.file).await,
+        Command::Ls => services::list(scope).await,
+        Command::Describe(args) => services::describe(scope, &args.name).await,
+        Command::Traffic(args) => services::traffic(scope, args).await,
+        Command::Rollback(args) => services::rollback(scope, args).await,
+        Command::Scale(args) => services::scale(scope, args).await,
+        Command::Rm(args) => services::remove(scope, &args.name).await,
+        Command::Logs(args) => observe::logs(scope, args).await,
+        Command::Trace(args) => observe::trace(scope, args).await,
+        Command::Usage(args) => observe::usage(scope, args).await,
+        Command::Image(command) => images::execute(scope, command).await,
+        Command::Project(command) => admin::project(scope, command).await,
+        Command::Secret(command) => admin::secret(scope, command).await,
+        Command::Token(command) => admin::token(scope, command).await,
         Command::Doctor(_)
+        | Command::Exec(_)
         | Command::Kernel(_)
         | Command::Run(_)
         | Command::Server(_)

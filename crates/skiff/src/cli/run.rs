@@ -22,7 +22,7 @@ use skiff_image::{
     ImageRecord, ImageStore, ImportOptions, ImportSource, Platform, PullOptions, Reference,
 };
 use skiff_sandbox::{Exits, LauncherClient};
-use skiff_types::api::RegistryAuth;
+use skiff_types::api::{ExecTerminal, RegistryAuth};
 use skiff_types::{InstanceId, ServerId, limits};
 use skiff_wire::launcher::{
     Exit, PoolConfig, ProcessSpec, Reply, Request, SandboxSpec, Stdio, Writable,
@@ -287,7 +287,10 @@ impl Prepared {
         env.extend(self.args.env.iter().cloned());
         let memory_bytes = u64::from(self.args.memory) << 20;
         let stdio = match self.args.tty {
-            true => super::terminal::size()?,
+            true => {
+                let ExecTerminal { columns, rows } = super::terminal::size()?;
+                Stdio::Terminal { columns, rows }
+            }
             false => Stdio::Given,
         };
         let (least, most) = limits::MEMORY_MIB_RANGE;

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
-use skiff_wire::launcher::Stdio;
+use skiff_types::api::ExecTerminal;
 use tokio::sync::oneshot;
 
 const BLOCK: usize = 16 * 1024;
 
-/// A terminal of our own terminal's size.
+/// Our own terminal's size.
 ///
 /// # Errors
 /// When standard input is none.
-pub fn size() -> anyhow::Result<Stdio> {
+pub fn size() -> anyhow::Result<ExecTerminal> {
     let size =
         tcgetwinsize(std::io::stdin()).context("--tty needs a terminal as standard input")?;
-    Ok(Stdio::Terminal {
+    Ok(ExecTerminal {
         columns: size.ws_col,
         rows: size.ws_row,
     })
@@ -32,15 +32,37 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Raw {
     before: Termios,
+}
+
+impl Raw {
+    /// Makes it raw.
+    ///
+    /// # Errors
+    /// When standard input is no terminal.
+    pub fn make() -> anyhow::Result<Self> {
+        let before = tcgetattr(std::io::stdin()).context("the terminal cannot be asked")?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &raw)
+            .context("the terminal cannot be made raw")?;
+        Ok(Self { before })
+    }
+}
+
+/// Our terminal, joined to another one.
+#[derive(Debug)]
+pub struct Attached {
+    raw: Raw,
     /// Closes when there is nothing more to show.
     shown: oneshot::Receiver<()>,
 }
 
-impl Raw {
+impl Attached {
     /// Waits until everything was shown that a process wrote which has ended.
     pub async fn finish(mut self) {
         // Closed or late: either way there is nothing more to wait for.
         let _shown = tokio::time::timeout(LAST_WORDS, &mut self.shown).await;
+        drop(self.raw);
     }
 }
 
@@ -56,14 +78,10 @@ impl Drop for Raw {
 ///
 /// # Errors
 /// When our terminal cannot be made raw.
-pub fn attach(terminal: OwnedFd) -> anyhow::Result<Raw> {
-    let before = tcgetattr(std::io::stdin()).context("the terminal cannot be asked")?;
-    let mut raw = before.clone();
-    raw.make_raw();
-    tcsetattr(std::io::stdin(), OptionalActions::Now, &raw)
-        .context("the terminal cannot be made raw")?;
+pub fn attach(terminal: OwnedFd) -> anyhow::Result<Attached> {
+    let raw = Raw::make()?;
     let (ended, shown) = oneshot::channel();
-    let keep = Raw { before, shown };
+    let keep = Attached { raw, shown };
     let input = File::from(terminal.try_clone()?);
     std::thread::Builder::new()
         .name("terminal in".to_owned())

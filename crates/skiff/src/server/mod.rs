@@ -315,6 +315,7 @@ impl Server {
             fleet: fleet.clone(),
             worker: Arc::clone(&worker),
             gateway: Arc::clone(&gateway),
+            resolver: resolver.clone(),
         });
         let ports = Ports {
             fleet: Arc::clone(&steering) as Arc<dyn skiff_control::port::Fleet>,

@@ -7,17 +7,17 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use skiff_base::{ByteStream, chain};
-use skiff_control::port as control;
+use skiff_control::{Resolver, port as control};
 use skiff_fleet::{Fleet, Launches, Rotation, StartFailure, Started, WorkerPort};
 use skiff_gateway::{ColdPhases, Gateway, Load, RevisionRoute, ServiceRoute, Upstream};
-use skiff_sandbox::{Needs, Sandbox, microvm_overhead_mib};
-use skiff_types::api::{Instance, Quota};
+use skiff_sandbox::{Needs, Process, Sandbox, SandboxError, TerminalSize, microvm_overhead_mib};
+use skiff_types::api::{ExecTerminal, Instance, Quota};
 use skiff_types::limits::DEFAULT_STOP_GRACE_S;
 use skiff_types::{
     ErrorKind, InstanceId, IsolationClass, Launch, ProjectId, RevisionId, ServiceName,
     WritableLayer,
 };
-use skiff_worker::{Worker, WorkerError};
+use skiff_worker::{ExecWish, InstanceInfo, InstanceState, Worker, WorkerError};
 
 use super::records::ServerRecords;
 
@@ -234,6 +234,112 @@ pub struct Steering {
     pub fleet: Fleet,
     pub worker: Arc<Worker>,
     pub gateway: Arc<Gateway>,
+    pub resolver: Resolver,
+}
+
+impl Steering {
+    async fn exec_now(
+        &self,
+        wish: control::ExecWish,
+    ) -> Result<control::Executed, control::PortError> {
+        let info = self.place(&wish)?;
+        let launch = self.resolver.launch(&info.revision).await;
+        let launch = launch
+            .map_err(|error| control::PortError::new(error.kind, chain(&error).to_string()))?;
+        let terminal = wish.terminal.map(terminal_size);
+        let wanted = ExecWish {
+            command: wish.command,
+            env: wish.env,
+            workdir: wish.workdir,
+            terminal,
+        };
+        let started = self.worker.exec(info.instance, &launch, wanted).await;
+        let executed =
+            started.map_err(|error| control::PortError::new(exec_kind(&error), told(&error)))?;
+        Ok(control::Executed {
+            instance: info.instance,
+            process: Box::new(ClientProcess(executed.process)),
+            input: executed.input,
+            output: executed.output,
+            errors: executed.errors,
+        })
+    }
+
+    /// The instance that is meant: of a service the newest that serves, one
+    /// that runs rather than one that stands.
+    fn place(&self, wish: &control::ExecWish) -> Result<InstanceInfo, control::PortError> {
+        let is_meant = |info: &InstanceInfo| {
+            info.revision.project == wish.project
+                && match &wish.place {
+                    control::ExecPlace::Instance(id) => info.instance == *id,
+                    control::ExecPlace::Service(service) => {
+                        let serves = [InstanceState::Ready, InstanceState::Paused];
+                        info.revision.service == *service && serves.contains(&info.state)
+                    }
+                }
+        };
+        let instances = self.worker.instances().into_iter().filter(is_meant);
+        let best = instances.max_by_key(|info| (info.state == InstanceState::Ready, info.instance));
+        best.ok_or_else(|| match &wish.place {
+            control::ExecPlace::Instance(id) => {
+                control::PortError::new(ErrorKind::NotFound, format!("there is no instance {id}"))
+            }
+            control::ExecPlace::Service(service) => control::PortError::new(
+                ErrorKind::Conflict,
+                format!(
+                    "no instance of {service} runs: send it a request, or keep one with `skiff scale {service} --min 1`"
+                ),
+            ),
+        })
+    }
+}
+
+fn terminal_size(terminal: ExecTerminal) -> TerminalSize {
+    TerminalSize {
+        columns: terminal.columns,
+        rows: terminal.rows,
+    }
+}
+
+fn exec_kind(error: &WorkerError) -> ErrorKind {
+    match error {
+        WorkerError::NotFound(_) => ErrorKind::NotFound,
+        WorkerError::State { .. } => ErrorKind::Conflict,
+        WorkerError::Sandbox(_, SandboxError::ExecsFull { .. }) => ErrorKind::Exhausted,
+        WorkerError::Sandbox(_, SandboxError::Unsupported { .. }) => ErrorKind::Unsupported,
+        WorkerError::Sandbox(_, SandboxError::Launcher(_)) => ErrorKind::Unavailable,
+        WorkerError::Sandbox(_, SandboxError::Timeout { .. }) => ErrorKind::Timeout,
+        WorkerError::Sandbox(..) => ErrorKind::Failed,
+        WorkerError::Log(_) => ErrorKind::Internal,
+    }
+}
+
+/// A process in an instance, as the control plane knows it.
+#[derive(Debug)]
+struct ClientProcess(Box<dyn Process>);
+
+impl control::ExecProcess for ClientProcess {
+    fn resize(&self, size: ExecTerminal) -> BoxFuture<'_, Result<(), control::PortError>> {
+        async move {
+            let resized = self.0.resize(terminal_size(size)).await;
+            resized.map_err(|error| {
+                control::PortError::new(ErrorKind::Failed, chain(&error).to_string())
+            })
+        }
+        .boxed()
+    }
+
+    fn exited(&self) -> BoxFuture<'_, control::ExecEnd> {
+        async move {
+            let exit = self.0.exited().await;
+            match (exit.code, exit.signal) {
+                (Some(code), _) => control::ExecEnd::Exited(code),
+                (None, Some(signal)) => control::ExecEnd::Killed(signal),
+                (None, None) => control::ExecEnd::Unknown,
+            }
+        }
+        .boxed()
+    }
 }
 
 impl control::Fleet for Steering {
@@ -303,6 +409,13 @@ impl control::Fleet for Steering {
             all
         }
         .boxed()
+    }
+
+    fn exec(
+        &self,
+        wish: control::ExecWish,
+    ) -> BoxFuture<'_, Result<control::Executed, control::PortError>> {
+        self.exec_now(wish).boxed()
     }
 
     fn set_quota(&self, project: &ProjectId, quota: Quota) {
