@@ -300,6 +300,12 @@ impl Deployment {
                 total,
             });
             let (image, pin) = self.control.inner.library.ensure(request, progress).await?;
+            if !image.runs_here {
+                return Err(failed(format!(
+                    "the image {} is for {}, which this machine does not run: build it for this machine's processor, or name a tag that has it",
+                    container.image, image.platform
+                )));
+            }
             container.digest = image.digest;
             compose::args(container, &image.config)?;
             pins.push(pin);

@@ -284,6 +284,8 @@ pub struct StoredImage {
     pub references: Vec<String>,
     /// `linux/amd64`.
     pub platform: String,
+    /// Workers have the processor that it is made for.
+    pub runs_here: bool,
     /// Its layers on disk, bytes.
     pub size_bytes: u64,
     /// Each layer's diff id and EROFS file, lowest first.

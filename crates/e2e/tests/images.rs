@@ -257,3 +257,33 @@ fn a_registry_that_goes_in_mid_pull_is_told_and_leaves_nothing() {
     let told = server.cli(&["image", "pull", "UPPER/Case:1"]).failed();
     assert!(told.contains("UPPER"), "{told}");
 }
+
+#[test]
+fn an_image_for_another_processor_is_refused_in_both_classes() {
+    let registry = Registry::start();
+    let server = start(registry.address());
+    let folder = tempfile::tempdir().unwrap();
+    let layout = variant(folder.path(), "arm", "for another machine");
+    let image = format!("{}:1", layout.display());
+    let args = ["config", "--image", &image, "--architecture", "arm64"];
+    let _out = run("umoci", args).ok();
+    let name = registry.push(&layout, "team/arm:1");
+    let refused = |image: &str| {
+        for class in ["container", "microvm"] {
+            let args = ["deploy", "foreign", "--image", image, "--isolation", class];
+            let told = server.cli(&args).failed();
+            assert!(told.contains("linux/arm64"), "{class}: {told}");
+        }
+    };
+    refused(&name);
+    // One that is there already, because it was asked for.
+    let args = ["image", "pull", &name, "--platform", "linux/arm64"];
+    let _out = server.cli(&args).ok();
+    let stored = images(&server);
+    let [stored] = &*stored else {
+        panic!("{stored:?}")
+    };
+    assert_eq!(stored["platform"], "linux/arm64");
+    refused(&name);
+    refused(stored["digest"].as_str().unwrap());
+}

@@ -465,3 +465,28 @@ async fn no_operation_costs_more_with_more_services() {
     // has as many users more as are told.
     assert!(work[1] <= work[0] + 25, "{work:?}");
 }
+
+#[tokio::test]
+async fn an_image_for_another_processor_is_refused_before_anything_starts() {
+    let world = World::new();
+    let mut foreign = image("foreign:1", 77);
+    (foreign.platform, foreign.runs_here) = ("linux/arm64".into(), false);
+    world.shelf.stored.lock().unwrap().push(foreign);
+    let server = world.start().await;
+    for isolation in ["container", "microvm"] {
+        for name in ["foreign:1", digest(77).as_str()] {
+            let body = json!({"containers": [{"image": name}], "isolation": isolation});
+            let answer = server.deploy("foreign", body).await;
+            let told = format!("{} {}", answer.status, answer.text);
+            assert!(told.contains("is for linux/arm64"), "{told}");
+        }
+    }
+    assert_eq!(
+        server
+            .fleet
+            .starts
+            .load(std::sync::atomic::Ordering::SeqCst),
+        0
+    );
+    server.get(&service_path("foreign")).await.is(404);
+}

@@ -240,6 +240,7 @@ pub fn image(reference: &str, number: u8) -> StoredImage {
         digest: digest(number),
         references: vec![reference.to_owned()],
         platform: "linux/amd64".into(),
+        runs_here: true,
         size_bytes: 4096,
         layers: vec![(digest(number + 100), PathBuf::from("/layers/x.erofs"))],
         created_unix_ms: 1,

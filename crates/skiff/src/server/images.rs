@@ -194,6 +194,7 @@ impl StoreImages {
             layers: layers.collect(),
             digest: record.digest,
             references: record.references,
+            runs_here: record.platform.architecture == Platform::host().architecture,
             platform: record.platform.to_string(),
             size_bytes: record.size_bytes,
             created_unix_ms: record.created_unix_ms,
