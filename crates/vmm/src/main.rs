@@ -22,6 +22,10 @@ use skiff_vmm::{Config, Machine, Options, inherited};
 
 /// No machine could be made.
 const UNUSABLE: u8 = 1;
+/// What an ordinary user's monitor does without.
+const LACKS: &str = "no launcher confines this monitor: no cgroup bounds its memory and processor \
+                     time, it has this user's files, processes and network, and of taps those \
+                     that are this user's or given by tap_fd";
 /// The guest died. 2 is what a wrong command line ends with.
 const DIED: u8 = 3;
 
@@ -53,6 +57,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
     let confinement = confinement(arguments)?;
     if let Some(confinement) = &confinement {
         confinement.enter_folder()?;
+    }
+    let user = rustix::process::geteuid();
+    if confinement.is_none() && !user.is_root() {
+        say(&arguments.id, &format!("user {}: {LACKS}", user.as_raw()));
     }
     let control = endpoint(arguments)?;
     let mut api = api(arguments)?;
