@@ -36,6 +36,8 @@ pub struct Core<M> {
     interrupt: Arc<dyn Interrupt>,
     queues: Vec<Queue>,
     config: Vec<u8>,
+    /// How often the configuration has changed.
+    generation: u32,
     features: u64,
     status: u32,
     /// Why it needs a reset, until somebody asks.
@@ -54,6 +56,7 @@ impl<M: GuestMemory> Core<M> {
                 .map(Queue::new)
                 .collect(),
             config: device.config(),
+            generation: 0,
             device,
             memory,
             interrupt,
@@ -85,6 +88,22 @@ impl<M: GuestMemory> Core<M> {
     #[must_use]
     pub fn config(&self) -> &[u8] {
         &self.config
+    }
+
+    /// Which configuration it is: a driver that sees two while it reads reads
+    /// again (virtio 1.3, section 2.5).
+    #[must_use]
+    pub const fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Takes the device's configuration anew, and tells the driver.
+    pub fn refresh(&mut self) {
+        self.config = self.device.config();
+        self.generation = self.generation.wrapping_add(1);
+        if self.is_active() {
+            self.interrupt.signal(Cause::Config);
+        }
     }
 
     /// The driver's progress.

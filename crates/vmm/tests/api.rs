@@ -162,6 +162,43 @@ fn a_machine_has_the_devices_that_were_put() {
 }
 
 #[test]
+fn another_file_is_put_behind_a_disk_while_the_machine_runs() {
+    if !has_kvm() {
+        return;
+    }
+    let mut monitor = Monitor::start(folder(skiff_flat::COUNT), &[]);
+    let mut client = monitor.client();
+    client.tell("PUT", "/boot-source", &boot_source(monitor.folder.path()));
+    let change = |name: &str| {
+        let path = monitor.path(name);
+        format!(r#"{{"drive_id":"disk","path_on_host":{path:?}}}"#)
+    };
+    for (name, bytes) in [("one", 512), ("two", 1024), ("odd", 100)] {
+        fs::write(monitor.path(name), vec![0; bytes]).unwrap();
+    }
+    client.tell("PUT", "/drives/disk", &change("one"));
+    client.tell("PUT", "/actions", START);
+    client.tell("PATCH", "/drives/disk", &change("two"));
+    for (name, part) in [
+        ("none", "No such file"),
+        ("odd", "is no disk"),
+        ("", "Is a directory"),
+    ] {
+        let (status, answer) = client.ask("PATCH", "/drives/disk", &change(name));
+        let fault = answer["fault_message"].as_str().unwrap();
+        assert!(status == 400 && fault.contains(part), "{answer}");
+    }
+    let (_, config) = client.ask("GET", "/vm/config", "");
+    assert_eq!(
+        config["drives"][0]["path_on_host"],
+        json!(monitor.path("two"))
+    );
+    monitor.signal(Signal::TERM);
+    let (code, _, err) = monitor.end();
+    assert_eq!(code, Some(0), "{err}");
+}
+
+#[test]
 fn a_machine_that_cannot_be_made_is_told_and_made_otherwise() {
     if !has_kvm() {
         return;

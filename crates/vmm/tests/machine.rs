@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Duration;
 
 use skiff_base::{Clock, SystemClock};
@@ -153,6 +154,35 @@ fn a_guest_drives_a_disk_by_interrupts() {
     disk.read_exact_at(&mut written, 512 * skiff_flat::BLOCK_WRITES as u64)
         .unwrap();
     assert_eq!(written, sectors(8)[512..1024]);
+}
+
+#[test]
+fn another_file_can_follow_behind_a_disk() {
+    if !has_kvm() {
+        return;
+    }
+    let guest = Guest::new(skiff_flat::BLOCK).with_drive("disk", &[0; 512], false);
+    let machine = guest.build(Backing::Private);
+    let other = guest.file("other", &sectors(8));
+    let path = Path::new("other");
+    machine.replace_disk("disk", path, other).unwrap();
+    let odd = guest.file("odd", &[0; 100]);
+    let error = machine
+        .replace_disk("disk", Path::new("odd"), odd)
+        .unwrap_err();
+    assert!(error.to_string().contains("odd is no disk"), "{error}");
+    let file = guest.file("third", &sectors(8));
+    let error = machine.replace_disk("another", path, file).unwrap_err();
+    assert!(
+        error.to_string().contains("no drive \"another\""),
+        "{error}"
+    );
+    machine.resume().unwrap();
+    assert_eq!(machine.wait(Some(deadline())), Some(GuestExit::Reset));
+    let expected = format!("this is sector 1{}", skiff_flat::BLOCK_SAYS);
+    assert_eq!(guest.said(), expected);
+    let first = fs::read(&guest.config.drives[0].path_on_host).unwrap();
+    assert_eq!(first, [0; 512]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ mod windows;
 
 pub use counters::{Counters, Counts};
 pub use device::Block;
-pub use disk::{Disk, DiskError};
+pub use disk::{Backing, Disk, DiskError};
 pub use queue::SECTOR;
 pub use state::BlockState;
 pub use windows::{MAX_SECTORS, MAX_WINDOWS, SectorRange, WindowError, Windows};

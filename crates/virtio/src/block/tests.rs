@@ -45,6 +45,38 @@ fn disk(read_only: bool) -> (Bench, File) {
     (bench, file)
 }
 
+#[test]
+fn another_file_follows_under_a_driver() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&content()).unwrap();
+    let disk = Disk::new(file, true, "disk-1").unwrap();
+    let backing = disk.backing().unwrap();
+    let mut bench = Bench::new(Box::new(Block::new(disk)), 16);
+    bench.start();
+    let (status, _) = request(&mut bench, READ, 3, Desc::write(DATA, 512));
+    assert_eq!(status, DONE);
+    bench.write(0x64, 1);
+    let raised = bench.line.raised();
+    let (generation, capacity) = (bench.read(0xfc), bench.read(0x100));
+    assert_eq!(usize::try_from(capacity).unwrap(), SECTORS);
+
+    let odd = tempfile::tempfile().unwrap();
+    odd.set_len(1025).unwrap();
+    assert!(backing.replace(odd).is_err(), "no whole number of sectors");
+    let mut other = tempfile::tempfile().unwrap();
+    other.write_all(&[7; 2 * 512]).unwrap();
+    backing.replace(other).unwrap();
+    bench.window.refresh();
+    assert_eq!(bench.line.raised(), raised + 1);
+    assert_eq!(bench.read(0x60), 2, "the configuration's interrupt");
+    assert_eq!(bench.read(0xfc), generation + 1);
+    assert_eq!(bench.read(0x100), 2);
+    let (status, _) = request(&mut bench, READ, 1, Desc::write(DATA, 512));
+    assert_eq!((status, bytes(&bench, DATA, 512)), (DONE, vec![7; 512]));
+    let (status, _) = request(&mut bench, READ, 3, Desc::write(DATA, 512));
+    assert_eq!(status, FAILED, "it is shorter");
+}
+
 fn put_header(bench: &Bench, kind: u32, sector: u64) {
     let memory = &bench.driver.memory;
     memory.write_obj(kind, GuestAddress(HEADER)).unwrap();

@@ -96,6 +96,11 @@ impl<M: GuestMemory> Window<M> {
         }
     }
 
+    /// Takes the device's configuration anew, and tells the driver.
+    pub fn refresh(&mut self) {
+        self.core.refresh();
+    }
+
     /// The device behind it.
     #[must_use]
     pub const fn core(&self) -> &Core<M> {
@@ -153,8 +158,7 @@ impl<M: GuestMemory> Window<M> {
                 .map_or(0, |queue| u32::from(queue.is_ready())),
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.causes.load(Ordering::SeqCst),
             VIRTIO_MMIO_STATUS => self.core.status(),
-            // No configuration here changes while a driver reads it.
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.core.generation(),
             VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => NO_SHARED_MEMORY,
             _ => 0,
         }

@@ -51,7 +51,7 @@ pub(super) enum Setting {
 pub(super) enum Order {
     CtrlAltDel,
     FlushMetrics,
-    LimitDrive(DriveChange),
+    ChangeDrive(DriveChange),
     LimitInterface(InterfaceChange),
     Pause,
     Resume,
@@ -124,7 +124,7 @@ fn put(parts: &[&str], body: &[u8]) -> Result<Option<Action>, Fault> {
 
 fn patch(parts: &[&str], body: &[u8]) -> Result<Option<Action>, Fault> {
     let order = match parts {
-        ["drives", id] => Order::LimitDrive(named(id, body)?),
+        ["drives", id] => Order::ChangeDrive(named(id, body)?),
         ["network-interfaces", id] => Order::LimitInterface(named(id, body)?),
         ["machine-config"] => {
             let change: MachineChange = json(body)?;

@@ -19,8 +19,6 @@ pub(super) enum Fault {
     Json(#[source] serde_json::Error),
     #[error("the path names {path:?} and the body {body:?}: they must be the same")]
     Names { path: String, body: String },
-    #[error("a machine that runs opens no file: path_on_host cannot be changed")]
-    Path,
     #[error("metrics are told already: where to is said once")]
     Told,
     #[error("the metrics had no room: nobody empties the pipe that they go to")]

@@ -1,3 +1,6 @@
+use std::fs::File;
+use std::path::Path;
+
 use skiff_virtio::LimitsChange;
 use skiff_wire::monitor::Stats;
 
@@ -22,6 +25,11 @@ pub trait Guest: Send + Sync + 'static {
     /// # Errors
     /// When there is none of that name.
     fn limit_disk(&self, id: &str, change: LimitsChange) -> Result<(), MachineError>;
+    /// Puts another file behind a disk.
+    ///
+    /// # Errors
+    /// When there is no disk of that name, or the file is none.
+    fn replace_disk(&self, id: &str, path: &Path, file: File) -> Result<(), MachineError>;
     /// Changes the limits of an interface: of what the guest receives, and
     /// of what it sends.
     ///
@@ -52,6 +60,10 @@ impl Guest for Machine {
 
     fn limit_disk(&self, id: &str, change: LimitsChange) -> Result<(), MachineError> {
         self.limit_disk(id, change)
+    }
+
+    fn replace_disk(&self, id: &str, path: &Path, file: File) -> Result<(), MachineError> {
+        self.replace_disk(id, path, file)
     }
 
     fn limit_interface(

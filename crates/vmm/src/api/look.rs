@@ -1,6 +1,8 @@
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use rustix::fs::FileType;
 
 use super::fault::Fault;
 use crate::config::BootSource;
@@ -20,6 +22,21 @@ pub(super) fn file(field: &str, path: &Path, writes: bool) -> Result<(), Fault> 
     opened
         .map(drop)
         .map_err(|source| Fault::open(field, path, source))
+}
+
+/// Opens what is to be behind a disk: a file, or a block device.
+pub(super) fn disk(field: &str, path: &Path, writes: bool) -> Result<File, Fault> {
+    let failed = |source| Fault::open(field, path, source);
+    let mut options = OpenOptions::new();
+    // A pipe whose other end is nowhere is not waited for.
+    options.custom_flags(libc::O_NONBLOCK);
+    let opened = options.read(true).write(writes).open(path);
+    let file = opened.map_err(failed)?;
+    let stat = rustix::fs::fstat(&file).map_err(|errno| failed(errno.into()))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile | FileType::BlockDevice => Ok(file),
+        _ => Err(failed(rustix::io::Errno::NOTBLK.into())),
+    }
 }
 
 pub(super) fn boot_source(source: &BootSource) -> Result<(), Fault> {

@@ -8,6 +8,7 @@ use super::action::{Action, Order};
 use super::bodies::{DriveChange, InterfaceChange};
 use super::fault::Fault;
 use super::http::{Request, Response};
+use super::look;
 use super::server::Event;
 use super::{Api, Guest};
 use crate::MachineError;
@@ -71,7 +72,7 @@ impl Api {
                 true => Ok(()),
                 false => Err(Fault::Full),
             },
-            Order::LimitDrive(change) => self.limit_drive(change, guest),
+            Order::ChangeDrive(change) => self.change_drive(change, guest),
             Order::LimitInterface(change) => self.limit_interface(&change, guest),
             Order::Pause => self.timed("pause_vm", || guest.pause()),
             Order::Resume => self.timed("resume_vm", || guest.resume()),
@@ -92,18 +93,24 @@ impl Api {
         Ok(())
     }
 
-    fn limit_drive(&mut self, change: DriveChange, guest: &impl Guest) -> Result<(), Fault> {
+    fn change_drive(&mut self, change: DriveChange, guest: &impl Guest) -> Result<(), Fault> {
         let id = change.drive_id;
         let mut drives = self.config.drives.iter_mut();
         let drive = drives.find(|drive| drive.drive_id == id);
         let drive = drive.ok_or_else(|| MachineError::no_device("drive", &id))?;
-        if change.path_on_host.is_some() {
-            return Err(Fault::Path);
+        if change.path_on_host.is_none() && change.rate_limiter.is_none() {
+            return Err(Fault::Nothing);
         }
-        let limits = change.rate_limiter.ok_or(Fault::Nothing)?;
-        guest.limit_disk(&id, limits.change())?;
-        let before = drive.rate_limiter.take().unwrap_or_default();
-        drive.rate_limiter = Some(before.changed(&limits));
+        if let Some(path) = change.path_on_host {
+            let file = look::disk("path_on_host", &path, !drive.is_read_only)?;
+            guest.replace_disk(&id, &path, file)?;
+            drive.path_on_host = path;
+        }
+        if let Some(limits) = change.rate_limiter {
+            guest.limit_disk(&id, limits.change())?;
+            let before = drive.rate_limiter.take().unwrap_or_default();
+            drive.rate_limiter = Some(before.changed(&limits));
+        }
         Ok(())
     }
 

@@ -1,3 +1,4 @@
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -65,6 +66,12 @@ impl Guest for Fake {
     ) -> Result<(), MachineError> {
         let (receive, transmit) = (in_words(receive), in_words(transmit));
         self.note(format!("limit {id} {receive} {transmit}"))
+    }
+
+    fn replace_disk(&self, id: &str, path: &Path, file: File) -> Result<(), MachineError> {
+        let bytes = file.metadata().unwrap().len();
+        let name = path.file_name().unwrap().display().to_string();
+        self.note(format!("replace {id} {name} {bytes}"))
     }
 
     fn stats(&self) -> Stats {
@@ -531,11 +538,30 @@ fn limits_are_changed_while_the_machine_runs() {
     );
     let limits = &whole["network-interfaces"][0]["tx_rate_limiter"];
     assert_eq!(limits["bandwidth"]["size"], 7);
-    let path = json!({"drive_id": "root", "path_on_host": bench.path("disk")}).to_string();
+    let told = bench.guest.told().len();
+    let change = |path: &str, more: &str| {
+        let path = bench.path(path);
+        format!(r#"{{"drive_id":"root","path_on_host":{path:?}{more}}}"#)
+    };
+    client.tell("PATCH", "/drives/root", &change("initrd", ""));
+    let more = r#","rate_limiter":{"ops":{"size":9,"refill_time":100}}"#;
+    client.tell("PATCH", "/drives/root", &change("disk", more));
+    let expected = [
+        "replace root initrd 512",
+        "replace root disk 512",
+        "limit root keep/9",
+    ];
+    assert_eq!(bench.guest.told()[told..], expected);
+    let (_, whole) = client.ask("GET", "/vm/config", "");
+    let path = whole["drives"][0]["path_on_host"].as_str().unwrap();
+    assert_eq!(Path::new(path), bench.path("disk"));
+    std::fs::create_dir(bench.path("folder")).unwrap();
+    let (missing, folder) = (change("missing", ""), change("folder", ""));
     refused(
         &mut client,
         &[
-            ("PATCH", "/drives/root", &path, "opens no file"),
+            ("PATCH", "/drives/root", &missing, "No such file"),
+            ("PATCH", "/drives/root", &folder, "Is a directory"),
             (
                 "PATCH",
                 "/drives/root",

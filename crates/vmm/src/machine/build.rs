@@ -81,6 +81,7 @@ impl Machine {
             .iter()
             .map(|device| Arc::clone(&device.window))
             .collect();
+        let disk_windows = windows.iter().take(made.disks.len()).cloned().collect();
         let bus = Arc::new(MachineBus::new(windows, serial));
         let ending = Arc::new(Ending::default());
         if let Some(confinement) = &options.confinement {
@@ -102,6 +103,7 @@ impl Machine {
             bus,
             ending,
             disks: made.disks,
+            disk_windows,
             networks: made.networks,
             paused: AtomicBool::new(true),
             turn: Mutex::default(),

@@ -10,7 +10,7 @@ use skiff_base::SystemClock;
 use skiff_kvm::arch::acpi::Slot;
 use skiff_kvm::arch::layout;
 use skiff_kvm::{GuestRam, Ram, Vm};
-use skiff_virtio::block::{Block, Counters, Disk, Windows};
+use skiff_virtio::block::{Backing, Block, Counters, Disk, Windows};
 use skiff_virtio::entropy::Entropy;
 use skiff_virtio::net::{self, Net, Tap, TapError};
 use skiff_virtio::vsock::Vsock;
@@ -41,13 +41,15 @@ pub(super) struct DiskHandle {
     pub(super) counters: Arc<Counters>,
     /// Where files are mapped, if it is a disk of windows.
     pub(super) windows: Option<Windows>,
+    /// The file behind it, if it is none.
+    pub(super) backing: Option<Backing>,
     pub(super) limits: ThrottleHandle,
 }
 
 /// What a configuration makes.
 #[derive(Debug, Default)]
 pub(super) struct Made {
-    /// In the order in which a guest finds them.
+    /// In the order in which a guest finds them, disks first.
     pub(super) devices: Vec<Boxed>,
     pub(super) disks: Vec<DiskHandle>,
     pub(super) networks: Vec<NetworkHandle>,
@@ -74,11 +76,13 @@ impl Made {
     ) -> Result<(), MachineError> {
         let throttle = throttle(limits)?;
         let limits = throttle.handle();
+        let backing = disk.backing();
         let block = Block::new(disk).limited(throttle);
         self.disks.push(DiskHandle {
             id: id.into(),
             counters: block.counters(),
             windows,
+            backing,
             limits,
         });
         self.devices.push(Box::new(block));

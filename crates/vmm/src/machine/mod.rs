@@ -14,6 +14,7 @@ mod io;
 mod serial;
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,7 +25,7 @@ use skiff_virtio::block::{SectorRange, Windows};
 use skiff_wire::monitor::{DiskStats, NetworkStats, Stats};
 
 pub use build::Options;
-use bus::MachineBus;
+use bus::{MachineBus, Shared};
 use devices::{DiskHandle, NetworkHandle};
 use ending::Ending;
 pub use error::MachineError;
@@ -45,6 +46,8 @@ pub struct Machine {
     bus: Arc<MachineBus>,
     ending: Arc<Ending>,
     disks: Vec<DiskHandle>,
+    /// Of the disks, one for each.
+    disk_windows: Vec<Shared>,
     networks: Vec<NetworkHandle>,
     /// What it was told last.
     paused: AtomicBool,
@@ -141,6 +144,28 @@ impl Machine {
         let found = disks.find(|other| other.id == disk);
         let windows = found.and_then(|disk| disk.windows.as_ref());
         windows.ok_or_else(|| MachineError::NoDisk { id: disk.into() })
+    }
+
+    /// Puts another file or block device behind a disk, open as the disk
+    /// needs it, and tells the guest's driver. Waits for a request under way.
+    ///
+    /// # Errors
+    /// When there is no such disk, or the file is none.
+    pub fn replace_disk(&self, id: &str, path: &Path, file: File) -> Result<(), MachineError> {
+        let mut disks = self.disks.iter().zip(&self.disk_windows);
+        let found = disks.find_map(|(disk, window)| {
+            let backing = disk.backing.as_ref().filter(|_| disk.id == id)?;
+            Some((backing, window))
+        });
+        let (backing, window) = found.ok_or_else(|| MachineError::no_device("drive", id))?;
+        let replaced = backing.replace(file);
+        replaced.map_err(|source| MachineError::Disk {
+            id: id.into(),
+            path: path.to_owned(),
+            source,
+        })?;
+        bus::lock(window).refresh();
+        Ok(())
     }
 
     /// Changes how much the guest may ask of a disk.
