@@ -105,6 +105,8 @@ pub struct Microvm {
     /// From a monitor's start to its guest's first word, seconds. A machine
     /// that takes longer, in the trial or later, is given up.
     pub boot_timeout_s: u32,
+    /// A monitor that speaks Firecracker's API, in place of Skiff's own.
+    pub monitor: Option<PathBuf>,
 }
 
 /// How instances reach the world.
@@ -264,7 +266,10 @@ impl Default for Gateway {
 
 impl Default for Microvm {
     fn default() -> Self {
-        Self { boot_timeout_s: 10 }
+        Self {
+            boot_timeout_s: 10,
+            monitor: None,
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub use doctor::{Check, host_checks};
 pub use exec::{ExecRequest, Executed, Process, TerminalSize};
 pub use execs::ExecExits;
 pub use launcher::{Exits, LauncherClient, LauncherError};
-pub use microvm::{GuestFiles, MicrovmBackend, microvm_overhead_mib};
+pub use microvm::{GuestFiles, MicrovmBackend, Tried, microvm_overhead_mib};
 pub use null::{NullBackend, NullOptions};
 pub use port::{
     Backend, CreateSpec, Created, Datagrams, Found, LayerFile, Listeners, Needs, Output, Sandbox,

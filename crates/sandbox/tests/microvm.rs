@@ -482,7 +482,10 @@ async fn read_until(output: &mut (dyn AsyncRead + Send + Unpin), end: &str) -> S
 }
 
 async fn further_processes_run_in_it(rig: &Rig, backend: &dyn Backend) {
-    let created = within("a sandbox", backend.create(rig.spec("exec sleep 100000")));
+    // Each has a helper beside it, which counts.
+    let mut spec = rig.spec("exec sleep 100000");
+    (spec.pids, spec.memory_bytes) = (128, 64 << 20);
+    let created = within("a sandbox", backend.create(spec));
     let sandbox = created.await.unwrap().sandbox;
     let start = async |script: &str, terminal| {
         let started = sandbox.exec(exec(rig, script, terminal));
@@ -609,12 +612,111 @@ async fn sandboxes_are_adopted(rig: &Rig, classes: Classes) {
     rig.is_empty(&classes).await;
 }
 
+/// Skiff's own monitor speaks Firecracker's API, and stands in for it here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_monitor_that_the_operator_names_serves_by_its_api() {
+    let Some(files) = guest_files() else {
+        return;
+    };
+    let rig = Rig::start(&files);
+    let classes = rig.connect().await;
+    let driving = |classes: &Classes| {
+        let run_dir = rig.folder.path().to_owned();
+        let disks = rig.folder.path().join("disks");
+        let machines = MicrovmBackend::beside(&classes.containers, run_dir, patience());
+        let machines = machines.driving("/usr/bin/skiff-vmm".into(), disks);
+        machines.boot_from(rig.files.clone());
+        machines
+    };
+    let machines = driving(&classes);
+    let tried = within("a machine", machines.try_boot()).await.unwrap();
+    let monitor = tried.monitor.unwrap();
+    assert!(monitor.contains(env!("CARGO_PKG_VERSION")), "{monitor}");
+    rig.is_empty(&classes).await;
+
+    output_and_end_are_told(&rig, &machines).await;
+    too_much_memory_is_told(&rig, &machines).await;
+    a_port_is_reached_and_it_can_stand(&rig, &machines).await;
+    further_processes_run_in_it(&rig, &machines).await;
+    it_is_confined_before_it_begins(&rig, &machines).await;
+    rig.is_empty(&classes).await;
+
+    let spec = rig.spec("exec httpd -f -p 8080 -h /www");
+    let created = within("a sandbox", machines.create(spec)).await.unwrap();
+    until("an answer", async || fetch(&*created.sandbox).await).await;
+    within("it to stand", created.sandbox.pause())
+        .await
+        .unwrap();
+    drop((created, machines, classes));
+    let classes = rig.connect().await;
+    let machines = driving(&classes);
+    let mut found = within("adoption", machines.adopt()).await.unwrap();
+    let Created {
+        sandbox, paused, ..
+    } = found.pop().unwrap().created;
+    assert!(paused && found.is_empty());
+    within("it to go on", sandbox.resume()).await.unwrap();
+    assert!(within("an answer", fetch(&*sandbox)).await.is_some());
+    within("its destruction", sandbox.destroy()).await.unwrap();
+    rig.is_empty(&classes).await;
+    for layer in &rig.layers {
+        machines.release(&layer.digest).await.unwrap();
+    }
+    assert_eq!(
+        fs::read_dir(rig.folder.path().join("disks"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+async fn it_is_confined_before_it_begins(rig: &Rig, machines: &MicrovmBackend) {
+    let created = within("a sandbox", machines.create(rig.spec("exec sleep 100000")));
+    let sandbox = created.await.unwrap().sandbox;
+    let [pid] = *monitors(rig) else {
+        panic!("there is not one monitor");
+    };
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(field(set), ["0000000000000000"], "{set}");
+    }
+    assert_eq!(field("NoNewPrivs:"), ["1"]);
+    assert_eq!(field("Seccomp:"), ["2"]);
+    let ids = field("Uid:");
+    assert!(ids[0].parse::<u32>().unwrap() >= 65_536 && ids.iter().all(|id| *id == ids[0]));
+    let link = |path: String| fs::read_link(path).unwrap();
+    for namespace in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+        let theirs = link(format!("/proc/{pid}/ns/{namespace}"));
+        assert_ne!(
+            theirs,
+            link(format!("/proc/self/ns/{namespace}")),
+            "{namespace}"
+        );
+    }
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let mut seen: Vec<_> = fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    seen.retain(|name| !["lib", "lib64", "usr"].contains(&&**name));
+    seen.sort();
+    assert_eq!(seen, ["dev", "empty", "proc", "run"]);
+    within("its destruction", sandbox.destroy()).await.unwrap();
+}
+
 fn monitors(rig: &Rig) -> Vec<u32> {
     let pid = rig.launcher.id();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let is_monitor = |pid: &u32| {
         let line = fs::read_to_string(format!("/proc/{pid}/cmdline"));
-        line.is_ok_and(|line| line.contains("--no-api"))
+        line.is_ok_and(|line| line.contains("--no-api") || line.contains("--api-sock"))
     };
     let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
     pids.filter(is_monitor).collect()
@@ -630,8 +732,9 @@ async fn what_goes_wrong_is_told_and_leaves_nothing() {
     let machines = &classes.machines;
     assert_eq!(machines.class(), IsolationClass::Microvm);
 
-    let took = within("a machine", machines.try_boot()).await.unwrap();
-    assert!(took > Duration::ZERO);
+    let tried = within("a machine", machines.try_boot()).await.unwrap();
+    assert!(tried.took > Duration::ZERO);
+    assert_eq!(tried.monitor, None);
     rig.is_empty(&classes).await;
     let mut spec = rig.spec("true");
     spec.egress = true;

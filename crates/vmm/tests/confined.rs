@@ -18,13 +18,16 @@ use skiff_flat::testing::{deadline, has_kvm};
 use skiff_types::{InstanceId, ServerId};
 use skiff_wire::FRAME_BYTES_MAX;
 use skiff_wire::launcher::{
-    Answer, Envelope, Exit, MonitorSpec, Refusal, Reply, Request, monitor_folder,
+    Answer, Envelope, Exit, MonitorProgram, MonitorSpec, Refusal, Reply, Request, monitor_folder,
 };
 use skiff_wire::monitor;
 
 #[path = "support/client.rs"]
 #[allow(dead_code, reason = "other tests use more of it")]
 mod client;
+#[path = "support/http.rs"]
+#[allow(dead_code, reason = "other tests use more of it")]
+mod http;
 
 const MONITOR: &str = env!("CARGO_BIN_EXE_skiff-vmm");
 const MEMORY_BYTES: u64 = 64 << 20;
@@ -134,6 +137,7 @@ impl Launcher {
         file.rewind().unwrap();
         let id = InstanceId::from_parts(SystemClock.unix_ms(), skiff_base::random::u32());
         let spec = MonitorSpec {
+            program: MonitorProgram::Own,
             sandbox: id,
             memory_bytes: MEMORY_BYTES,
             cpu_millis: 1000,
@@ -366,6 +370,126 @@ fn a_monitor_holds_nothing_that_it_does_not_need() {
     assert_eq!(launcher.exit(monitor.id).code, Some(0));
     launcher.destroy(&monitor);
     launcher.shut_down();
+}
+
+/// A monitor that is not ours, for which ours stands in: it is given open files,
+/// is told its machine over its API, and cannot confine itself.
+#[test]
+fn a_monitor_that_came_along_is_confined_before_it_begins() {
+    if !has_kvm() {
+        return;
+    }
+    let mut launcher = Launcher::start(Path::new("/nonexistent"));
+    let path = launcher.folder.path().join("kernel");
+    fs::write(&path, skiff_flat::elf(skiff_flat::COUNT)).unwrap();
+    let kernel = File::open(path).unwrap();
+    let id = InstanceId::from_parts(SystemClock.unix_ms(), skiff_base::random::u32());
+    let spec = MonitorSpec {
+        sandbox: id,
+        program: MonitorProgram::Given {
+            args: ["monitor", "--api-sock", "api"].map(str::to_owned).into(),
+        },
+        memory_bytes: MEMORY_BYTES,
+        cpu_millis: 1000,
+        pids: 16,
+        label: Vec::new(),
+    };
+    let request = Request::CreateMonitor(Box::new(spec));
+    let (_, fds) = launcher
+        .ask(request, &[&File::open(MONITOR).unwrap(), &kernel])
+        .unwrap();
+    let [stdout, stderr] = <[OwnedFd; 2]>::try_from(fds).unwrap();
+    let mut monitor = Monitor {
+        id,
+        stdout: stdout.into(),
+        stderr: stderr.into(),
+    };
+    let mut api = http::Client::connect(&launcher.folder_of(&monitor).join("api"));
+    let source = r#"{"kernel_image_path":"/proc/self/fd/3","boot_args":""}"#;
+    api.tell("PUT", "/boot-source", source);
+    let size = r#"{"vcpu_count":1,"mem_size_mib":4}"#;
+    api.tell("PUT", "/machine-config", size);
+    let vsock = r#"{"guest_cid":3,"uds_path":"vsock"}"#;
+    api.tell("PUT", "/vsock", vsock);
+    api.tell("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    assert!(launcher.folder_of(&monitor).join("vsock").exists());
+
+    let pid = wait_for("the monitor", || child_named(&launcher, "--api-sock"));
+    let of = |name: &str| PathBuf::from(format!("/proc/{pid}/{name}"));
+    let status = fs::read_to_string(of("status")).unwrap();
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(&status, set), "0000000000000000", "{set}");
+    }
+    assert_eq!(field(&status, "NoNewPrivs"), "1");
+    assert_eq!(field(&status, "Seccomp"), "2");
+    assert_eq!(field(&status, "Groups"), "");
+    for ids in ["Uid", "Gid"] {
+        let ids = field(&status, ids);
+        let own = |id: &str| (0x6000_0000..0x8000_0000).contains(&id.parse::<u32>().unwrap());
+        assert!(ids.split_whitespace().all(own), "{ids}");
+    }
+    for namespace in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+        let theirs = fs::read_link(of("ns").join(namespace)).unwrap();
+        let ours = fs::read_link(Path::new("/proc/self/ns").join(namespace)).unwrap();
+        assert_ne!(theirs, ours, "{namespace}");
+    }
+    let groups = fs::read_to_string(of("cgroup")).unwrap();
+    assert!(groups.contains(&launcher.server.to_string()), "{groups}");
+    let names = |folder: PathBuf| {
+        let entries = fs::read_dir(folder).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    };
+    let mut root = names(of("root"));
+    root.retain(|name| !["lib", "lib64", "usr"].contains(&&**name));
+    assert_eq!(root, ["dev", "empty", "proc", "run"]);
+    assert_eq!(names(of("root/run")), ["api", "vsock"]);
+    assert_eq!(fs::read_link(of("cwd")).unwrap(), Path::new("/run"));
+
+    api.tell("PATCH", "/vm", r#"{"state":"Paused"}"#);
+    api.tell("PATCH", "/vm", r#"{"state":"Resumed"}"#);
+    let kill = Request::Signal {
+        sandbox: id,
+        signal: libc::SIGKILL,
+    };
+    launcher.ask(kill, &[]).unwrap();
+    assert_eq!(launcher.exit(id).signal, Some(libc::SIGKILL));
+    let (out, err) = monitor.output();
+    assert_eq!(out, "");
+    assert!(!err.contains("cannot"), "{err}");
+    launcher.destroy(&monitor);
+
+    // What is no program, and one without a word, leave nothing.
+    for (file, args) in [(&kernel, vec!["monitor".to_owned()]), (&kernel, Vec::new())] {
+        let spec = MonitorSpec {
+            sandbox: id,
+            program: MonitorProgram::Given { args },
+            memory_bytes: MEMORY_BYTES,
+            cpu_millis: 1000,
+            pids: 16,
+            label: Vec::new(),
+        };
+        let request = Request::CreateMonitor(Box::new(spec));
+        let refused = launcher.ask(request, &[file]).unwrap_err();
+        assert!(
+            ["monitor", "request"].contains(&&*refused.step),
+            "{refused}"
+        );
+        assert!(!launcher.folder_of(&monitor).exists());
+    }
+    launcher.shut_down();
+}
+
+/// A monitor of the launcher's with this word.
+fn child_named(launcher: &Launcher, word: &str) -> Option<u32> {
+    let pid = launcher.process.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.split_whitespace().find_map(|child| {
+        let line = fs::read_to_string(format!("/proc/{child}/cmdline")).ok()?;
+        line.contains(word).then(|| child.parse().unwrap())
+    })
 }
 
 /// What a monitor that was taken over asks for, and the answer: an error

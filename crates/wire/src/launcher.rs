@@ -76,8 +76,10 @@ pub enum Request {
     Create(Box<SandboxSpec>),
     /// Starts the monitor of a virtual machine, which confines itself before
     /// its guest runs [its configuration, then the files that it names: `fd:4`
-    /// is the first]. The reply comes once its `execve` has succeeded, with
-    /// its stdout and stderr; its sockets are in [`monitor_folder`].
+    /// is the first]; or of another's monitor, which is confined before it
+    /// begins [its program, then files: `/proc/self/fd/3` is the first]. The
+    /// reply comes once its `execve` has succeeded, with its stdout and stderr;
+    /// its sockets are in [`monitor_folder`], where it begins.
     CreateMonitor(Box<MonitorSpec>),
     /// Sends a signal to the first process.
     Signal {
@@ -207,11 +209,13 @@ pub struct SandboxSpec {
     pub label: Vec<u8>,
 }
 
-/// A monitor and what holds it. The program is the launcher's own choice.
+/// A monitor and what holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonitorSpec {
     /// The instance's id names every kernel object.
     pub sandbox: InstanceId,
+    /// What is started.
+    pub program: MonitorProgram,
     /// Bytes of memory: the guest's and the monitor's own.
     pub memory_bytes: u64,
     /// Thousandths of a CPU.
@@ -220,6 +224,18 @@ pub struct MonitorSpec {
     pub pids: u32,
     /// Kept for the server and given back by [`Request::List`]; at most 16 KiB.
     pub label: Vec<u8>,
+}
+
+/// Which monitor is started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MonitorProgram {
+    /// Skiff's, which the launcher knows.
+    Own,
+    /// One that came along.
+    Given {
+        /// Its words, its own name first.
+        args: Vec<String>,
+    },
 }
 
 /// The folder that becomes a monitor's root, with the sockets that its

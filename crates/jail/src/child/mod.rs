@@ -17,6 +17,7 @@
 mod app;
 mod devices;
 mod disk;
+mod foreign;
 mod init;
 mod monitor;
 mod plan;

@@ -12,9 +12,11 @@ use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use skiff_types::InstanceId;
 
+use super::foreign;
 use super::init::{APP_OOM_SCORE, die_with_launcher, report};
 use super::plan::Report;
 use crate::failure::{Context, Step, refuse};
+use crate::seccomp::Filters;
 use crate::sys;
 
 const STEP: &str = "monitor";
@@ -35,13 +37,17 @@ pub(crate) struct MonitorBirth {
     pub(crate) groups: Vec<OwnedFd>,
     pub(crate) streams: Vec<OwnedFd>,
     pub(crate) users: OwnedFd,
+    /// The first id of its range.
+    pub(crate) owner: u32,
+    /// The words of a program that is not ours.
+    pub(crate) foreign: Option<Vec<String>>,
     /// The folder of the launcher's layers, to be left.
     pub(crate) layers: PathBuf,
 }
 
 /// Becomes the monitor, or says why not and ends.
-pub(crate) fn run_monitor(birth: MonitorBirth, control: OwnedFd) -> ! {
-    let refusal = match become_monitor(birth, &control) {
+pub(crate) fn run_monitor(birth: MonitorBirth, control: OwnedFd, filters: &Filters) -> ! {
+    let refusal = match become_monitor(birth, &control, filters) {
         Ok(never) => match never {},
         Err(refusal) => refusal,
     };
@@ -49,7 +55,11 @@ pub(crate) fn run_monitor(birth: MonitorBirth, control: OwnedFd) -> ! {
     sys::exit_now(127)
 }
 
-fn become_monitor(birth: MonitorBirth, control: &OwnedFd) -> Step<std::convert::Infallible> {
+fn become_monitor(
+    mut birth: MonitorBirth,
+    control: &OwnedFd,
+    filters: &Filters,
+) -> Step<std::convert::Infallible> {
     die_with_launcher(control)?;
     rustix::process::setsid().at(STEP, "setsid")?;
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -60,6 +70,10 @@ fn become_monitor(birth: MonitorBirth, control: &OwnedFd) -> Step<std::convert::
     sys::limit_resource(libc::RLIMIT_CORE, 0).at(STEP, "limit core files")?;
     // Best effort: without it the score is the process's size alone.
     std::fs::write("/proc/self/oom_score_adj", APP_OOM_SCORE).ok();
+    if let Some(words) = birth.foreign.take() {
+        sys::reset_signals();
+        return foreign::execute(birth, words, control, filters);
+    }
     enter_namespaces(&birth.users)?;
     sys::reset_signals();
     execute(birth, control)
@@ -123,7 +137,7 @@ fn execute(birth: MonitorBirth, control: &OwnedFd) -> Step<std::convert::Infalli
 
 /// Puts the descriptors at 0 and on, to stay, and two more behind them that
 /// close with the execution. All others close.
-fn arrange(kept: Vec<OwnedFd>, closing: [&OwnedFd; 2]) -> Step<[OwnedFd; 2]> {
+pub(super) fn arrange(kept: Vec<OwnedFd>, closing: [&OwnedFd; 2]) -> Step<[OwnedFd; 2]> {
     let count = i32::try_from(kept.len()).map_err(|error| refuse(STEP, error))?;
     // Everything goes above the numbers that are about to be replaced.
     let lift = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, count + 2).at(STEP, "dup");

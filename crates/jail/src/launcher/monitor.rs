@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags, Uid};
 use rustix::mount::OpenTreeFlags;
 use skiff_base::Clock;
 use skiff_types::InstanceId;
-use skiff_wire::launcher::{MonitorSpec, monitor_folder};
+use skiff_wire::launcher::{MonitorProgram, MonitorSpec, monitor_folder};
 
 use super::client::ReplyTo;
 use super::create::{self, START_DEADLINE, Streams, step};
@@ -80,7 +80,7 @@ impl Launcher {
         spec: &MonitorSpec,
         number: u64,
         range: u32,
-        files: Vec<OwnedFd>,
+        mut files: Vec<OwnedFd>,
     ) -> Step<(Seat, Streams)> {
         let owner = Ranges::base(range);
         self.cgroups.make(number)?;
@@ -91,9 +91,15 @@ impl Launcher {
         };
         self.cgroups.limit(number, limits)?;
         let mut streams = create::open_outputs(create::open_empty()?, owner)?;
+        let (program, foreign) = match &spec.program {
+            MonitorProgram::Own => (self.open_program()?, None),
+            MonitorProgram::Given { args } => (files.remove(0), Some(args.clone())),
+        };
         let birth = MonitorBirth {
             id: spec.sandbox,
-            program: self.open_program()?,
+            program,
+            owner,
+            foreign,
             files,
             kvm: open(KVM.as_ref(), OFlags::RDWR)?,
             folder: self.make_monitor_folder(spec.sandbox, owner)?,
@@ -116,7 +122,7 @@ impl Launcher {
         let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
         // SAFETY: the launcher has one thread, checked at its start.
         let pidfd = match unsafe { sys::clone3(namespaces, None) }.at(STEP, "clone3")? {
-            Cloned::Child => child::run_monitor(birth, theirs),
+            Cloned::Child => child::run_monitor(birth, theirs, &self.filters),
             Cloned::Parent { pidfd, .. } => pidfd,
         };
         self.watch_birth(number, &ours, &pidfd)?;
@@ -242,6 +248,8 @@ fn check(spec: &MonitorSpec, files: usize) -> Step<()> {
         format!("{} bytes of memory are too few", spec.memory_bytes)
     } else if spec.pids < PIDS_MIN {
         format!("{} threads are fewer than {PIDS_MIN}", spec.pids)
+    } else if matches!(&spec.program, MonitorProgram::Given { args } if args.is_empty()) {
+        "its program has no words".to_owned()
     } else if spec.cpu_millis == 0 {
         "no part of a cpu is not enough".to_owned()
     } else {

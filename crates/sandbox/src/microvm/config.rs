@@ -10,8 +10,17 @@ pub const LAYERS: &str = "layers";
 /// Where the monitor's sockets are, in its folder: vsock's, and its own.
 pub const VSOCK: &str = "vsock";
 pub const CONTROL: &str = "control";
+/// Where one that is not ours has its API.
+pub const API: &str = "api";
 /// The first address that a guest may have.
-const GUEST_CID: u32 = 3;
+pub const GUEST_CID: u32 = 3;
+/// The kernel, the initramfs and the disk, as a monitor that is not ours finds
+/// them: open, by the numbers that the launcher gives them.
+pub const GIVEN_KERNEL: &str = "/proc/self/fd/3";
+pub const GIVEN_INITRAMFS: &str = "/proc/self/fd/4";
+pub const GIVEN_DISK: &str = "/proc/self/fd/5";
+/// For a monitor whose own words would keep modules from being loaded.
+pub const BOOT_ARGS: &str = "reboot=k panic=1 8250.nr_uarts=0 swiotlb=noforce pci=off";
 /// The kernel and the initramfs, by the numbers that the launcher gives them.
 const KERNEL: &str = "fd:4";
 const INITRAMFS: &str = "fd:5";

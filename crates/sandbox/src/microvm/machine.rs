@@ -14,8 +14,9 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::config::{CONTROL, VSOCK};
-use super::services;
+use super::config::{API, CONTROL, VSOCK};
+use super::firecracker::Api;
+use super::{refused, services};
 use crate::agent::{AgentClient, AgentError};
 use crate::container::Link;
 use crate::launcher::Exits;
@@ -36,6 +37,8 @@ pub struct Machine {
     pub id: InstanceId,
     pub link: Arc<Link>,
     folder: PathBuf,
+    /// Of a monitor that is not ours.
+    pub api: Option<Api>,
     /// The monitor's end.
     pub ended: watch::Receiver<Option<Exit>>,
     /// By the word of this machine's agent, which nobody else believes.
@@ -59,12 +62,27 @@ impl Machine {
             id,
             link,
             folder: monitor_folder(run_dir, id),
+            api: None,
             ended,
             exits: Exits::default(),
             last_words: Arc::default(),
             services: Mutex::default(),
             tasks: Tasks::new(),
             keeper: Tasks::new(),
+        }
+    }
+
+    /// With a monitor that is not ours.
+    pub fn foreign(mut self) -> Self {
+        self.api = Some(Api::of(&self.folder.join(API)));
+        self
+    }
+
+    /// The same, if it is so.
+    pub fn foreign_if_there(self) -> Self {
+        match self.folder.join(API).exists() {
+            true => self.foreign(),
+            false => self,
         }
     }
 
@@ -117,6 +135,30 @@ impl Machine {
     /// Waits for the agent, which comes with the kernel's boot.
     pub async fn agent(&self, deadline: Duration) -> Result<AgentClient, AgentError> {
         AgentClient::connect(&self.vsock(), self.exits.clone(), deadline).await
+    }
+
+    /// Lets nothing of it run: the guest by its monitor's word, where that has
+    /// one for it, and the monitor by the launcher's.
+    pub async fn stand(&self) -> Result<(), SandboxError> {
+        let sandbox = self.id;
+        if let Some(api) = &self.api {
+            api.pause().await.map_err(refused(sandbox))?;
+        }
+        let frozen = self.link.ask(sandbox, Request::Freeze { sandbox }).await;
+        if let (Err(_), Some(api)) = (&frozen, &self.api) {
+            api.resume().await.map_err(refused(sandbox))?;
+        }
+        frozen.map(drop)
+    }
+
+    /// Lets it run again.
+    pub async fn go_on(&self) -> Result<(), SandboxError> {
+        let sandbox = self.id;
+        self.link.ask(sandbox, Request::Thaw { sandbox }).await?;
+        match &self.api {
+            Some(api) => api.resume().await.map_err(refused(sandbox)),
+            None => Ok(()),
+        }
     }
 
     /// Waits for the monitor's end.

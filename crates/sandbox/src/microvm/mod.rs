@@ -9,9 +9,15 @@
 //!     └── vsock: requests, output, connections ──────────┘
 //!  gateway, DNS ◀── sockets in the monitor's folder ◀── the application's calls
 //! ```
+//!
+//! The monitor is Skiff's, or a Firecracker that the operator names: then the
+//! machine is made over its API, and the layers are one file, a disk that is
+//! there from the start.
 
 mod config;
+mod disks;
 mod exec;
+mod firecracker;
 mod machine;
 mod monitor;
 mod sandbox;
@@ -27,10 +33,13 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use skiff_base::{Clock, Monotonic, SystemClock, Tasks};
-use skiff_types::{InstanceId, IsolationClass};
+use skiff_types::{Digest, InstanceId, IsolationClass};
 use skiff_wire::agent::{Opening, Window};
-use skiff_wire::launcher::{Exit, Listed, MonitorSpec, Reply, Request};
+use skiff_wire::launcher::{Exit, Listed, MonitorProgram, MonitorSpec, Reply, Request};
+use tokio::sync::watch;
 
+use self::disks::{Disk, Disks};
+use self::firecracker::{ApiError, MachineConfig};
 use self::machine::{Birth, Machine};
 use self::monitor::{MonitorClient, MonitorError};
 use self::sandbox::MicrovmSandbox;
@@ -77,6 +86,13 @@ pub struct GuestFiles {
     pub initramfs: PathBuf,
 }
 
+/// A monitor that is not ours.
+#[derive(Debug)]
+struct Foreign {
+    program: PathBuf,
+    disks: Disks,
+}
+
 /// Makes virtual machines through the launcher.
 #[derive(Debug)]
 pub struct MicrovmBackend {
@@ -86,6 +102,7 @@ pub struct MicrovmBackend {
     /// From a monitor's start to its agent's hello.
     boot_deadline: Duration,
     files: OnceLock<GuestFiles>,
+    foreign: Option<Foreign>,
     clock: SystemClock,
     /// Undoes what nobody waits for.
     tasks: Tasks,
@@ -105,9 +122,21 @@ impl MicrovmBackend {
             run_dir,
             boot_deadline,
             files: OnceLock::new(),
+            foreign: None,
             clock: SystemClock,
             tasks: Tasks::new(),
         }
+    }
+
+    /// With a monitor that speaks Firecracker's API in place of Skiff's, and a
+    /// folder for the disks that it needs.
+    #[must_use]
+    pub fn driving(mut self, program: PathBuf, disks: PathBuf) -> Self {
+        self.foreign = Some(Foreign {
+            program,
+            disks: Disks::new(disks),
+        });
+        self
     }
 
     /// What machines boot from now on. The first word counts.
@@ -117,26 +146,32 @@ impl MicrovmBackend {
     }
 
     /// Boots a machine without an application, to the agent's hello, and
-    /// removes it. How long that took.
+    /// removes it.
     ///
     /// # Errors
     /// When it does not come up; nothing of it is left.
-    pub async fn try_boot(&self) -> Result<Duration, SandboxError> {
+    pub async fn try_boot(&self) -> Result<Tried, SandboxError> {
         let id = InstanceId::from_parts(self.clock.unix_ms(), skiff_base::random::u32());
         let begun = self.clock.now();
         let ended = self.link.exits.watch(id);
-        let machine = Machine::new(id, self.link.clone(), &self.run_dir, ended);
-        let output = self.start_monitor(id, TRIAL_BYTES, TRIAL_MILLIS, Vec::new());
+        let machine = self.machine(id, ended);
+        let size = Size::of(TRIAL_BYTES, TRIAL_MILLIS);
+        let output = self.start_monitor(id, size, None, Vec::new());
         let output = output.await.inspect_err(|_| self.link.exits.forget(id))?;
         let birth = Birth::of(&machine, &self.tasks);
         machine.listen(output);
+        let up = async {
+            let monitor = self.make_foreign(&machine, size, None).await?;
+            let agent = machine.agent(self.boot_deadline).await;
+            agent.map(|_agent| monitor).map_err(refused(id))
+        };
         let booted = tokio::select! {
-            booted = machine.agent(self.boot_deadline) => booted.map_err(refused(id)),
+            booted = up => booted,
             error = machine.died() => Err(error),
         };
         let took = self.clock.now().since(begun);
         let outcome = match booted {
-            Ok(_agent) => Ok(took),
+            Ok(monitor) => Ok(Tried { took, monitor }),
             Err(error) => Err(machine.blame(error).await),
         };
         birth.undo().await;
@@ -147,10 +182,11 @@ impl MicrovmBackend {
         check(&spec)?;
         let id = spec.instance;
         let begun = self.clock.now();
+        let disk = self.disk(&spec.layers).await?;
         let ended = self.link.exits.watch(id);
-        let machine = Machine::new(id, self.link.clone(), &self.run_dir, ended);
-        let (bytes, millis) = (spec.memory_bytes, spec.cpu_millis);
-        let started = self.start_monitor(id, bytes, millis, spec.label.clone());
+        let machine = self.machine(id, ended);
+        let size = Size::of(spec.memory_bytes, spec.cpu_millis);
+        let started = self.start_monitor(id, size, disk.as_ref(), spec.label.clone());
         let output = match started.await {
             Ok(output) => output,
             Err(error) => {
@@ -162,7 +198,7 @@ impl MicrovmBackend {
         machine.listen(output);
         let steps = vec![self.step("monitor", begun)];
         let booted = tokio::select! {
-            booted = self.boot(&machine, spec, steps) => booted,
+            booted = self.boot(&machine, spec, size, disk, steps) => booted,
             error = machine.died() => Err(error),
         };
         match booted {
@@ -184,43 +220,64 @@ impl MicrovmBackend {
         }
     }
 
+    fn machine(&self, id: InstanceId, ended: watch::Receiver<Option<Exit>>) -> Machine {
+        let machine = Machine::new(id, self.link.clone(), &self.run_dir, ended);
+        match self.foreign {
+            Some(_) => machine.foreign(),
+            None => machine,
+        }
+    }
+
+    /// The layers' disk, where it has to be there from the start.
+    async fn disk(&self, layers: &[LayerFile]) -> Result<Option<Disk>, SandboxError> {
+        let (Some(foreign), Some(lowest)) = (&self.foreign, layers.first()) else {
+            return Ok(None);
+        };
+        let made = foreign.disks.of(layers).await;
+        made.map(Some).map_err(|source| SandboxError::Layer {
+            layer: lowest.digest.clone(),
+            source,
+        })
+    }
+
     /// Has the launcher start a monitor; what that says is to be read.
     async fn start_monitor(
         &self,
         id: InstanceId,
-        memory_bytes: u64,
-        cpu_millis: u32,
+        size: Size,
+        disk: Option<&Disk>,
         label: Vec<u8>,
     ) -> Result<Vec<OwnedFd>, SandboxError> {
-        let refused = |message| SandboxError::Refused {
+        let refused = |step: &str, message| SandboxError::Refused {
             instance: id,
-            step: "kernel".to_owned(),
+            step: step.to_owned(),
             message,
         };
-        let memory_mib = config::machine_mib(memory_bytes.div_ceil(MIB));
-        let vcpus = config::vcpus(cpu_millis);
         let guest = self.files.get().cloned();
-        let guest = guest.ok_or_else(|| refused("no kernel is chosen yet".to_owned()))?;
-        let options = guest.clone();
-        let files = move || -> io::Result<Vec<OwnedFd>> {
-            Ok(vec![
-                config::file(memory_mib, vcpus)?.into(),
-                File::open(&options.kernel)?.into(),
-                File::open(&options.initramfs)?.into(),
-            ])
+        let guest = guest.ok_or_else(|| refused("kernel", "no kernel is chosen yet".to_owned()))?;
+        let (program, mut paths) = match &self.foreign {
+            None => (MonitorProgram::Own, Vec::new()),
+            Some(foreign) => {
+                let words = ["firecracker", "--api-sock", config::API, "--id"];
+                let mut args: Vec<String> = words.map(str::to_owned).into();
+                args.push(id.to_string());
+                (
+                    MonitorProgram::Given { args },
+                    vec![foreign.program.clone()],
+                )
+            }
         };
-        let files = blocking(files).await.map_err(|error| {
-            refused(format!(
-                "{} or {} cannot be opened: {error}",
-                guest.kernel.display(),
-                guest.initramfs.display()
-            ))
-        })?;
+        paths.extend([guest.kernel, guest.initramfs]);
+        paths.extend(disk.map(|disk| disk.path.clone()));
+        let config = self.foreign.is_none().then_some(size);
+        let files = blocking(move || open_files(config, &paths)).await;
+        let files = files.map_err(|error| refused("kernel", error.to_string()))?;
         let request = Request::CreateMonitor(Box::new(MonitorSpec {
             sandbox: id,
-            memory_bytes: (memory_mib + MONITOR_MIB) * MIB,
-            cpu_millis,
-            pids: vcpus + MONITOR_THREADS,
+            program,
+            memory_bytes: (size.memory_mib + MONITOR_MIB) * MIB,
+            cpu_millis: size.cpu_millis,
+            pids: size.vcpus + MONITOR_THREADS,
             label,
         }));
         match self.link.client().call(request, files).await {
@@ -230,11 +287,40 @@ impl MicrovmBackend {
         }
     }
 
+    /// Tells a monitor that is not ours what its machine is, and lets it run;
+    /// the monitor's name and version.
+    async fn make_foreign(
+        &self,
+        machine: &Machine,
+        size: Size,
+        disk: Option<&Disk>,
+    ) -> Result<Option<String>, SandboxError> {
+        let Some(api) = &machine.api else {
+            return Ok(None);
+        };
+        let refused = refused(machine.id);
+        let monitor = api.greet(self.boot_deadline).await.map_err(&refused)?;
+        let config = MachineConfig {
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+            kernel: config::GIVEN_KERNEL,
+            initramfs: config::GIVEN_INITRAMFS,
+            boot_args: config::BOOT_ARGS,
+            disk: disk.map(|_| config::GIVEN_DISK),
+            guest_cid: config::GUEST_CID,
+            vsock: config::VSOCK,
+        };
+        api.start(&config).await.map_err(&refused)?;
+        Ok(Some(monitor))
+    }
+
     /// From a monitor that starts to an application that runs.
     async fn boot(
         &self,
         machine: &Machine,
         spec: CreateSpec,
+        size: Size,
+        disk: Option<Disk>,
         mut steps: Vec<(String, u32)>,
     ) -> Result<(AgentClient, Output, Vec<(String, u32)>), SandboxError> {
         let id = machine.id;
@@ -243,7 +329,11 @@ impl MicrovmBackend {
             // Whoever is to serve them finds out as well, and tries again.
             tracing::debug!(instance = %id, %error, "a machine's calls are refused so far");
         }
-        let windows = map_layers(machine, &spec.layers).await?;
+        self.make_foreign(machine, size, disk.as_ref()).await?;
+        let windows = match disk {
+            Some(disk) => disk.windows,
+            None => map_layers(machine, &spec.layers).await?,
+        };
         let agent = machine.agent(self.boot_deadline).await;
         let agent = agent.map_err(refused(id))?;
         steps.push(self.step("kernel", begun));
@@ -283,7 +373,7 @@ impl MicrovmBackend {
             self.link.exits.set(id, exit);
         }
         let ended = self.link.exits.watch(id);
-        let machine = Machine::new(id, self.link.clone(), &self.run_dir, ended);
+        let machine = Machine::new(id, self.link.clone(), &self.run_dir, ended).foreign_if_there();
         let birth = Birth::of(&machine, &self.tasks);
         match self.take_up(&machine, listed.frozen).await {
             Ok((agent, output)) => {
@@ -324,7 +414,7 @@ impl MicrovmBackend {
         }
         // One that stands cannot answer.
         if frozen {
-            self.link.ask(sandbox, Request::Thaw { sandbox }).await?;
+            machine.go_on().await?;
         }
         let agent = machine
             .agent(ADOPT_DEADLINE)
@@ -332,7 +422,7 @@ impl MicrovmBackend {
             .map_err(refused(sandbox))?;
         let output = open_output(&agent, sandbox).await?;
         if frozen {
-            self.link.ask(sandbox, Request::Freeze { sandbox }).await?;
+            machine.stand().await?;
         }
         Ok((agent, output))
     }
@@ -351,9 +441,68 @@ impl Backend for MicrovmBackend {
         Box::pin(self.create_machine(spec))
     }
 
+    fn release<'a>(&'a self, layer: &'a Digest) -> BoxFuture<'a, Result<(), SandboxError>> {
+        Box::pin(async move {
+            let Some(foreign) = &self.foreign else {
+                return Ok(());
+            };
+            let released = foreign.disks.release(layer).await;
+            released.map_err(|source| SandboxError::Layer {
+                layer: layer.clone(),
+                source,
+            })
+        })
+    }
+
     fn adopt(&self) -> BoxFuture<'_, Result<Vec<Found>, SandboxError>> {
         Box::pin(self.adopt_all())
     }
+}
+
+/// A machine that was tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tried {
+    /// From its monitor's start to its agent's hello.
+    pub took: Duration,
+    /// The name and version that a monitor which is not ours gives itself.
+    pub monitor: Option<String>,
+}
+
+/// How large a machine is.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    memory_mib: u64,
+    vcpus: u32,
+    cpu_millis: u32,
+}
+
+impl Size {
+    /// For an application of this size.
+    fn of(memory_bytes: u64, cpu_millis: u32) -> Self {
+        Self {
+            memory_mib: config::machine_mib(memory_bytes.div_ceil(MIB)),
+            vcpus: config::vcpus(cpu_millis),
+            cpu_millis,
+        }
+    }
+}
+
+/// A configuration, if one is wanted, and the files.
+fn open_files(config: Option<Size>, paths: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
+    let mut files = Vec::with_capacity(paths.len() + 1);
+    if let Some(size) = config {
+        files.push(config::file(size.memory_mib, size.vcpus)?.into());
+    }
+    for path in paths {
+        let opened = File::open(path).map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("{} cannot be opened: {error}", path.display()),
+            )
+        })?;
+        files.push(opened.into());
+    }
+    Ok(files)
 }
 
 /// What this class cannot do yet.
@@ -435,6 +584,12 @@ trait Refused: std::error::Error {
 }
 
 impl Refused for MonitorError {
+    fn step(&self) -> &'static str {
+        "monitor"
+    }
+}
+
+impl Refused for ApiError {
     fn step(&self) -> &'static str {
         "monitor"
     }

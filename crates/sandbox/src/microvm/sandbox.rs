@@ -118,24 +118,15 @@ impl MicrovmSandbox {
     }
 
     async fn stand(&self) -> Result<(), SandboxError> {
-        let sandbox = self.machine.id;
         // Before it stands: who asks meanwhile is told what was known.
         self.paused.store(true, Ordering::SeqCst);
-        let asked = self
-            .machine
-            .link
-            .ask(sandbox, Request::Freeze { sandbox })
-            .await;
-        self.paused.store(asked.is_ok(), Ordering::SeqCst);
-        asked.map(drop)
+        let stood = self.machine.stand().await;
+        self.paused.store(stood.is_ok(), Ordering::SeqCst);
+        stood
     }
 
     async fn go_on(&self) -> Result<(), SandboxError> {
-        let sandbox = self.machine.id;
-        self.machine
-            .link
-            .ask(sandbox, Request::Thaw { sandbox })
-            .await?;
+        self.machine.go_on().await?;
         self.paused.store(false, Ordering::SeqCst);
         Ok(())
     }

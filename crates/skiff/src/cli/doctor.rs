@@ -18,7 +18,11 @@ pub fn execute(args: &args::Doctor, shape: Output) -> anyhow::Result<()> {
     let config = configuration(args.config.as_deref(), &[])?;
     let kernel =
         guest_kernel(&config.data_dir).unwrap_or_else(|error| format!("not known: {error:#}"));
-    let isolation = isolation(microvm::outlook(&config.data_dir, &config.run_dir));
+    let isolation = isolation(microvm::outlook(
+        &config.data_dir,
+        &config.run_dir,
+        config.microvm.monitor.as_deref(),
+    ));
     match shape {
         Output::Json => {
             let mut rows: Vec<_> = checks

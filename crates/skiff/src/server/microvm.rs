@@ -32,6 +32,8 @@ use crate::cli::kernels::{AGENT, of_data_dir};
 const MONITOR: &str = "skiff-vmm";
 /// What was found out, in the run folder.
 const KEPT: &str = "microvm.json";
+/// KVM's device.
+const KVM: &str = "/dev/kvm";
 /// For the monitor to say what KVM is worth.
 const PROBE_DEADLINE: Duration = Duration::from_secs(15);
 
@@ -57,8 +59,8 @@ pub struct Findings {
 ///
 /// # Errors
 /// With what is missing, and what to do.
-pub fn look(home: &Home) -> Result<Findings, String> {
-    let findings = examine(&home.data_dir, &home.run_dir)?;
+pub fn look(home: &Home, foreign: Option<&Path>) -> Result<Findings, String> {
+    let findings = examine(&home.data_dir, &home.run_dir, foreign)?;
     keep(home.user.acting(|| write(&home.run_dir, &findings)));
     findings.hope()?;
     Ok(findings)
@@ -68,8 +70,12 @@ pub fn look(home: &Home) -> Result<Findings, String> {
 ///
 /// # Errors
 /// With what is missing, and what to do.
-pub fn outlook(data_dir: &Path, run_dir: &Path) -> Result<&'static str, String> {
-    let findings = examine(data_dir, run_dir)?;
+pub fn outlook(
+    data_dir: &Path,
+    run_dir: &Path,
+    foreign: Option<&Path>,
+) -> Result<&'static str, String> {
+    let findings = examine(data_dir, run_dir, foreign)?;
     findings.hope()?;
     Ok(match findings.booted {
         Some(_) => "virtual machines come up on this host",
@@ -77,8 +83,15 @@ pub fn outlook(data_dir: &Path, run_dir: &Path) -> Result<&'static str, String> 
     })
 }
 
-fn examine(data_dir: &Path, run_dir: &Path) -> Result<Findings, String> {
-    let monitor = monitor().ok_or_else(|| format!("{MONITOR} does not lie beside skiff"))?;
+fn examine(data_dir: &Path, run_dir: &Path, foreign: Option<&Path>) -> Result<Findings, String> {
+    let own = monitor().ok_or_else(|| format!("{MONITOR} does not lie beside skiff"));
+    let monitor = match foreign {
+        None => own.clone()?,
+        Some(path) if path.is_file() => path.to_owned(),
+        Some(path) => {
+            return Err(format!("microvm.monitor: {} is not there", path.display()));
+        }
+    };
     let kernels = data_dir.join(KERNELS);
     match kernels.join("default").try_exists() {
         Ok(true) => {}
@@ -98,7 +111,12 @@ fn examine(data_dir: &Path, run_dir: &Path) -> Result<Findings, String> {
     }
     let verdict = match findings.kvm.take() {
         Some(verdict) => verdict,
-        None => probe(&monitor).map_err(|error| format!("{error:#}")),
+        // What KVM is worth only ours can say: the boot has to tell without it.
+        None => match &own {
+            Ok(own) => probe(own).map_err(|error| format!("{error:#}")),
+            Err(_) if Path::new(KVM).exists() => Ok(()),
+            Err(_) => Err(format!("{KVM} is not there")),
+        },
     };
     findings.kvm = Some(verdict);
     Ok(findings)
@@ -119,8 +137,10 @@ impl Findings {
 pub async fn try_out(
     backend: Arc<MicrovmBackend>,
     home: Arc<Home>,
+    foreign: Option<PathBuf>,
     mut findings: Findings,
 ) -> anyhow::Result<()> {
+    let monitor = foreign.or_else(monitor).unwrap_or_default();
     let data_dir = home.data_dir.clone();
     let files = tokio::task::spawn_blocking(move || boot_files(&data_dir));
     let files = files.await.context("the kernel was not made ready")??;
@@ -132,14 +152,21 @@ pub async fn try_out(
     if findings.booted.as_ref() == Some(&booted) {
         return Ok(());
     }
-    let took = backend.try_boot().await.map_err(|error| {
+    let tried = backend.try_boot().await.map_err(|error| {
         anyhow!(
-            "Linux {} does not come up here: {}",
+            "Linux {} does not come up here with {}: {}",
             files.version,
+            monitor.display(),
             chain(&error)
         )
     })?;
-    tracing::info!(kernel = files.version, ?took, "virtual machines run here");
+    tracing::info!(
+        kernel = files.version,
+        monitor = %monitor.display(),
+        version = tried.monitor,
+        took = ?tried.took,
+        "virtual machines run here"
+    );
     findings.booted = Some(booted);
     keep(write(&home.run_dir, &findings));
     Ok(())
@@ -150,9 +177,10 @@ pub async fn conclude(
     trial: Trial,
     backend: Arc<MicrovmBackend>,
     home: Arc<Home>,
+    foreign: Option<PathBuf>,
     findings: Findings,
 ) {
-    let verdict = try_out(backend, home, findings).await;
+    let verdict = try_out(backend, home, foreign, findings).await;
     if let Err(error) = &verdict {
         tracing::warn!(error = format!("{error:#}"), "no virtual machines are made");
     }

@@ -108,7 +108,7 @@ pub fn run(args: &args::Server) -> anyhow::Result<()> {
         disk_dir: Some(&home.data_dir),
         ends_with_us: false,
     })?;
-    let machines = microvm::look(&home);
+    let machines = microvm::look(&home, config.microvm.monitor.as_deref());
     home.user.become_it()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -564,12 +564,17 @@ fn make_backends(
 ) -> Backends {
     let containers = ContainerBackend::new(client.clone());
     let deadline = Duration::from_secs(config.microvm.boot_timeout_s.into());
-    let microvms = MicrovmBackend::beside(&containers, home.run_dir.clone(), deadline);
+    let mut microvms = MicrovmBackend::beside(&containers, home.run_dir.clone(), deadline);
+    let foreign = config.microvm.monitor.clone();
+    if let Some(program) = foreign.clone() {
+        microvms = microvms.driving(program, home.data_dir.join("disks"));
+    }
     let microvms = Arc::new(microvms);
     let trial = Trial::of(Arc::clone(&microvms) as Arc<dyn Backend>);
     match machines {
         Ok(findings) => {
-            let concluded = microvm::conclude(trial.clone(), microvms, Arc::clone(home), findings);
+            let concluded =
+                microvm::conclude(trial.clone(), microvms, Arc::clone(home), foreign, findings);
             tasks.spawn("trial of virtual machines", concluded);
         }
         Err(why) => trial.end(Err(why)),
