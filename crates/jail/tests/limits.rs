@@ -4,6 +4,11 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
 use skiff_wire::launcher::{Reply, Request, Writable};
 use support::{Client, Launcher, busybox, shell, wait_for};
 
@@ -237,4 +242,47 @@ fn a_writable_layer_may_be_on_disk() {
     let mut small = shell(&[busybox()], "true");
     small.writable = Writable::Disk { bytes: 1000 };
     assert!(client.create(small).is_err());
+}
+
+/// Where an ext4 says that it is one (Documentation/filesystems/ext4,
+/// superblock: `s_magic`).
+const EXT4_MAGIC: (u64, [u8; 2]) = (1024 + 0x38, [0x53, 0xef]);
+
+#[test]
+fn a_machine_is_given_a_disk_of_its_own() {
+    let (launcher, mut client) = start();
+    let mut inodes = BTreeSet::new();
+    let mut held = Vec::new();
+    // The first ones wait until they are made.
+    let asked: Vec<u64> = [32 << 20, 64 << 20, 32 << 20]
+        .map(|bytes| client.send(Request::Disk { bytes }, &[]))
+        .into();
+    for (id, bytes) in asked.into_iter().zip([32 << 20, 64 << 20, 32 << 20]) {
+        let (reply, files) = client.reply_to(id);
+        assert_eq!(reply, Ok(Reply::Descriptors));
+        let file = File::from(files.into_iter().next().unwrap());
+        let status = file.metadata().unwrap();
+        assert_eq!((status.len(), status.nlink()), (bytes, 0));
+        assert!(
+            status.blocks() * 512 < bytes / 4,
+            "it is sparse: {status:?}"
+        );
+        let mut magic = [0; 2];
+        file.read_exact_at(&mut magic, EXT4_MAGIC.0).unwrap();
+        assert_eq!(magic, EXT4_MAGIC.1);
+        inodes.insert(status.ino());
+        file.write_all_at(b"x", 0).unwrap();
+        held.push(file);
+    }
+    assert_eq!(inodes.len(), 3, "nobody else has it");
+    wait_for("the prepared ones", || {
+        (prepared_disks(&launcher) == 16).then_some(())
+    });
+    assert!(client.ask(Request::Disk { bytes: 1000 }).is_err());
+    // It is not the client's to show the host's kernel a file system.
+    let mut given = shell(&[busybox()], "true");
+    given.writable = Writable::Disk { bytes: 32 << 20 };
+    let device = OwnedFd::from(File::open("/dev/null").unwrap());
+    let refused = client.ask_full(Request::Create(Box::new(given)), &[&device]);
+    assert!(refused.0.is_err());
 }

@@ -71,7 +71,8 @@ pub enum Request {
         layer: Digest,
     },
     /// Makes and starts a sandbox [with `Stdio::Given`: stdin, stdout,
-    /// stderr]. The reply comes once the application's `execve` has
+    /// stderr; with [`Writable::Disk`], if this launcher takes disks: the
+    /// block device]. The reply comes once the application's `execve` has
     /// succeeded, or with the step that failed, everything undone.
     Create(Box<SandboxSpec>),
     /// Starts the monitor of a virtual machine, which confines itself before
@@ -154,6 +155,13 @@ pub enum Request {
         exec: u64,
         /// Its number, signal(7).
         signal: i32,
+    },
+    /// A file without a name for a virtual machine's writable layer, with an
+    /// empty ext4 on it, which nobody else has. The reply carries it, once it
+    /// is made.
+    Disk {
+        /// Its size.
+        bytes: u64,
     },
 }
 
@@ -273,7 +281,8 @@ pub enum Writable {
         /// Its size.
         bytes: u64,
     },
-    /// A sparse ext4 file of this many bytes from the prepared pool.
+    /// A sparse ext4 file of this many bytes from the prepared pool, or the
+    /// block device that came with the request.
     Disk {
         /// Its size.
         bytes: u64,
@@ -323,7 +332,7 @@ pub enum Reply {
     Stats(Stats),
     /// To `List`: as many as fit a frame.
     List(Vec<Listed>),
-    /// To `Sockets`, `Listeners` and `Output` [the descriptors].
+    /// To `Sockets`, `Listeners`, `Output` and `Disk` [the descriptors].
     Descriptors,
     /// To `Exec` [as to `Create`].
     Executed,

@@ -1,10 +1,12 @@
 //! Writable layers on disk: a file without a name becomes an ext4 of one
-//! sandbox. File and device go with the last mount, whoever dies first.
+//! sandbox. File and device go with the last mount, whoever dies first. In a
+//! virtual machine it is a part of a disk, which was made on the host.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, ExitStatus, Stdio};
 
+use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::plan::DiskPlan;
@@ -15,16 +17,20 @@ const STEP: &str = "disk";
 /// Wherever distributions put it; the environment's own path may lack both.
 const PROGRAM_PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 
-/// Mounts the file, attached nowhere yet; without a file system on it, it
-/// gets one first.
+/// Mounts the file or device, attached nowhere yet; without a file system on
+/// it, it gets one first.
 pub(super) fn mount(file: OwnedFd, plan: DiskPlan) -> Step<OwnedFd> {
-    if !plan.formatted {
+    if plan == DiskPlan::Device {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        return mount_device(&path, "mount the given device");
+    }
+    if plan == DiskPlan::Empty {
         let made = make_file_system(&file)?.stderr(Stdio::piped()).output();
         let made = made.at(STEP, "start mke2fs")?;
         made_file_system(made.status, &made.stderr)?;
     }
     let device = loops::attach(file.as_fd(), Access::Write)?;
-    mount_device(&device.path).at(STEP, format!("mount {}", device.path))
+    mount_device(&device.path, &format!("mount {}", device.path))
 }
 
 /// What makes a file system of the file, to be started.
@@ -55,13 +61,24 @@ pub(crate) fn made_file_system(status: ExitStatus, said: &[u8]) -> Step<()> {
     Err(refuse(STEP, format!("mke2fs fails with {status}: {line}")))
 }
 
-fn mount_device(path: &str) -> rustix::io::Result<OwnedFd> {
+fn mount_device(path: &str, what: &str) -> Step<OwnedFd> {
+    match try_mount(path) {
+        // A guest's kernel may have been installed without the module.
+        Err(Errno::NODEV) => Err(refuse(
+            STEP,
+            "the kernel has no ext4: install it again with it",
+        )),
+        result => result.at(STEP, what),
+    }
+}
+
+fn try_mount(path: &str) -> rustix::io::Result<OwnedFd> {
     let context = rustix::mount::fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_string(&context, "source", path)?;
     for flag in ["noinit_itable", "discard"] {
         rustix::mount::fsconfig_set_flag(&context, flag)?;
     }
     rustix::mount::fsconfig_create(&context)?;
-    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
-    rustix::mount::fsmount(&context, flags, MountAttrFlags::MOUNT_ATTR_NODEV)
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }

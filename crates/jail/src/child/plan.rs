@@ -39,11 +39,15 @@ pub(crate) struct Plan {
     pub(crate) hosts: String,
 }
 
-/// A writable layer on disk.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct DiskPlan {
-    /// Its file is a file system already.
-    pub(crate) formatted: bool,
+/// What the descriptor of a writable layer on disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum DiskPlan {
+    /// A file that is to become a file system.
+    Empty,
+    /// A file that is one.
+    Formatted,
+    /// A block device that is one.
+    Device,
 }
 
 /// What the init reports, in this order; a failure may take any one's place.

@@ -12,10 +12,10 @@ use skiff_wire::launcher::{ProcessSpec, SandboxSpec, Stdio, Writable};
 
 use super::Launcher;
 use super::client::ReplyTo;
-use super::disks::Disk;
+use super::disks::{DISK_BYTES_MIN, Disk};
 use super::sandbox::{Outputs, Sandbox, State, Work};
 use crate::cgroup::Limits;
-use crate::child::{DiskPlan, Plan};
+use crate::child::Plan;
 use crate::failure::{Context, Step, refuse};
 use crate::handle::Handle;
 use crate::ids::{RANGE_IDS, Ranges};
@@ -30,8 +30,6 @@ const LABEL_BYTES_MAX: usize = 16 * 1024;
 const GROUPS_MAX: usize = 64;
 /// Below this the init itself would not fit.
 const MEMORY_BYTES_MIN: u64 = 4 * 1024 * 1024;
-/// Below this ext4 has no room for anything.
-const DISK_BYTES_MIN: u64 = 4 * 1024 * 1024;
 const PIDS_MIN: u32 = 2;
 const CWD_BYTES_MAX: usize = 4000;
 const STDIO: &str = "stdio";
@@ -62,7 +60,7 @@ pub(super) struct Streams {
 
 impl Launcher {
     pub(super) fn create(&mut self, to: ReplyTo, spec: SandboxSpec, fds: Vec<OwnedFd>) -> Step<()> {
-        check(&spec, fds.len())?;
+        check(&spec, fds.len(), self.options.takes_disks)?;
         self.admit_sandbox(spec.sandbox, &spec.label)?;
         let begun = self.clock.now();
         let network = self.networks.take(spec.egress);
@@ -126,7 +124,8 @@ impl Launcher {
         }
     }
 
-    fn furnish(&mut self, spec: &SandboxSpec, seat: u64, fds: Vec<OwnedFd>) -> Step<Furniture> {
+    fn furnish(&mut self, spec: &SandboxSpec, seat: u64, mut fds: Vec<OwnedFd>) -> Step<Furniture> {
+        let disk = self.disk(spec.writable, &mut fds)?;
         let range = self.seat(seat)?.range;
         let limits = Limits {
             memory_bytes: spec.memory_bytes,
@@ -139,15 +138,24 @@ impl Launcher {
         let views = spec.layers.iter().map(view).collect::<Step<_>>()?;
         let user = Ranges::base(range) + spec.process.uid;
         let streams = open_streams(spec.stdio, fds, user)?;
-        let disk = match spec.writable {
-            Writable::Disk { bytes } => Some(self.take_disk(bytes)?),
-            Writable::Tmpfs { .. } => None,
-        };
         Ok(Furniture {
             streams,
             disk,
             views,
         })
+    }
+
+    /// What a writable layer lies on: the last descriptor, or a file of ours.
+    fn disk(&mut self, writable: Writable, fds: &mut Vec<OwnedFd>) -> Step<Option<Disk>> {
+        let Writable::Disk { bytes } = writable else {
+            return Ok(None);
+        };
+        if !self.options.takes_disks {
+            return self.take_disk(bytes).map(Some);
+        }
+        let device = fds.pop();
+        let device = device.ok_or_else(|| refuse("disk", "the device is missing"))?;
+        Disk::given(device).map(Some)
     }
 
     /// Registers the sandbox and tells its process. From here on a failure is
@@ -205,9 +213,7 @@ fn plan(spec: &SandboxSpec, network: &Network, disk: Option<&Disk>) -> Plan {
         writable_bytes: match spec.writable {
             Writable::Tmpfs { bytes } | Writable::Disk { bytes } => bytes,
         },
-        disk: disk.map(|disk| DiskPlan {
-            formatted: disk.formatted,
-        }),
+        disk: disk.map(|disk| disk.plan),
         readonly_root: spec.readonly_root,
         terminal: match spec.stdio {
             Stdio::Terminal { columns, rows } => Some((columns, rows)),
@@ -268,8 +274,10 @@ fn give(end: &OwnedFd, user: u32) -> Step<()> {
 }
 
 /// Everything that the kernel would refuse late, or not at all.
-fn check(spec: &SandboxSpec, fds: usize) -> Step<()> {
-    let expected = if spec.stdio == Stdio::Given { 3 } else { 0 };
+fn check(spec: &SandboxSpec, fds: usize, takes_disks: bool) -> Step<()> {
+    let is_on_disk = matches!(spec.writable, Writable::Disk { .. });
+    let streams = if spec.stdio == Stdio::Given { 3 } else { 0 };
+    let expected = streams + usize::from(is_on_disk && takes_disks);
     let problem = if fds != expected {
         format!("{expected} descriptors are expected, {fds} came")
     } else if spec.layers.is_empty() || spec.layers.len() > LAYERS_MAX {

@@ -3,10 +3,12 @@
 //!
 //! ```text
 //!  a size is asked for ─▶ mke2fs, one at a time ─▶ ready ─▶ a sandbox's
+//!                                              └─▶ who waits: a machine's
 //! ```
 //! A file has no name: whatever ends the launcher ends the prepared ones with
 //! it, and nothing is left to be swept. What is not ready when it is asked for
-//! is made by the sandbox's own first process.
+//! is made by the sandbox's own first process; for a machine it is made here,
+//! and its reply waits.
 
 use std::collections::VecDeque;
 use std::io::Read as _;
@@ -16,12 +18,14 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 use skiff_base::{Clock, Monotonic};
+use skiff_wire::launcher::{Refusal, Reply};
 
+use super::client::ReplyTo;
 use super::{Launcher, Token};
-use crate::child;
+use crate::child::{self, DiskPlan};
 use crate::failure::{Context, Step, refuse};
 
 const STEP: &str = "disk";
@@ -29,16 +33,34 @@ const STEP: &str = "disk";
 const SIZES_MAX: usize = 4;
 /// File systems of one size.
 const PREPARED_PER_SIZE: usize = 8;
+/// Machines that wait for one.
+const WAITERS_MAX: usize = 64;
+/// Below this ext4 has no room for anything.
+pub(super) const DISK_BYTES_MIN: u64 = 4 * 1024 * 1024;
 /// For one to be made.
 const MAKING_DEADLINE: Duration = Duration::from_secs(20);
 /// Of what mke2fs says.
 const MESSAGE_BYTES_MAX: u64 = 4096;
 
-/// A file for a writable layer, and whether there is a file system on it.
+/// A file or device for a writable layer, and what is on it.
 #[derive(Debug)]
 pub(super) struct Disk {
     pub(super) file: OwnedFd,
-    pub(super) formatted: bool,
+    pub(super) plan: DiskPlan,
+}
+
+impl Disk {
+    /// A device that came with a request.
+    pub(super) fn given(device: OwnedFd) -> Step<Self> {
+        let status = rustix::fs::fstat(&device).at(STEP, "look at the device")?;
+        if FileType::from_raw_mode(status.st_mode) != FileType::BlockDevice {
+            return Err(refuse(STEP, "what was given is no block device"));
+        }
+        Ok(Self {
+            file: device,
+            plan: DiskPlan::Device,
+        })
+    }
 }
 
 /// What is prepared, and what is being prepared.
@@ -48,6 +70,8 @@ pub(super) struct Disks {
     sizes: VecDeque<u64>,
     ready: Vec<(u64, OwnedFd)>,
     making: Option<Making>,
+    /// Who gets the next of their sizes, in order.
+    waiting: VecDeque<(u64, ReplyTo)>,
 }
 
 #[derive(Debug)]
@@ -83,14 +107,22 @@ impl Disks {
         Some(self.ready.swap_remove(at).1)
     }
 
-    /// A size of which one is missing, while none is being made.
+    /// A size of which one is missing, while none is being made: first for
+    /// those who wait.
     fn missing(&self) -> Option<u64> {
         let is_missing = |bytes: &&u64| {
             let ready = self.ready.iter().filter(|(size, _)| size == *bytes);
             ready.count() < PREPARED_PER_SIZE
         };
-        let missing = self.sizes.iter().find(is_missing).copied();
+        let waited_for = self.waiting.front().map(|(bytes, _)| *bytes);
+        let missing = waited_for.or_else(|| self.sizes.iter().find(is_missing).copied());
         missing.filter(|_| self.making.is_none())
+    }
+
+    /// Who has waited longest for one of this size, and waits no more.
+    fn waiter(&mut self, bytes: u64) -> Option<ReplyTo> {
+        let at = self.waiting.iter().position(|(size, _)| *size == bytes)?;
+        self.waiting.remove(at).map(|(_, to)| to)
     }
 
     /// It cannot be made: not before it is asked for again.
@@ -105,13 +137,52 @@ impl Launcher {
         if let Some(file) = self.disks.take(bytes) {
             return Ok(Disk {
                 file,
-                formatted: true,
+                plan: DiskPlan::Formatted,
             });
         }
         Ok(Disk {
             file: self.empty_disk(bytes)?,
-            formatted: false,
+            plan: DiskPlan::Empty,
         })
+    }
+
+    /// Gives a file system to a machine: now, or once it is made.
+    pub(super) fn provide_disk(&mut self, to: ReplyTo, bytes: u64) -> Step<Option<OwnedFd>> {
+        if bytes < DISK_BYTES_MIN {
+            let message = format!("a disk is at least {DISK_BYTES_MIN} bytes");
+            return Err(refuse("request", message));
+        }
+        if let Some(file) = self.disks.take(bytes) {
+            return Ok(Some(file));
+        }
+        if self.disks.waiting.len() >= WAITERS_MAX {
+            let message = format!("{WAITERS_MAX} machines wait for their disks");
+            return Err(refuse(STEP, message));
+        }
+        self.disks.waiting.push_back((bytes, to));
+        self.make_awaited_disk();
+        Ok(None)
+    }
+
+    /// Begins to make what is waited for, if anything is: before all that is
+    /// only prepared.
+    fn make_awaited_disk(&mut self) {
+        while let Some((bytes, _)) = self.disks.waiting.front().copied()
+            && self.disks.making.is_none()
+        {
+            match self.begin_disk(bytes) {
+                Ok(making) => self.disks.making = Some(making),
+                Err(refusal) => self.refuse_disks(bytes, &refusal),
+            }
+        }
+    }
+
+    /// None of this size can be made.
+    fn refuse_disks(&mut self, bytes: u64, refusal: &Refusal) {
+        self.disks.give_up(bytes);
+        while let Some(to) = self.disks.waiter(bytes) {
+            self.reply(to, Err(refusal.clone()), Vec::new());
+        }
     }
 
     pub(super) fn wants_disks(&self) -> bool {
@@ -127,11 +198,13 @@ impl Launcher {
         let Some(bytes) = self.disks.missing() else {
             return Ok(());
         };
-        let begun = self.begin_disk(bytes);
-        if begun.is_err() {
-            self.disks.give_up(bytes);
+        match self.begin_disk(bytes) {
+            Ok(making) => self.disks.making = Some(making),
+            Err(refusal) => {
+                self.refuse_disks(bytes, &refusal);
+                return Err(refusal);
+            }
         }
-        self.disks.making = Some(begun?);
         Ok(())
     }
 
@@ -160,13 +233,18 @@ impl Launcher {
             return;
         };
         self.unwatch(&making.pidfd);
+        let bytes = making.bytes;
         match outcome(&mut making.maker.0) {
-            Ok(()) => self.disks.ready.push((making.bytes, making.file)),
+            Ok(()) => match self.disks.waiter(bytes) {
+                Some(to) => self.reply(to, Ok(Reply::Descriptors), vec![making.file]),
+                None => self.disks.ready.push((bytes, making.file)),
+            },
             Err(refusal) => {
-                self.disks.give_up(making.bytes);
-                tracing::warn!(%refusal, bytes = making.bytes, "no file system is prepared");
+                tracing::warn!(%refusal, bytes, "no file system is prepared");
+                self.refuse_disks(bytes, &refusal);
             }
         }
+        self.make_awaited_disk();
     }
 
     /// Ends a mke2fs that takes too long.
@@ -174,8 +252,10 @@ impl Launcher {
         let now = self.clock.now();
         if let Some(making) = self.disks.making.take_if(|making| making.until <= now) {
             self.unwatch(&making.pidfd);
-            self.disks.give_up(making.bytes);
             tracing::warn!(bytes = making.bytes, "mke2fs takes too long and is ended");
+            self.refuse_disks(making.bytes, &refuse(STEP, "mke2fs takes too long"));
+            drop(making);
+            self.make_awaited_disk();
         }
     }
 
@@ -184,7 +264,11 @@ impl Launcher {
         if let Some(making) = &self.disks.making {
             self.unwatch(&making.pidfd);
         }
-        self.disks = Disks::default();
+        let left = std::mem::take(&mut self.disks);
+        for (_, to) in left.waiting {
+            let refusal = refuse(STEP, "the launcher is ending or being replaced");
+            self.reply(to, Err(refusal), Vec::new());
+        }
     }
 
     fn empty_disk(&self, bytes: u64) -> Step<OwnedFd> {
@@ -240,5 +324,20 @@ mod tests {
         assert!(disks.ready.iter().all(|(bytes, _)| *bytes != 3));
         disks.give_up(7);
         assert_eq!(disks.missing(), Some(4));
+    }
+
+    #[test]
+    fn who_waits_is_served_first_and_in_order() {
+        let mut disks = Disks::default();
+        assert!(disks.take(5).is_none());
+        let to = |id| ReplyTo { client: 1, id };
+        disks.waiting = [(7, to(1)), (9, to(2)), (7, to(3))].into();
+        assert_eq!(disks.missing(), Some(7));
+        let mut served = |bytes| disks.waiter(bytes).map(|to| to.id);
+        assert_eq!(
+            [7, 7, 7, 9].map(&mut served),
+            [Some(1), Some(3), None, Some(2)]
+        );
+        assert_eq!(disks.missing(), Some(5));
     }
 }

@@ -57,6 +57,10 @@ pub struct LauncherOptions {
     /// Where writable layers on disk are; without it there are none. The file
     /// system must know files without names (O_TMPFILE).
     pub disk_dir: Option<PathBuf>,
+    /// Writable layers on disk are block devices that come with the requests.
+    /// Only for a launcher whose client may show its kernel any file system,
+    /// as an agent may in its machine.
+    pub takes_disks: bool,
     /// The program that runs virtual machines; without it there are none.
     pub monitor: Option<PathBuf>,
     /// Of instances' networks.
@@ -79,6 +83,7 @@ impl LauncherOptions {
             allowed_uid,
             lock_dir: PathBuf::from("/run/lock/skiff"),
             disk_dir: None,
+            takes_disks: false,
             monitor: None,
             network: NetOptions::default(),
             ends_with: None,

@@ -80,6 +80,10 @@ impl Launcher {
             }
             Request::Create(spec) => self.create(to, *spec, fds).map(|()| None),
             Request::CreateMonitor(spec) => self.create_monitor(to, *spec, fds).map(|()| None),
+            Request::Disk { bytes } => {
+                let ready = self.provide_disk(to, bytes)?;
+                Ok(ready.map(|file| (Reply::Descriptors, vec![file])))
+            }
             Request::Signal { sandbox, signal } => self.signal(sandbox, signal),
             Request::Exec(spec) => self.execute_in(to, *spec, fds).map(|()| None),
             Request::SignalExec {

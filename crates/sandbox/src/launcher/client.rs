@@ -281,5 +281,6 @@ fn kind(request: &Request) -> (&'static str, About, Duration) {
         Request::Upgrade => quick("upgrade"),
         Request::Listeners { .. } => quick("listeners"),
         Request::Shutdown => ("shutdown", About::Other, SLOW_DEADLINE),
+        Request::Disk { .. } => ("disk", About::Other, SLOW_DEADLINE),
     }
 }
