@@ -281,7 +281,7 @@ impl Agent {
         self.queries.end_late(now, &self.epoll);
         self.tell_late_exits(now);
         for (to, result) in self.disks.look_again(now) {
-            self.layer_left(to, result);
+            self.part_left(to, result);
         }
         // A connection whose requests could not be taken may have room again.
         if self.control.as_ref().is_some_and(|one| one.held_back) {

@@ -1,6 +1,6 @@
-//! Layers on parts of the machine's disks. Each part becomes a partition at
-//! run time, a device of its own, which the kernel mounts as it is: no table
-//! is written, and no device-mapper is needed.
+//! Layers and writable layers on parts of the machine's disks. Each part
+//! becomes a partition at run time, a device of its own, which the kernel
+//! mounts as it is: no table is written, and no device-mapper is needed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -10,14 +10,13 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use skiff_base::Monotonic;
-use skiff_types::Digest;
+use skiff_types::{Digest, InstanceId};
 use skiff_wire::agent::Window;
 use skiff_wire::launcher::Refusal;
 
 use crate::requests::{kernel, refuse};
 use crate::sys;
 
-const STEP: &str = "layer";
 const SECTOR_BYTES: u64 = 512;
 /// Linux's own limit, less the whole disk.
 const PARTITIONS_MAX: u8 = 255;
@@ -47,7 +46,34 @@ impl DiskNames {
     }
 }
 
-/// What became of a layer that was asked for.
+/// What lies on a part of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    /// A layer that any sandbox may use.
+    Layer(Digest),
+    /// What this sandbox writes.
+    Writable(InstanceId),
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Layer(digest) => write!(formatter, "{digest}"),
+            Self::Writable(sandbox) => write!(formatter, "the writable layer of {sandbox}"),
+        }
+    }
+}
+
+impl Part {
+    const fn step(&self) -> &'static str {
+        match self {
+            Self::Layer(_) => "layer",
+            Self::Writable(_) => "disk",
+        }
+    }
+}
+
+/// What became of a part that was asked for.
 #[derive(Debug)]
 pub(crate) enum Opened {
     /// It is there already, at the same place.
@@ -64,20 +90,33 @@ struct Place {
     mounted: bool,
 }
 
+impl Place {
+    fn leave<W>(self, part: &Part, waiter: W, now: Monotonic) -> Leaving<W> {
+        Leaving {
+            step: part.step(),
+            disk: self.window.disk,
+            number: self.number,
+            deadline: now.plus(LEAVE_DEADLINE),
+            waiter,
+        }
+    }
+}
+
 /// A partition that the kernel does not let go of yet.
 #[derive(Debug)]
 struct Leaving<W> {
+    step: &'static str,
     disk: u8,
     number: u8,
     deadline: Monotonic,
     waiter: W,
 }
 
-/// The layers of a machine. `W` is who waits for a removal.
+/// The parts of a machine's disks. `W` is who waits for a removal.
 #[derive(Debug)]
 pub(crate) struct Disks<W> {
     names: DiskNames,
-    layers: BTreeMap<Digest, Place>,
+    parts: BTreeMap<Part, Place>,
     leaving: Vec<Leaving<W>>,
     /// Partitions by disk and number, those that leave among them.
     taken: BTreeSet<(u8, u8)>,
@@ -87,32 +126,33 @@ impl<W> Disks<W> {
     pub(crate) fn new(names: DiskNames) -> Self {
         Self {
             names,
-            layers: BTreeMap::new(),
+            parts: BTreeMap::new(),
             leaving: Vec::new(),
             taken: BTreeSet::new(),
         }
     }
 
-    /// Makes a device of a layer's part of a disk.
-    pub(crate) fn open(&mut self, layer: &Digest, window: Window) -> Result<Opened, Refusal> {
-        if let Some(place) = self.layers.get(layer) {
+    /// Makes a device of a part of a disk.
+    pub(crate) fn open(&mut self, part: &Part, window: Window) -> Result<Opened, Refusal> {
+        let step = part.step();
+        if let Some(place) = self.parts.get(part) {
             return match place {
                 place if place.window != window => {
-                    Err(refuse(STEP, format!("{layer} is at another place")))
+                    Err(refuse(step, format!("{part} is at another place")))
                 }
-                place if !place.mounted => Err(refuse(STEP, format!("{layer} is being added"))),
+                place if !place.mounted => Err(refuse(step, format!("{part} is being added"))),
                 _ => Ok(Opened::Known),
             };
         }
-        let path = self.path(window.disk)?;
-        let bytes = bytes_of(window)?;
+        let path = self.path(step, window.disk)?;
+        let bytes = bytes_of(step, window)?;
         let number = (1..=PARTITIONS_MAX)
             .find(|number| !self.taken.contains(&(window.disk, *number)))
-            .ok_or_else(|| refuse(STEP, format!("{path} has {PARTITIONS_MAX} layers")))?;
-        let disk = open(&path)?;
+            .ok_or_else(|| refuse(step, format!("{path} has {PARTITIONS_MAX} parts")))?;
+        let disk = open(step, &path)?;
         sys::add_partition(&disk, number, bytes)
-            .map_err(|errno| kernel(STEP, format!("make a part of {path}"), errno))?;
-        let device = match open(&partition_name(&path, number)) {
+            .map_err(|errno| kernel(step, format!("make a part of {path}"), errno))?;
+        let device = match open(step, &partition_name(&path, number)) {
             Ok(device) => device,
             Err(refusal) => {
                 // Nobody can use what has no device.
@@ -126,29 +166,24 @@ impl<W> Disks<W> {
             number,
             mounted: false,
         };
-        self.layers.insert(layer.clone(), place);
+        self.parts.insert(part.clone(), place);
         Ok(Opened::Device(device))
     }
 
-    /// A layer's device is mounted.
-    pub(crate) fn set_mounted(&mut self, layer: &Digest) {
-        if let Some(place) = self.layers.get_mut(layer) {
+    /// A part's device is mounted.
+    pub(crate) fn set_mounted(&mut self, part: &Part) {
+        if let Some(place) = self.parts.get_mut(part) {
             place.mounted = true;
         }
     }
 
-    /// A layer's device is not mounted, or not any more: its part of the disk
-    /// is let go of. Gives the waiter back when it is so already.
-    pub(crate) fn remove(&mut self, layer: &Digest, waiter: W, now: Monotonic) -> Option<W> {
-        let Some(place) = self.layers.remove(layer) else {
+    /// A part's device is not mounted, or not any more: it is let go of. Gives
+    /// the waiter back when it is so already.
+    pub(crate) fn remove(&mut self, part: &Part, waiter: W, now: Monotonic) -> Option<W> {
+        let Some(place) = self.parts.remove(part) else {
             return Some(waiter);
         };
-        self.leaving.push(Leaving {
-            disk: place.window.disk,
-            number: place.number,
-            deadline: now.plus(LEAVE_DEADLINE),
-            waiter,
-        });
+        self.leaving.push(place.leave(part, waiter, now));
         None
     }
 
@@ -161,15 +196,15 @@ impl<W> Disks<W> {
     pub(crate) fn look_again(&mut self, now: Monotonic) -> Vec<(W, Result<(), Refusal>)> {
         let mut told = Vec::new();
         for leaving in std::mem::take(&mut self.leaving) {
-            match self.let_go(leaving.disk, leaving.number) {
+            match self.let_go(leaving.step, leaving.disk, leaving.number) {
                 Ok(true) => {
                     self.taken.remove(&(leaving.disk, leaving.number));
                     told.push((leaving.waiter, Ok(())));
                 }
                 Ok(false) if now < leaving.deadline => self.leaving.push(leaving),
                 Ok(false) => {
-                    let message = "the kernel does not let go of a layer's part of its disk";
-                    told.push((leaving.waiter, Err(refuse(STEP, message))));
+                    let message = "the kernel does not let go of a part of a disk";
+                    told.push((leaving.waiter, Err(refuse(leaving.step, message))));
                 }
                 Err(refusal) => told.push((leaving.waiter, Err(refusal))),
             }
@@ -177,28 +212,28 @@ impl<W> Disks<W> {
         told
     }
 
-    fn let_go(&self, disk: u8, number: u8) -> Result<bool, Refusal> {
-        let path = self.path(disk)?;
-        match sys::remove_partition(open(&path)?, number) {
+    fn let_go(&self, step: &str, disk: u8, number: u8) -> Result<bool, Refusal> {
+        let path = self.path(step, disk)?;
+        match sys::remove_partition(open(step, &path)?, number) {
             Ok(()) | Err(Errno::NXIO) => Ok(true),
             Err(Errno::BUSY) => Ok(false),
-            Err(errno) => Err(kernel(STEP, format!("let go of a part of {path}"), errno)),
+            Err(errno) => Err(kernel(step, format!("let go of a part of {path}"), errno)),
         }
     }
 
-    fn path(&self, disk: u8) -> Result<String, Refusal> {
+    fn path(&self, step: &str, disk: u8) -> Result<String, Refusal> {
         let path = self.names.path(disk);
-        path.ok_or_else(|| refuse(STEP, format!("there is no disk {disk}")))
+        path.ok_or_else(|| refuse(step, format!("there is no disk {disk}")))
     }
 }
 
-fn open(path: &str) -> Result<OwnedFd, Refusal> {
+fn open(step: &str, path: &str) -> Result<OwnedFd, Refusal> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|errno| kernel(STEP, format!("open {path}"), errno))
+        .map_err(|errno| kernel(step, format!("open {path}"), errno))
 }
 
-fn bytes_of(window: Window) -> Result<std::ops::Range<u64>, Refusal> {
+fn bytes_of(step: &str, window: Window) -> Result<std::ops::Range<u64>, Refusal> {
     let most = u64::try_from(i64::MAX).unwrap_or(u64::MAX) / SECTOR_BYTES;
     let end = window.first_sector.checked_add(window.sectors);
     match end {
@@ -206,7 +241,7 @@ fn bytes_of(window: Window) -> Result<std::ops::Range<u64>, Refusal> {
             Ok(window.first_sector * SECTOR_BYTES..end * SECTOR_BYTES)
         }
         _ => Err(refuse(
-            STEP,
+            step,
             format!(
                 "{} sectors from {} on are no part of a disk",
                 window.sectors, window.first_sector
@@ -241,11 +276,12 @@ mod tests {
     #[test]
     fn a_window_is_a_part_of_a_disk() {
         let bytes = |first_sector, sectors| {
-            bytes_of(Window {
+            let window = Window {
                 disk: 0,
                 first_sector,
                 sectors,
-            })
+            };
+            bytes_of("layer", window)
         };
         assert_eq!(bytes(2048, 8), Ok(1_048_576..1_052_672));
         for (first, sectors) in [(2048, 0), (u64::MAX, 1), (1, u64::MAX), (u64::MAX / 512, 1)] {

@@ -89,6 +89,7 @@ pub fn run_launcher(folder: PathBuf, server: ServerId) -> Result<(), LauncherErr
     let mut options = LauncherOptions::new(server, folder.clone(), 0);
     options.lock_dir = folder.join("lock");
     options.network.shared = true;
+    options.takes_disks = true;
     options.ends_with = parent;
     launcher_main(options)
 }

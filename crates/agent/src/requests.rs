@@ -4,15 +4,16 @@ use std::fmt::Display;
 use std::os::fd::OwnedFd;
 
 use rustix::event::epoll::EventFlags;
-use skiff_types::{Digest, InstanceId, ServerId};
+use skiff_types::{InstanceId, ServerId};
 use skiff_wire::agent::{
-    Answer, Envelope, ExecExit, FEATURE_EXEC, FEATURE_SERVICES, PROTOCOL, Reply, Request,
+    Answer, Envelope, ExecExit, FEATURE_DISK, FEATURE_EXEC, FEATURE_SERVICES, PROTOCOL, Reply,
+    Request, Window,
 };
 use skiff_wire::launcher::{self, ExecSpec, PoolConfig, Refusal, SandboxSpec, Stdio, Writable};
 
 use crate::agent::{Agent, AgentError, Token};
 use crate::control::ControlError;
-use crate::disks::Opened;
+use crate::disks::{Opened, Part};
 use crate::machine;
 use crate::sandboxes::{Key, Sandbox};
 use crate::streams::of_exec;
@@ -64,10 +65,11 @@ pub(crate) enum Waiting {
     Own,
     /// The host asked, and the answer is its answer.
     Host(To),
-    AddLayer(To, Digest),
-    RemoveLayer(To, Digest),
-    /// A sandbox's first process, or a further one.
-    Create(To, Key, Stdio),
+    AddLayer(To, Part),
+    RemoveLayer(To, Part),
+    /// A sandbox's first process, with its part of a disk if it has one, or a
+    /// further one.
+    Create(To, Key, Stdio, Option<Part>),
     Destroy(To, InstanceId),
     Shutdown(To),
 }
@@ -190,21 +192,25 @@ impl Agent {
         use launcher::Request as Ask;
         let plain = match request {
             Request::Hello { protocol, .. } => return Ok(self.greet(protocol)),
-            Request::AddLayer { layer, window } => match self.disks.open(&layer, window) {
-                Err(refusal) => return Ok(Err(refusal)),
-                Ok(Opened::Known) => return Ok(DONE),
-                Ok(Opened::Device(device)) => {
-                    let waiting = Waiting::AddLayer(to, layer.clone());
-                    self.ask(waiting, Ask::AddLayer { layer }, vec![device])?;
-                    return Ok(Ok(None));
+            Request::AddLayer { layer, window } => {
+                let part = Part::Layer(layer.clone());
+                match self.disks.open(&part, window) {
+                    Err(refusal) => return Ok(Err(refusal)),
+                    Ok(Opened::Known) => return Ok(DONE),
+                    Ok(Opened::Device(device)) => {
+                        let waiting = Waiting::AddLayer(to, part);
+                        self.ask(waiting, Ask::AddLayer { layer }, vec![device])?;
+                        return Ok(Ok(None));
+                    }
                 }
-            },
+            }
             Request::RemoveLayer { layer } => {
-                let waiting = Waiting::RemoveLayer(to, layer.clone());
+                let waiting = Waiting::RemoveLayer(to, Part::Layer(layer.clone()));
                 self.ask(waiting, Ask::RemoveLayer { layer }, Vec::new())?;
                 return Ok(Ok(None));
             }
-            Request::Create(spec) => return self.create(to, spec),
+            Request::Create(spec) => return self.create(to, spec, None),
+            Request::CreateOnDisk { spec, window } => return self.create(to, spec, Some(window)),
             Request::Exec(spec) => return self.exec(to, spec),
             Request::ForgetExec { sandbox, exec } => {
                 let forgotten = self.forget_exec(of_exec(sandbox, exec));
@@ -271,23 +277,49 @@ impl Agent {
         };
         Ok(Some(Reply::Hello {
             protocol: PROTOCOL,
-            features: services | FEATURE_EXEC,
+            features: services | FEATURE_EXEC | FEATURE_DISK,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: machine::kernel_release(),
         }))
     }
 
-    fn create(&mut self, to: To, spec: Box<SandboxSpec>) -> Result<Outcome, AgentError> {
+    fn create(
+        &mut self,
+        to: To,
+        spec: Box<SandboxSpec>,
+        disk: Option<Window>,
+    ) -> Result<Outcome, AgentError> {
         if spec.stdio == Stdio::Given {
             return Ok(Err(refuse("request", "descriptors cannot be sent here")));
         }
-        if matches!(spec.writable, Writable::Disk { .. }) {
-            let message = "this machine has no disk for writable layers";
-            return Ok(Err(refuse("request", message)));
-        }
-        let waiting = Waiting::Create(to, spec.sandbox.into(), spec.stdio);
-        self.ask(waiting, launcher::Request::Create(spec), Vec::new())?;
+        let device = match (spec.writable, disk) {
+            (Writable::Tmpfs { .. }, None) => None,
+            (Writable::Disk { .. }, Some(window)) => {
+                match self.open_writable(spec.sandbox, window) {
+                    Ok(device) => Some(device),
+                    Err(refusal) => return Ok(Err(refusal)),
+                }
+            }
+            _ => {
+                let message = "a writable layer on disk, and no other, comes with its place";
+                return Ok(Err(refuse("request", message)));
+            }
+        };
+        let part = device.as_ref().map(|_| Part::Writable(spec.sandbox));
+        let waiting = Waiting::Create(to, spec.sandbox.into(), spec.stdio, part);
+        let create = launcher::Request::Create(spec);
+        self.ask(waiting, create, device.into_iter().collect())?;
         Ok(Ok(None))
+    }
+
+    fn open_writable(&mut self, sandbox: InstanceId, window: Window) -> Result<OwnedFd, Refusal> {
+        match self.disks.open(&Part::Writable(sandbox), window)? {
+            Opened::Device(device) => Ok(device),
+            Opened::Known => Err(refuse(
+                "request",
+                format!("sandbox {sandbox} is there already"),
+            )),
+        }
     }
 
     fn exec(&mut self, to: To, spec: Box<ExecSpec>) -> Result<Outcome, AgentError> {
@@ -299,7 +331,7 @@ impl Agent {
         } else if self.execs() >= EXECS_MAX {
             format!("{EXECS_MAX} further processes are not forgotten")
         } else {
-            let waiting = Waiting::Create(to, key, spec.stdio);
+            let waiting = Waiting::Create(to, key, spec.stdio, None);
             self.ask(waiting, launcher::Request::Exec(spec), Vec::new())?;
             return Ok(Ok(None));
         };
@@ -371,22 +403,22 @@ impl Agent {
                 }
             }
             Waiting::Host(to) => self.reply(to, result.and_then(translate)),
-            Waiting::AddLayer(to, layer) => {
-                if result.is_ok() {
-                    self.disks.set_mounted(&layer);
-                } else {
-                    let now = skiff_base::Clock::now(&self.clock);
-                    self.disks.remove(&layer, None, now);
-                }
+            Waiting::AddLayer(to, part) => {
+                self.settle(&part, result.is_ok());
                 self.reply(to, result.and_then(translate));
             }
-            Waiting::RemoveLayer(to, layer) => self.layer_unmounted(to, &layer, result),
-            Waiting::Create(to, id, stdio) => self.created(to, id, stdio, result, fds),
+            Waiting::RemoveLayer(to, part) => self.unmounted(to, &part, result),
+            Waiting::Create(to, id, stdio, part) => {
+                if let Some(part) = part {
+                    self.settle(&part, result.is_ok());
+                }
+                self.created(to, id, stdio, result, fds);
+            }
             Waiting::Destroy(to, id) => {
                 if result.is_ok() {
                     self.sandboxes.retain(|key, _| key.sandbox != id);
                 }
-                self.reply(to, result.and_then(translate));
+                self.unmounted(to, &Part::Writable(id), result);
             }
             Waiting::Shutdown(to) => {
                 if result.is_ok() {
@@ -399,26 +431,31 @@ impl Agent {
         Ok(())
     }
 
-    fn layer_unmounted(
-        &mut self,
-        to: To,
-        layer: &Digest,
-        result: Result<launcher::Reply, Refusal>,
-    ) {
+    /// What lies on a part of a disk has been mounted or refused.
+    fn settle(&mut self, part: &Part, mounted: bool) {
+        if mounted {
+            self.disks.set_mounted(part);
+        } else {
+            let now = skiff_base::Clock::now(&self.clock);
+            self.disks.remove(part, None, now);
+        }
+    }
+
+    fn unmounted(&mut self, to: To, part: &Part, result: Result<launcher::Reply, Refusal>) {
         if result.is_err() {
             return self.reply(to, result.and_then(translate));
         }
         let now = skiff_base::Clock::now(&self.clock);
-        if self.disks.remove(layer, Some(to), now).is_some() {
+        if self.disks.remove(part, Some(to), now).is_some() {
             self.reply(to, Ok(Reply::Done));
         }
     }
 
-    /// The kernel has let go of a layer's part of a disk, or does not.
-    pub(crate) fn layer_left(&mut self, to: Option<To>, result: Result<(), Refusal>) {
+    /// The kernel has let go of a part of a disk, or does not.
+    pub(crate) fn part_left(&mut self, to: Option<To>, result: Result<(), Refusal>) {
         match (to, result) {
             (Some(to), result) => self.reply(to, result.map(|()| Reply::Done)),
-            (None, Err(refusal)) => tracing::error!(%refusal, "a layer leaves a part of a disk"),
+            (None, Err(refusal)) => tracing::error!(%refusal, "a part of a disk stays"),
             (None, Ok(())) => {}
         }
     }

@@ -17,10 +17,11 @@ use support::{LayerDisk, Machine, connect, scenarios, until};
 struct LoopDevice(String);
 
 impl LoopDevice {
-    fn new(file: &Path) -> Self {
+    fn new(file: &Path, access: &[&str]) -> Self {
         let attached = command("losetup")
             // Without partitions it would have none at run time either.
-            .args(["--find", "--show", "--partscan", "--read-only"])
+            .args(["--find", "--show", "--partscan"])
+            .args(access)
             .arg(file)
             .stdout(Stdio::piped())
             .output()
@@ -58,7 +59,7 @@ fn lay_out(layers: &LayerDisk, folder: &Path) -> PathBuf {
 struct Alone {
     agent: Child,
     machine: Option<Machine>,
-    _disk: LoopDevice,
+    _disks: [LoopDevice; 2],
     _folder: tempfile::TempDir,
 }
 
@@ -66,17 +67,20 @@ impl Alone {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let layers = LayerDisk::new(folder.path());
-        let disk = LoopDevice::new(&lay_out(&layers, folder.path()));
+        let disks = [
+            LoopDevice::new(&lay_out(&layers, folder.path()), &["--read-only"]),
+            LoopDevice::new(&layers.scratch.file, &[]),
+        ];
         let agent = command(env!("CARGO_BIN_EXE_skiff-agent-alone"))
             .arg(folder.path())
-            .arg(&disk.0)
+            .args(disks.each_ref().map(|disk| &disk.0))
             .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
         let mut alone = Self {
             agent,
             machine: None,
-            _disk: disk,
+            _disks: disks,
             _folder: folder,
         };
         let socket = alone._folder.path().join("vsock");

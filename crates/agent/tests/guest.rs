@@ -15,11 +15,13 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketTyp
 use skiff_base::process::command;
 use skiff_base::{Clock, SystemClock};
 use skiff_jail::channel;
+use skiff_wire::agent::Window;
 use skiff_wire::monitor;
 use support::disk::Layer;
 use support::{LayerDisk, Machine, connect, refusal, scenarios, until};
 
 const DISK: &str = "layers";
+const SCRATCH: &str = "scratch";
 
 /// Where `vmlinuz` and `agent`, an initramfs, are.
 fn files() -> Option<PathBuf> {
@@ -47,7 +49,7 @@ impl Monitor {
                 "initrd_path": files.join("agent"),
                 "boot_args": format!("{boot} skiff.log=info"),
             },
-            "window-disks": [{"disk_id": DISK, "is_read_only": true}],
+            "window-disks": [{"disk_id": DISK, "is_read_only": true}, {"disk_id": SCRATCH}],
             "machine-config": {"vcpu_count": 2, "mem_size_mib": 256},
             "vsock": {"guest_cid": 3, "uds_path": folder.path().join("vsock")},
             "entropy": {},
@@ -119,12 +121,21 @@ fn ask(control: &OwnedFd, request: monitor::Request, files: &[&File]) {
 }
 
 fn map(control: &OwnedFd, layer: &Layer) {
+    map_file(
+        control,
+        DISK,
+        layer.window,
+        &File::open(&layer.file).unwrap(),
+    );
+}
+
+fn map_file(control: &OwnedFd, disk: &str, window: Window, file: &File) {
     let request = monitor::Request::Map {
-        disk: DISK.to_owned(),
-        first_sector: layer.window.first_sector,
-        sectors: layer.window.sectors,
+        disk: disk.to_owned(),
+        first_sector: window.first_sector,
+        sectors: window.sectors,
     };
-    ask(control, request, &[&File::open(&layer.file).unwrap()]);
+    ask(control, request, &[file]);
 }
 
 /// One boot for everything: under emulation it takes seconds.
@@ -140,6 +151,11 @@ async fn a_machine_does_what_it_is_asked() {
     for layer in &layers.layers {
         map(&control, layer);
     }
+    let scratch = File::options()
+        .read(true)
+        .write(true)
+        .open(&layers.scratch.file);
+    map_file(&control, SCRATCH, layers.scratch.window, &scratch.unwrap());
     // Each failed attempt is an error on the console, which takes long.
     let mut machine = Machine::new(&monitor.socket(), layers, 10).await;
     macro_rules! in_turn {

@@ -48,6 +48,8 @@ pub const REQUESTS_MAX: usize = 256;
 pub const FEATURE_SERVICES: u64 = 1 << 0;
 /// [`Request::Exec`] and what belongs to it.
 pub const FEATURE_EXEC: u64 = 1 << 1;
+/// [`Request::CreateOnDisk`].
+pub const FEATURE_DISK: u64 = 1 << 2;
 
 /// One request with the number its reply will carry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +119,8 @@ pub enum Request {
     },
     /// Makes and starts a sandbox. `Stdio::Given` is refused: what would be
     /// given cannot be sent. `egress` has no meaning here: the machine's own
-    /// network is the sandbox's.
+    /// network is the sandbox's. One with a writable layer on disk is made by
+    /// [`Request::CreateOnDisk`].
     Create(Box<SandboxSpec>),
     /// Sends a signal to the first process.
     Signal {
@@ -208,6 +211,14 @@ pub enum Request {
         /// Which.
         exec: u64,
     },
+    /// As [`Request::Create`], with the writable layer on the ext4 file system
+    /// that lies on a part of a disk. The sandbox's destruction lets go of it.
+    CreateOnDisk {
+        /// Its `writable` is `Writable::Disk`, of any size.
+        spec: Box<SandboxSpec>,
+        /// Where the file system lies.
+        window: Window,
+    },
 }
 
 /// How a further process ended.
@@ -246,7 +257,7 @@ pub enum Reply {
         /// The release of the kernel.
         kernel: String,
     },
-    /// To `Create`: how long each step took, microseconds.
+    /// To `Create` and `CreateOnDisk`: how long each step took, microseconds.
     Created {
         /// As the launcher's.
         steps_us: Vec<(String, u32)>,

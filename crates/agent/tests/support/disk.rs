@@ -1,4 +1,4 @@
-//! A disk with layers at places of its own.
+//! A disk with layers at places of its own, and one to write to.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,6 +13,8 @@ pub const SECTOR_BYTES: u64 = 512;
 const STEP_BYTES: u64 = 8 << 20;
 /// Where there is nothing but zeros.
 const EMPTY_BYTES: u64 = 1 << 20;
+/// More than a sandbox's memory.
+const SCRATCH_BYTES: u64 = 48 << 20;
 
 #[derive(Debug, Clone)]
 pub struct Layer {
@@ -22,10 +24,17 @@ pub struct Layer {
     pub file: PathBuf,
 }
 
-/// A machine's first disk.
+/// An empty ext4 file system, all of a machine's second disk.
+pub struct Scratch {
+    pub window: Window,
+    pub file: PathBuf,
+}
+
+/// A machine's first disk, and what its second is of.
 pub struct LayerDisk {
     /// busybox below, some files above.
     pub layers: Vec<Layer>,
+    pub scratch: Scratch,
 }
 
 impl LayerDisk {
@@ -47,7 +56,10 @@ impl LayerDisk {
                 file,
             });
         }
-        Self { layers }
+        Self {
+            layers,
+            scratch: make_scratch(folder),
+        }
     }
 
     /// A part of it without a layer.
@@ -74,13 +86,35 @@ fn make_layer(folder: &Path, number: u64, fill: fn(&Path)) -> PathBuf {
     file
 }
 
+fn make_scratch(folder: &Path) -> Scratch {
+    let path = folder.join("scratch");
+    let file = fs::File::create(&path).unwrap();
+    file.set_len(SCRATCH_BYTES).unwrap();
+    let made = command("mke2fs")
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal"])
+        .args(["-E", "nodiscard,lazy_itable_init=1"])
+        .arg(&path)
+        .status()
+        .unwrap();
+    assert!(made.success(), "mke2fs fails");
+    Scratch {
+        window: Window {
+            disk: 1,
+            first_sector: 0,
+            sectors: SCRATCH_BYTES / SECTOR_BYTES,
+        },
+        file: path,
+    }
+}
+
 fn add_busybox(root: &Path) {
     let bin = root.join("bin");
     fs::create_dir(&bin).unwrap();
     fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
     for name in [
         "sh", "cat", "echo", "sleep", "tail", "head", "httpd", "wget", "nslookup", "stty", "test",
-        "touch", "wc", "hostname", "date", "yes",
+        "touch", "wc", "hostname", "date", "yes", "dd",
     ] {
         symlink("busybox", bin.join(name)).unwrap();
     }

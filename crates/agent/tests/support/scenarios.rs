@@ -6,8 +6,8 @@ use skiff_sandbox::AgentClient;
 use skiff_types::InstanceId;
 use skiff_wire::FRAME_BYTES_MAX;
 use skiff_wire::agent::{
-    CONTROL_PORT, DNS_DATAGRAM_PORT, DNS_PORT, FEATURE_EXEC, FEATURE_SERVICES, GATEWAY_PORT,
-    Opening, PROTOCOL, STREAM_PORT,
+    CONTROL_PORT, DNS_DATAGRAM_PORT, DNS_PORT, FEATURE_DISK, FEATURE_EXEC, FEATURE_SERVICES,
+    GATEWAY_PORT, Opening, PROTOCOL, STREAM_PORT, Window,
 };
 use skiff_wire::launcher::{ExecSpec, Stdio, Writable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -41,6 +41,7 @@ scenarios!(
     a_signal_ends_it,
     a_further_process_runs,
     layers_come_and_go,
+    what_is_written_may_be_on_disk,
     the_gateway_is_reached_from_inside,
     names_are_looked_up_on_the_host,
     a_look_up_over_tcp_is_carried,
@@ -52,7 +53,8 @@ scenarios!(
 pub async fn it_greets(machine: &Machine) {
     let hello = machine.client.hello();
     assert_eq!(hello.protocol, PROTOCOL);
-    assert_eq!(hello.features, FEATURE_SERVICES | FEATURE_EXEC);
+    let features = FEATURE_SERVICES | FEATURE_EXEC | FEATURE_DISK;
+    assert_eq!(hello.features, features);
     assert_eq!(hello.version, env!("CARGO_PKG_VERSION"));
     assert!(
         hello
@@ -473,6 +475,35 @@ pub async fn noise_ends_its_own_connection_alone(machine: &Machine) {
     client.destroy(sandbox).await.unwrap();
 }
 
+/// More than its memory, and no more than its disk.
+pub async fn what_is_written_may_be_on_disk(machine: &Machine) {
+    let script = "head -c 40000000 /dev/zero >/file && wc -c </file; \
+                  dd if=/dev/zero of=/more bs=1M count=40 2>&1 | head -n 1";
+    let mut spec = machine.shell(script);
+    spec.process.uid = 0;
+    spec.writable = Writable::Disk { bytes: 48 << 20 };
+    let window = machine.disk.scratch.window;
+    let sandbox = spec.sandbox;
+    let client = &machine.client;
+    client.create_on_disk(spec.clone(), window).await.unwrap();
+    let mut stdout = machine.stdout(sandbox).await;
+    let text = read_all(&mut stdout).await;
+    assert!(text.starts_with("40000000\n"), "{text}");
+    assert!(
+        text.trim_end().ends_with("No space left on device"),
+        "{text}"
+    );
+    let exit = machine.exit(sandbox).await;
+    assert!(!exit.out_of_memory, "{exit:?}");
+    let twice = client.create_on_disk(spec.clone(), window).await;
+    assert_eq!(refusal(twice).0, "request");
+    machine.destroy(sandbox).await;
+    // Its place has been let go of; what it wrote is nobody else's root.
+    spec.sandbox = machine.spec(&[]).sandbox;
+    let used = client.create_on_disk(spec, window).await;
+    assert_eq!(refusal(used), ("root".to_owned(), 17));
+}
+
 pub async fn there_are_only_so_many_streams(machine: &Machine) {
     let sandbox = machine.start(machine.spec(&["sleep", "100000"])).await;
     let mut silent = Vec::new();
@@ -493,7 +524,23 @@ pub async fn what_cannot_be_is_refused(machine: &Machine) {
     assert_eq!(refusal(client.create(given).await).0, "request");
     let mut disk = machine.spec(&["true"]);
     disk.writable = Writable::Disk { bytes: 64 << 20 };
-    assert_eq!(refusal(client.create(disk).await).0, "request");
+    assert_eq!(refusal(client.create(disk.clone()).await).0, "request");
+    let scratch = machine.disk.scratch.window;
+    let tmpfs = client.create_on_disk(machine.spec(&["true"]), scratch);
+    assert_eq!(refusal(tmpfs.await).0, "request");
+    for window in [
+        Window { disk: 9, ..scratch },
+        Window {
+            sectors: 0,
+            ..scratch
+        },
+    ] {
+        let absent = client.create_on_disk(disk.clone(), window).await;
+        assert_eq!(refusal(absent).0, "disk");
+    }
+    // No file system lies there.
+    let empty = client.create_on_disk(disk, machine.disk.empty()).await;
+    assert_eq!(refusal(empty).0, "disk");
     let absent = refusal(client.create(machine.spec(&["/absent"])).await);
     assert_eq!(absent, ("exec".to_owned(), 2));
     let sandbox = machine.spec(&["true"]).sandbox;

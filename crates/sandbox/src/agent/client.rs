@@ -228,6 +228,23 @@ impl AgentClient {
         }
     }
 
+    /// As [`AgentClient::create`], with the writable layer on the ext4 file
+    /// system that lies on a part of a disk.
+    ///
+    /// # Errors
+    /// As [`AgentClient::call`].
+    pub async fn create_on_disk(
+        &self,
+        spec: SandboxSpec,
+        window: Window,
+    ) -> Result<Vec<(String, u32)>, AgentError> {
+        let spec = Box::new(spec);
+        match self.call(Request::CreateOnDisk { spec, window }).await? {
+            Reply::Created { steps_us } => Ok(steps_us),
+            _ => Err(AgentError::Unexpected { what: "create" }),
+        }
+    }
+
     /// Sends a signal to a sandbox's first process.
     ///
     /// # Errors
@@ -540,7 +557,7 @@ fn kind(request: &Request) -> (&'static str, Duration) {
         Request::Hello { .. } => ("hello", HELLO_DEADLINE),
         Request::AddLayer { .. } => ("add layer", QUICK_DEADLINE),
         Request::RemoveLayer { .. } => ("remove layer", QUICK_DEADLINE),
-        Request::Create(_) => ("create", SLOW_DEADLINE),
+        Request::Create(_) | Request::CreateOnDisk { .. } => ("create", SLOW_DEADLINE),
         Request::Signal { .. } => ("signal", QUICK_DEADLINE),
         Request::Exec(_) => ("exec", SLOW_DEADLINE),
         Request::SignalExec { .. } => ("signal exec", QUICK_DEADLINE),
