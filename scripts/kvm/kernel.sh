@@ -11,8 +11,8 @@ cd "$(dirname "$0")"
 . ../machine/modules.sh
 
 modules=(virtio_mmio virtio_blk virtio_net virtio-rng vmw_vsock_virtio_transport erofs)
-# Containers, and the way to the host's services.
-agent_modules=("${modules[@]}" overlay nf_tables)
+# Containers, writable layers on disk, and the way to the host's services.
+agent_modules=("${modules[@]}" overlay ext4 nf_tables)
 
 read -r package version < <(../machine/package.sh linux-image-cloud-amd64)
 cache=${SKIFF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/skiff}

@@ -312,6 +312,7 @@ mod tests {
                 "vmw_vsock_virtio_transport",
                 "erofs",
                 "overlay",
+                "ext4",
                 "virtio_net",
                 "nf_tables"
             ]

@@ -28,7 +28,7 @@ const fn driver(option: &'static str, module: &'static str, purpose: &'static st
 }
 
 /// Their modules are loaded in this order.
-pub(crate) const DRIVERS: [Driver; 8] = [
+pub(crate) const DRIVERS: [Driver; 9] = [
     driver("CONFIG_VIRTIO_MMIO", "virtio_mmio", "finding devices"),
     driver("CONFIG_VIRTIO_BLK", "virtio_blk", "disks"),
     driver(
@@ -43,6 +43,7 @@ pub(crate) const DRIVERS: [Driver; 8] = [
     ),
     driver("CONFIG_EROFS_FS", "erofs", "images' layers"),
     driver("CONFIG_OVERLAY_FS", "overlay", "writable roots"),
+    driver("CONFIG_EXT4_FS", "ext4", "writable roots on disk"),
     driver("CONFIG_VIRTIO_NET", "virtio_net", "egress"),
     driver("CONFIG_NF_TABLES", "nf_tables", "calls to Skiff's services"),
 ];

@@ -181,6 +181,7 @@ impl Made {
             "VIRTIO_VSOCKETS",
             "EROFS_FS",
             "OVERLAY_FS",
+            "EXT4_FS",
             "VIRTIO_NET",
             "NF_TABLES",
         ];
@@ -230,6 +231,7 @@ impl Made {
                 module("net/vmw_vsock/vmw_vsock_virtio_transport", "virtio"),
                 module("fs/erofs/erofs", ""),
                 module("fs/overlayfs/overlay", ""),
+                module("fs/ext4/ext4", ""),
                 module("drivers/net/virtio_net", "virtio"),
                 module("net/netfilter/nf_tables", ""),
                 module("drivers/net/unrelated", "missing"),

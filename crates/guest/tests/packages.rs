@@ -194,6 +194,7 @@ fn debians_cloud_kernel_is_installed_from_package_and_folder() {
         "vmw_vsock_virtio_transport",
         "erofs",
         "overlay",
+        "ext4",
         "virtio_net",
         "nf_tables",
     ];

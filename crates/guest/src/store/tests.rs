@@ -63,7 +63,7 @@ fn an_installed_kernel_is_listed_and_has_its_files() {
     let kernel = place.try_install(&Made::default(), options).unwrap();
     assert_eq!(kernel.version, "6.1.0-1-test");
     assert_eq!(kernel.source, "x.deb");
-    assert_eq!(kernel.modules, 9);
+    assert_eq!(kernel.modules, 10);
     assert!(kernel.default);
     assert_eq!(place.kernels.list().unwrap(), std::slice::from_ref(&kernel));
     let folder = place.kernel_folder(&kernel);
@@ -227,7 +227,7 @@ fn an_initramfs_is_made_once_for_an_agent() {
     assert_eq!(boot.hash, kernel.hash);
     let archive = fs::read(&boot.initramfs).unwrap();
     let has = |text: &[u8]| memchr::memmem::find(&archive, text).is_some();
-    assert!(has(b"modules/007-virtio_net.ko\0"));
+    assert!(has(b"modules/008-virtio_net.ko\0"));
     assert!(has(&static_program(b"one")));
     let made = fs::metadata(&boot.initramfs).unwrap().modified().unwrap();
     assert_eq!(place.kernels.boot_files(&kernel, &agent).unwrap(), boot);
