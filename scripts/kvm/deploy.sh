@@ -81,7 +81,7 @@ life() { # CLASS STEP...: the steps of making its sandbox
   class=$1
   shift
   begun=$(cut -d. -f1 /proc/uptime)
-  say skiff deploy "$class" --image testapp:1 --isolation "$class" --memory 64 \
+  say skiff deploy "$class" --image testapp:1 --isolation "$class" --memory 64 --disk 16 \
     --keep-alive $((10 * SKIFF_SLOWNESS)) --start-timeout "$deadline"
   check "${class}_is_deployed" ended 0
   check "${class}_answers" soon answers "$class" / '^hello'

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
@@ -188,6 +188,7 @@ fn busybox(root: &Path) {
     fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
     for name in [
         "sh", "cat", "echo", "sleep", "stty", "tail", "true", "httpd", "hostname", "id", "wget",
+        "head", "wc", "rm", "sync", "ls", "dd",
     ] {
         symlink("busybox", bin.join(name)).unwrap();
     }
@@ -241,11 +242,13 @@ async fn both_classes_do_the_same() {
     for backend in classes.each() {
         output_and_end_are_told(&rig, backend).await;
         too_much_memory_is_told(&rig, backend).await;
+        what_it_writes_may_be_on_disk(&rig, backend).await;
         a_port_is_reached_and_it_can_stand(&rig, backend).await;
         services_and_names_are_reached(&rig, backend).await;
         further_processes_run_in_it(&rig, backend).await;
         rig.is_empty(&classes).await;
     }
+    what_it_removes_is_given_back(&rig, &classes).await;
     sandboxes_are_adopted(&rig, classes).await;
 }
 
@@ -273,6 +276,21 @@ async fn too_much_memory_is_told(rig: &Rig, backend: &dyn Backend) {
         (Some(9), true),
         "{exit:?}"
     );
+}
+
+/// More than its memory, and no more than its disk; each has its own.
+async fn what_it_writes_may_be_on_disk(rig: &Rig, backend: &dyn Backend) {
+    let script = "ls /file; head -c 40000000 /dev/zero >/file && wc -c </file; \
+                  dd if=/dev/zero of=/more bs=1M count=40 2>&1 | head -n 1";
+    for _ in 0..2 {
+        let mut spec = rig.spec(script);
+        spec.process.uid = 0;
+        spec.writable = Writable::Disk { bytes: 48 << 20 };
+        let (out, _, exit) = run(backend, spec).await;
+        assert!(out.starts_with("40000000\n"), "{out}");
+        assert!(out.trim_end().ends_with("No space left on device"), "{out}");
+        assert!(!exit.out_of_memory, "{exit:?}");
+    }
 }
 
 async fn a_port_is_reached_and_it_can_stand(rig: &Rig, backend: &dyn Backend) {
@@ -558,6 +576,54 @@ async fn further_processes_run_in_it(rig: &Rig, backend: &dyn Backend) {
     within("a signal", sandbox.signal(9)).await.unwrap();
     within("its end", one.process.exited()).await;
     within("its destruction", sandbox.destroy()).await.unwrap();
+}
+
+/// Of the host's file system, while it runs and at its end.
+async fn what_it_removes_is_given_back(rig: &Rig, classes: &Classes) {
+    const WRITTEN: u64 = 24 << 20;
+    let script = format!(
+        "trap 'rm /file; sync; echo removed' USR1; head -c {WRITTEN} /dev/zero >/file; sync; \
+         echo written; while :; do sleep 0.1; done"
+    );
+    let mut spec = rig.spec(&script);
+    spec.process.uid = 0;
+    spec.writable = Writable::Disk { bytes: 48 << 20 };
+    let created = within("a sandbox", classes.machines.create(spec)).await;
+    let created = created.unwrap();
+    let [pid] = *monitors(rig) else {
+        panic!("there is not one monitor");
+    };
+    let disk = scratch_of(pid);
+    // Bytes that the file takes; it has no name.
+    let taken = || {
+        let status = fs::metadata(&disk).unwrap();
+        assert_eq!(status.nlink(), 0);
+        status.blocks() * 512
+    };
+    until("it to be written", async || {
+        (taken() >= WRITTEN).then_some(())
+    })
+    .await;
+    within("a signal", created.sandbox.signal(10))
+        .await
+        .unwrap();
+    until("its blocks", async || (taken() < WRITTEN / 2).then_some(())).await;
+    within("its destruction", created.sandbox.destroy())
+        .await
+        .unwrap();
+    assert!(!disk.exists());
+    rig.is_empty(classes).await;
+}
+
+/// The file without a name that a monitor has mapped.
+fn scratch_of(pid: u32) -> PathBuf {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let mut files = files.map(|entry| entry.unwrap().path());
+    let found = files.find(|path| {
+        let target = fs::read_link(path).unwrap();
+        target.starts_with("/var/tmp") && target.to_string_lossy().ends_with("(deleted)")
+    });
+    found.expect("it has a disk to write to")
 }
 
 async fn sandboxes_are_adopted(rig: &Rig, classes: Classes) {

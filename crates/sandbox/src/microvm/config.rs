@@ -7,6 +7,9 @@ use serde_json::json;
 
 /// The agent's disk of layers, the machine's first.
 pub const LAYERS: &str = "layers";
+/// The disk of what an application writes, the second of a machine that has
+/// one.
+pub const SCRATCH: &str = "scratch";
 /// Where the monitor's sockets are, in its folder: vsock's, and its own.
 pub const VSOCK: &str = "vsock";
 pub const CONTROL: &str = "control";
@@ -42,11 +45,15 @@ pub const fn vcpus(cpu_millis: u32) -> u32 {
 }
 
 /// The configuration, as a file at its beginning.
-pub fn file(memory_mib: u64, vcpus: u32) -> io::Result<File> {
+pub fn file(memory_mib: u64, vcpus: u32, on_disk: bool) -> io::Result<File> {
+    let mut disks = vec![json!({"disk_id": LAYERS, "is_read_only": true})];
+    if on_disk {
+        disks.push(json!({"disk_id": SCRATCH}));
+    }
     let config = json!({
         "boot-source": {"kernel_image_path": KERNEL, "initrd_path": INITRAMFS},
         "machine-config": {"vcpu_count": vcpus, "mem_size_mib": memory_mib},
-        "window-disks": [{"disk_id": LAYERS, "is_read_only": true}],
+        "window-disks": disks,
         "vsock": {"guest_cid": GUEST_CID, "uds_path": VSOCK},
         "entropy": {},
     });

@@ -35,7 +35,7 @@ use futures_util::{StreamExt, stream};
 use skiff_base::{Clock, Monotonic, SystemClock, Tasks};
 use skiff_types::{Digest, InstanceId, IsolationClass};
 use skiff_wire::agent::{Opening, Window};
-use skiff_wire::launcher::{Exit, Listed, MonitorProgram, MonitorSpec, Reply, Request};
+use skiff_wire::launcher::{Exit, Listed, MonitorProgram, MonitorSpec, Reply, Request, Writable};
 use tokio::sync::watch;
 
 use self::disks::{Disk, Disks};
@@ -58,8 +58,10 @@ const MONITOR_THREADS: u32 = 8;
 const WINDOW_ALIGN_SECTORS: u64 = 2048;
 const SECTOR_BYTES: u64 = 512;
 const MIB: u64 = 1024 * 1024;
-/// The layers' disk is the machine's first.
+/// The layers' disk is the machine's first, and that of what is written its
+/// second.
 const LAYERS_DISK: u8 = 0;
+const SCRATCH_DISK: u8 = 1;
 /// An agent that has answered before answers again at once.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -155,7 +157,7 @@ impl MicrovmBackend {
         let begun = self.clock.now();
         let ended = self.link.exits.watch(id);
         let machine = self.machine(id, ended);
-        let size = Size::of(TRIAL_BYTES, TRIAL_MILLIS);
+        let size = Size::of(TRIAL_BYTES, TRIAL_MILLIS, false);
         let output = self.start_monitor(id, size, None, Vec::new());
         let output = output.await.inspect_err(|_| self.link.exits.forget(id))?;
         let birth = Birth::of(&machine, &self.tasks);
@@ -179,13 +181,14 @@ impl MicrovmBackend {
     }
 
     async fn create_machine(&self, spec: CreateSpec) -> Result<Created, SandboxError> {
-        check(&spec)?;
+        self.check(&spec)?;
         let id = spec.instance;
         let begun = self.clock.now();
         let disk = self.disk(&spec.layers).await?;
         let ended = self.link.exits.watch(id);
         let machine = self.machine(id, ended);
-        let size = Size::of(spec.memory_bytes, spec.cpu_millis);
+        let on_disk = matches!(spec.writable, Writable::Disk { .. });
+        let size = Size::of(spec.memory_bytes, spec.cpu_millis, on_disk);
         let started = self.start_monitor(id, size, disk.as_ref(), spec.label.clone());
         let output = match started.await {
             Ok(output) => output,
@@ -330,9 +333,9 @@ impl MicrovmBackend {
             tracing::debug!(instance = %id, %error, "a machine's calls are refused so far");
         }
         self.make_foreign(machine, size, disk.as_ref()).await?;
-        let windows = match disk {
-            Some(disk) => disk.windows,
-            None => map_layers(machine, &spec.layers).await?,
+        let (windows, scratch) = match disk {
+            Some(disk) => (disk.windows, None),
+            None => map(machine, &spec).await?,
         };
         let agent = machine.agent(self.boot_deadline).await;
         let agent = agent.map_err(refused(id))?;
@@ -344,11 +347,35 @@ impl MicrovmBackend {
         }
         steps.push(self.step("layers", begun));
         let begun = self.clock.now();
-        let created = agent.create(sandbox_spec(spec)).await;
+        let spec = sandbox_spec(spec);
+        let created = match scratch {
+            Some(window) => agent.create_on_disk(spec, window).await,
+            None => agent.create(spec).await,
+        };
         created.map_err(refused(id))?;
         let output = open_output(&agent, id).await?;
         steps.push(self.step("agent", begun));
         Ok((agent, output, steps))
+    }
+
+    /// What this class cannot do yet, or not with a monitor that is not ours,
+    /// which has no disks of windows.
+    const fn lacks_one_of(&self, needs: Needs) -> Option<&'static str> {
+        if needs.egress {
+            Some("reach the internet: deploy with `--egress closed`")
+        } else if needs.disk && self.foreign.is_some() {
+            Some("write to a disk: deploy without `--disk`")
+        } else {
+            None
+        }
+    }
+
+    fn check(&self, spec: &CreateSpec) -> Result<(), SandboxError> {
+        let class = IsolationClass::Microvm.as_str();
+        match self.lacks_one_of(spec.needs()) {
+            Some(what) => Err(SandboxError::Unsupported { class, what }),
+            None => Ok(()),
+        }
     }
 
     fn step(&self, name: &str, begun: Monotonic) -> (String, u32) {
@@ -434,7 +461,7 @@ impl Backend for MicrovmBackend {
     }
 
     fn lacks(&self, needs: Needs) -> Option<&'static str> {
-        lacks(needs)
+        self.lacks_one_of(needs)
     }
 
     fn create(&self, spec: CreateSpec) -> BoxFuture<'_, Result<Created, SandboxError>> {
@@ -474,12 +501,15 @@ struct Size {
     memory_mib: u64,
     vcpus: u32,
     cpu_millis: u32,
+    /// It has a disk to write to.
+    on_disk: bool,
 }
 
 impl Size {
     /// For an application of this size.
-    fn of(memory_bytes: u64, cpu_millis: u32) -> Self {
+    fn of(memory_bytes: u64, cpu_millis: u32, on_disk: bool) -> Self {
         Self {
+            on_disk,
             memory_mib: config::machine_mib(memory_bytes.div_ceil(MIB)),
             vcpus: config::vcpus(cpu_millis),
             cpu_millis,
@@ -491,7 +521,7 @@ impl Size {
 fn open_files(config: Option<Size>, paths: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
     let mut files = Vec::with_capacity(paths.len() + 1);
     if let Some(size) = config {
-        files.push(config::file(size.memory_mib, size.vcpus)?.into());
+        files.push(config::file(size.memory_mib, size.vcpus, size.on_disk)?.into());
     }
     for path in paths {
         let opened = File::open(path).map_err(|error| {
@@ -505,32 +535,30 @@ fn open_files(config: Option<Size>, paths: &[PathBuf]) -> io::Result<Vec<OwnedFd
     Ok(files)
 }
 
-/// What this class cannot do yet.
-const fn lacks(needs: Needs) -> Option<&'static str> {
-    if needs.egress {
-        Some("reach the internet: deploy with `--egress closed`")
-    } else if needs.disk {
-        Some("write to a disk: deploy without `--disk`")
-    } else {
-        None
-    }
-}
-
-fn check(spec: &CreateSpec) -> Result<(), SandboxError> {
-    let class = IsolationClass::Microvm.as_str();
-    match lacks(spec.needs()) {
-        Some(what) => Err(SandboxError::Unsupported { class, what }),
-        None => Ok(()),
-    }
+/// Maps what a machine of our own monitor reads and writes: its layers, and
+/// its disk if it has one.
+async fn map(
+    machine: &Machine,
+    spec: &CreateSpec,
+) -> Result<(Vec<Window>, Option<Window>), SandboxError> {
+    let mut monitor = MonitorClient::connect(&machine.control())
+        .await
+        .map_err(refused(machine.id))?;
+    let windows = map_layers(machine.id, &mut monitor, &spec.layers).await?;
+    let scratch = match spec.writable {
+        Writable::Disk { bytes } => Some(map_scratch(machine, &mut monitor, bytes).await?),
+        Writable::Tmpfs { .. } => None,
+    };
+    Ok((windows, scratch))
 }
 
 /// Maps each layer's file to a window of the machine's disk, one behind the
 /// other.
-async fn map_layers(machine: &Machine, layers: &[LayerFile]) -> Result<Vec<Window>, SandboxError> {
-    let id = machine.id;
-    let mut monitor = MonitorClient::connect(&machine.control())
-        .await
-        .map_err(refused(id))?;
+async fn map_layers(
+    id: InstanceId,
+    monitor: &mut MonitorClient,
+    layers: &[LayerFile],
+) -> Result<Vec<Window>, SandboxError> {
     let mut windows = Vec::with_capacity(layers.len());
     let mut first_sector = 0;
     for layer in layers {
@@ -556,6 +584,32 @@ async fn map_layers(machine: &Machine, layers: &[LayerFile]) -> Result<Vec<Windo
         first_sector = (first_sector + sectors).next_multiple_of(WINDOW_ALIGN_SECTORS);
     }
     Ok(windows)
+}
+
+/// Maps an empty file system of the launcher's to the second disk. From then on
+/// it is the monitor's alone, and goes with it.
+async fn map_scratch(
+    machine: &Machine,
+    monitor: &mut MonitorClient,
+    bytes: u64,
+) -> Result<Window, SandboxError> {
+    let asked = machine
+        .link
+        .ask(machine.id, Request::Disk { bytes })
+        .await?;
+    let (Reply::Descriptors, files) = asked else {
+        return Err(unexpected("disk"));
+    };
+    let file = files.into_iter().next();
+    let file = file.ok_or_else(|| unexpected("disk"))?;
+    let window = Window {
+        disk: SCRATCH_DISK,
+        first_sector: 0,
+        sectors: bytes / SECTOR_BYTES,
+    };
+    let mapped = monitor.map(config::SCRATCH, window.first_sector, window.sectors, file);
+    mapped.await.map_err(refused(machine.id))?;
+    Ok(window)
 }
 
 async fn open_output(agent: &AgentClient, sandbox: InstanceId) -> Result<Output, SandboxError> {

@@ -13,6 +13,9 @@ fn options() -> Option<LauncherOptions> {
     let mut options = LauncherOptions::new(server, run_dir, 0);
     options.lock_dir = args.next()?.into();
     options.network.lock_folder = options.lock_dir.join("net");
+    // On a disk wherever temporary files are in memory, which would be the
+    // machine's.
+    options.disk_dir = Some("/var/tmp".into());
     options.monitor = Some(args.next()?.into());
     Some(options)
 }
