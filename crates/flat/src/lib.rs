@@ -11,7 +11,7 @@ mod elf;
 mod small;
 pub mod testing;
 
-pub use block::{BLOCK, BLOCK_SAYS, BLOCK_WRITES};
+pub use block::{BLOCK, BLOCK_LOAD, BLOCK_SAYS, BLOCK_WRITES, LOAD_REQUESTS, LOAD_SAYS, NET_LOAD};
 pub use elf::elf;
 pub use small::{
     COUNT, COUNTER, EMULATE, HALT, HELLO, HELLO_SAYS, NOWHERE, NOWHERE_SAYS, POWER_OFF,
@@ -42,7 +42,7 @@ impl Program {
 
 /// Assembles a program between two symbols.
 macro_rules! program {
-    ($(#[$doc:meta])* $name:ident, $start:ident, $end:ident, $($line:literal,)+) => {
+    ($(#[$doc:meta])* $name:ident, $start:ident, $end:ident, $($line:expr,)+) => {
         std::arch::global_asm!(
             ".pushsection .text.skiff_flat, \"ax\", @progbits",
             ".balign 16",
