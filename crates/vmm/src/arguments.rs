@@ -8,10 +8,11 @@ use clap::Parser;
 /// the guest died.
 #[derive(Debug, Parser)]
 #[command(name = "skiff-vmm", version)]
+#[command(group(clap::ArgGroup::new("confined").args(["folder_fd", "await_fd"])))]
 pub struct Arguments {
     /// The machine's configuration; `fd:3` in the place of any file is a
     /// descriptor that the process is started with.
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["probe", "api_sock"])]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["probe", "api_sock", "await_fd"])]
     pub config_file: Option<PathBuf>,
 
     /// Makes a socket on which Firecracker's API is served. Without a
@@ -50,8 +51,14 @@ pub struct Arguments {
     #[arg(long, value_name = "NUMBER")]
     pub folder_fd: Option<i32>,
 
+    /// Makes what can be made before the machine is known, and waits for its
+    /// name, folder and configuration at this connected socket. Its files take
+    /// the places of the descriptors from 3 to this.
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["config_file", "api_sock"])]
+    pub await_fd: Option<i32>,
+
     /// A cgroup's `cgroup.procs`, to be entered; with a folder.
-    #[arg(long, value_name = "NUMBER", requires = "folder_fd")]
+    #[arg(long, value_name = "NUMBER", requires = "confined")]
     pub cgroup_fd: Vec<i32>,
 
     /// Makes system calls without a filter.
@@ -61,6 +68,13 @@ pub struct Arguments {
     /// Where unpacked kernels are kept; without, each start unpacks its own.
     #[arg(long, value_name = "FOLDER")]
     pub cache_dir: Option<PathBuf>,
+}
+
+impl Arguments {
+    /// Whether it becomes a process that has one folder.
+    pub const fn is_confined(&self) -> bool {
+        self.folder_fd.is_some() || self.await_fd.is_some()
+    }
 }
 
 /// The longest name.

@@ -14,6 +14,7 @@
 //! meanwhile. The binary `skiff-vmm` is a thin shell around them.
 
 pub mod api;
+pub mod awaited;
 pub mod config;
 pub mod confine;
 pub mod control;

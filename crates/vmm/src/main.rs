@@ -5,7 +5,7 @@ mod arguments;
 mod signals;
 
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -13,9 +13,10 @@ use anyhow::Context;
 use arguments::Arguments;
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use skiff_kvm::{GuestExit, Host};
+use skiff_kvm::{GuestExit, Host, Vm};
 use skiff_vmm::api::{Api, ApiError, ApiThread};
-use skiff_vmm::confine::{Confinement, Filters, Part};
+use skiff_vmm::awaited::{Assigned, Waiting};
+use skiff_vmm::confine::{self, Confinement, Filters, Part};
 use skiff_vmm::control::{ControlError, ControlThread, Endpoint};
 use skiff_vmm::kernel::Cache;
 use skiff_vmm::{Config, Machine, Options, inherited};
@@ -30,12 +31,13 @@ const LACKS: &str = "no launcher confines this monitor: no cgroup bounds its mem
 const DIED: u8 = 3;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
     if arguments.probe {
         return probe();
     }
-    let id = arguments.id.clone();
-    match run(&arguments) {
+    let ended = run(&mut arguments);
+    let id = arguments.id;
+    match ended {
         Ok(exit) => {
             say(&id, &format!("{exit} [{}]", exit.word()));
             if exit.is_orderly() {
@@ -51,10 +53,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
+fn run(arguments: &mut Arguments) -> anyhow::Result<GuestExit> {
     // First of all, so that a signal leaves nothing behind.
     signals::hold().context("signals cannot be held")?;
-    let confinement = confinement(arguments)?;
+    raise_file_limit();
+    let filters = match arguments.no_seccomp {
+        true => None,
+        false => Some(Filters::compile()?),
+    };
+    let (made, confinement) = match arguments.await_fd {
+        None => (None, confinement(arguments)?),
+        Some(number) => match await_machine(arguments, number)? {
+            Some((made, confinement)) => (Some(made), Some(confinement)),
+            None => return Ok(GuestExit::Stopped),
+        },
+    };
+    let arguments = &*arguments;
     if let Some(confinement) = &confinement {
         confinement.enter_folder()?;
     }
@@ -64,12 +78,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
     }
     let control = endpoint(arguments)?;
     let mut api = api(arguments)?;
-    raise_file_limit();
-    let filters = match arguments.no_seccomp {
-        true => None,
-        false => Some(Filters::compile()?),
-    };
-    let Some(machine) = machine(arguments, &mut api, confinement, filters.clone())? else {
+    let options = options(arguments, confinement, filters.clone())?;
+    let Some(machine) = machine(arguments, &mut api, made, options)? else {
         return Ok(GuestExit::Stopped);
     };
     let exit = live(&machine, control, api, filters)?;
@@ -86,32 +96,69 @@ fn run(arguments: &Arguments) -> anyhow::Result<GuestExit> {
     Ok(exit)
 }
 
+/// A machine that has nothing yet.
+type Made = (Host, Vm);
+
+/// Makes what every machine has, and waits for what this one has: that becomes
+/// the arguments. Nothing when whoever would tell has gone.
+fn await_machine(
+    arguments: &mut Arguments,
+    number: i32,
+) -> anyhow::Result<Option<(Made, Confinement)>> {
+    let waiting = Waiting::at(number).context("--await-fd")?;
+    let host = host(arguments)?;
+    let vm = Vm::create(&host)?;
+    confine::join(&groups(arguments)?)?;
+    let assigned = waiting.wait().context("the machine that was waited for")?;
+    let Some(Assigned { id, folder }) = assigned else {
+        return Ok(None);
+    };
+    arguments.id = id;
+    arguments.config_file = Some("fd:3".into());
+    Ok(Some(((host, vm), Confinement::new(folder, Vec::new()))))
+}
+
+fn options(
+    arguments: &Arguments,
+    confinement: Option<Confinement>,
+    filters: Option<Filters>,
+) -> anyhow::Result<Options> {
+    let cache = arguments.cache_dir.as_deref().map(Cache::open);
+    Ok(Options {
+        cache: cache.transpose()?,
+        confinement,
+        filters,
+        ..Options::default()
+    })
+}
+
+fn host(arguments: &Arguments) -> anyhow::Result<Host> {
+    match arguments.kvm_fd {
+        Some(number) => Ok(Host::from_fd(inherited::take(number).context("--kvm-fd")?)?),
+        None => Ok(Host::open()?),
+    }
+}
+
 /// Makes the machine of the configuration, or the one that a client of the
 /// API configures; none when a signal comes before that.
 fn machine(
     arguments: &Arguments,
     api: &mut Option<Api>,
-    confinement: Option<Confinement>,
-    filters: Option<Filters>,
+    made: Option<Made>,
+    options: Options,
 ) -> anyhow::Result<Option<Arc<Machine>>> {
     let config = arguments.config_file.as_deref().map(Config::read);
     let config = config.transpose()?;
-    let options = Options {
-        cache: arguments
-            .cache_dir
-            .as_deref()
-            .map(Cache::open)
-            .transpose()?,
-        confinement,
-        filters,
-        ..Options::default()
+    // KVM is closed when this is through, and so are the folder and the
+    // cgroups' doors: the guest must never reach them.
+    let (host, vm) = match made {
+        Some((host, vm)) => (host, Some(vm)),
+        None => (host(arguments)?, None),
     };
-    // It is closed when this is through, and so are the cgroups' doors: the
-    // guest must never reach them.
-    let host = match arguments.kvm_fd {
-        Some(number) => Host::from_fd(inherited::take(number).context("--kvm-fd")?)?,
-        None => Host::open()?,
-    };
+    if let (Some(vm), Some(config)) = (vm, &config) {
+        let machine = Machine::build_in(vm, &host, config, &options)?;
+        return Ok(Some(Arc::new(machine)));
+    }
     let build = |config: &Config| Machine::build_on(&host, config, &options).map(Arc::new);
     match (config, api) {
         (Some(config), api) => {
@@ -184,18 +231,20 @@ fn confinement(arguments: &Arguments) -> anyhow::Result<Option<Confinement>> {
         return Ok(None);
     };
     let folder = inherited::take(folder).context("--folder-fd")?;
-    let groups = arguments
-        .cgroup_fd
-        .iter()
+    Ok(Some(Confinement::new(folder, groups(arguments)?)))
+}
+
+fn groups(arguments: &Arguments) -> anyhow::Result<Vec<OwnedFd>> {
+    let numbers = arguments.cgroup_fd.iter();
+    numbers
         .map(|number| inherited::take(*number))
         .collect::<Result<_, _>>()
-        .context("--cgroup-fd")?;
-    Ok(Some(Confinement::new(folder, groups)))
+        .context("--cgroup-fd")
 }
 
 fn api(arguments: &Arguments) -> Result<Option<Api>, ApiError> {
     // Whoever reaches a confined monitor's folder may use it.
-    let for_all = arguments.folder_fd.is_some();
+    let for_all = arguments.is_confined();
     let path = arguments.api_sock.as_deref();
     path.map(|path| Api::listen(path, &arguments.id, for_all))
         .transpose()
@@ -205,7 +254,7 @@ fn api(arguments: &Arguments) -> Result<Option<Api>, ApiError> {
 fn endpoint(arguments: &Arguments) -> Result<Option<Endpoint>, ControlError> {
     match (&arguments.control, arguments.control_fd) {
         // Whoever reaches a confined monitor's folder may control it.
-        (Some(path), _) => Endpoint::listen(path, arguments.folder_fd.is_some()).map(Some),
+        (Some(path), _) => Endpoint::listen(path, arguments.is_confined()).map(Some),
         (None, Some(descriptor)) => Endpoint::inherit(descriptor).map(Some),
         (None, None) => Ok(None),
     }

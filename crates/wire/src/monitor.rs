@@ -13,6 +13,15 @@ pub const FRAME_BYTES_MAX: usize = 16 << 10;
 /// Bytes of a refusal's message.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 10;
 
+/// What a monitor that waits for its machine is told, once, over the socket at
+/// which it waits [the folder that becomes its root, the configuration, the
+/// files that this names]. The files take the numbers from 3 on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The machine's name, for messages.
+    pub id: String,
+}
+
 /// One request with the number that its answer will carry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {

@@ -11,6 +11,8 @@
 //!
 //! Joining comes after the machine is made because the kernel makes a thread
 //! for each, and moves it into the maker's cgroups, which takes up to 200 ms.
+//! A monitor that waits for its machine has joined before it is told which:
+//! [`crate::awaited`].
 //!
 //! The namespaces themselves are the launcher's work, before the monitor's
 //! program runs: `skiff_jail`. A monitor that is started by hand has its
@@ -72,12 +74,9 @@ impl Confinement {
     /// Enters the cgroups.
     ///
     /// # Errors
-    /// When one cannot be entered.
+    /// As [`join`].
     pub fn join(&self) -> Result<(), ConfineError> {
-        for group in &self.groups {
-            rustix::io::write(group.as_fd(), b"0").map_err(ConfineError::at("join a cgroup"))?;
-        }
-        Ok(())
+        join(&self.groups)
     }
 
     /// Leaves everything but the folder, and every capability. There must be
@@ -94,6 +93,17 @@ impl Confinement {
         set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(ConfineError::at("forbid tracing"))
     }
+}
+
+/// Enters the cgroups whose `cgroup.procs` these are.
+///
+/// # Errors
+/// When one cannot be entered.
+pub fn join(groups: &[OwnedFd]) -> Result<(), ConfineError> {
+    for group in groups {
+        rustix::io::write(group.as_fd(), b"0").map_err(ConfineError::at("join a cgroup"))?;
+    }
+    Ok(())
 }
 
 fn limit(resource: Resource, value: u64) -> Result<(), ConfineError> {

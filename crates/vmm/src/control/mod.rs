@@ -14,7 +14,7 @@
 mod answer;
 mod endpoint;
 mod serve;
-mod socket;
+pub(crate) mod socket;
 #[cfg(test)]
 mod tests;
 

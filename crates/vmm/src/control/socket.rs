@@ -12,13 +12,13 @@ use rustix::net::{
 
 /// Descriptors that are taken beside one frame: more than any needs, so that
 /// one too many is seen. The kernel closes what is over it.
-const FDS_MAX: usize = 4;
+const FDS_MAX: usize = 16;
 
 /// A frame with its descriptors.
 #[derive(Debug)]
-pub(super) struct Received {
-    pub(super) bytes: usize,
-    pub(super) fds: Vec<OwnedFd>,
+pub(crate) struct Received {
+    pub(crate) bytes: usize,
+    pub(crate) fds: Vec<OwnedFd>,
 }
 
 /// Receives one frame, if one is there; one without bytes is the other side's
@@ -26,7 +26,7 @@ pub(super) struct Received {
 ///
 /// # Errors
 /// When there is none, or it is longer than the buffer.
-pub(super) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received> {
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;

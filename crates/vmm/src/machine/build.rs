@@ -46,7 +46,19 @@ impl Machine {
     /// As there.
     pub fn build_on(host: &Host, config: &Config, options: &Options) -> Result<Self, MachineError> {
         // First of all: it takes long where the process is in a cgroup.
-        let mut vm = Vm::create(host)?;
+        Self::build_in(Vm::create(host)?, host, config, options)
+    }
+
+    /// [`Machine::build_on`], of a machine of this host's that has nothing yet.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn build_in(
+        mut vm: Vm,
+        host: &Host,
+        config: &Config,
+        options: &Options,
+    ) -> Result<Self, MachineError> {
         let count = config.machine_config.vcpu_count;
         let vcpus = vm.create_vcpus(host, count)?;
         if let Some(confinement) = &options.confinement {

@@ -6,9 +6,12 @@
 //! API's, or `CALL unfiltered`.
 
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
-use skiff_vmm::confine::{Confinement, Filters, Part};
+use anyhow::Context as _;
+use skiff_vmm::awaited::Waiting;
+use skiff_vmm::confine::{Confinement, Filters, Part, join};
 use skiff_vmm::inherited;
 
 fn numbers(option: &str) -> Vec<i32> {
@@ -21,14 +24,18 @@ fn numbers(option: &str) -> Vec<i32> {
 }
 
 fn confine() -> anyhow::Result<()> {
-    let folder = inherited::take(numbers("--folder-fd").remove(0))?;
-    let groups = numbers("--cgroup-fd")
+    let waiting = numbers("--await-fd").pop().map(Waiting::at).transpose()?;
+    let groups: Vec<OwnedFd> = numbers("--cgroup-fd")
         .into_iter()
         .map(inherited::take)
         .collect::<Result<_, _>>()?;
-    let confinement = Confinement::new(folder, groups);
+    join(&groups)?;
+    let folder = match waiting {
+        Some(waiting) => waiting.wait()?.context("no machine comes")?.folder,
+        None => inherited::take(numbers("--folder-fd").remove(0))?,
+    };
+    let confinement = Confinement::new(folder, Vec::new());
     confinement.enter_folder()?;
-    confinement.join()?;
     confinement.seal()?;
     Ok(())
 }
@@ -95,10 +102,10 @@ fn call(name: &str) -> i32 {
 }
 
 fn run() -> anyhow::Result<i32> {
-    let mut wish = String::new();
-    std::fs::File::from(inherited::take(3)?).read_to_string(&mut wish)?;
     let filters = Filters::compile()?;
     confine()?;
+    let mut wish = String::new();
+    std::fs::File::from(inherited::take(3)?).read_to_string(&mut wish)?;
     let (name, how) = wish.split_once(' ').unwrap_or((&wish, "devices"));
     match how {
         "unfiltered" => {}
