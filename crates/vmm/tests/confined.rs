@@ -237,12 +237,77 @@ fn groups_named(name: &str) -> Vec<PathBuf> {
         .collect()
 }
 
+/// How a monitor comes to its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Birth {
+    /// It is started for it.
+    Cold,
+    /// It has waited for it.
+    Warm,
+}
+
+const BIRTHS: [Birth; 2] = [Birth::Cold, Birth::Warm];
+
+impl Launcher {
+    /// With one monitor that waits, or none.
+    fn start_with(monitor: &Path, birth: Birth) -> Self {
+        let mut launcher = Self::start(monitor);
+        if birth == Birth::Warm {
+            launcher.keep(1);
+        }
+        launcher
+    }
+
+    fn keep(&mut self, count: u32) {
+        let kept = self.ask(Request::KeepMonitors { count }, &[]);
+        assert_eq!(kept.unwrap().0, Reply::Done);
+    }
+
+    /// The processes of monitors that wait, once there are as many.
+    fn waiting(&self, count: usize) -> BTreeSet<u32> {
+        wait_for("monitors that wait", || {
+            let waiting = monitors(self, "--await-fd");
+            (waiting.len() == count).then_some(waiting)
+        })
+    }
+
+    /// Makes the next monitor's machine that of one that waits, if that is so;
+    /// its process.
+    fn next(&self, birth: Birth) -> Option<u32> {
+        (birth == Birth::Warm).then(|| *self.waiting(1).first().unwrap())
+    }
+}
+
+/// The launcher's children that have this word in their command line.
+fn monitors(launcher: &Launcher, word: &str) -> BTreeSet<u32> {
+    let pid = launcher.process.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let has_word = |child: &&str| {
+        let line = fs::read_to_string(format!("/proc/{child}/cmdline"));
+        line.is_ok_and(|line| line.contains(word))
+    };
+    let children = children.split_whitespace().filter(has_word);
+    children.map(|child| child.parse().unwrap()).collect()
+}
+
+/// Whether a process of the host's lives.
+fn lives(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}/ns/pid")).exists()
+}
+
 #[test]
 fn a_confined_monitor_runs_its_guest_and_leaves_nothing() {
     if !has_kvm() {
         return;
     }
-    let mut launcher = Launcher::start(Path::new(MONITOR));
+    BIRTHS
+        .into_iter()
+        .for_each(runs_its_guest_and_leaves_nothing);
+}
+
+fn runs_its_guest_and_leaves_nothing(birth: Birth) {
+    let mut launcher = Launcher::start_with(Path::new(MONITOR), birth);
+    let waits = launcher.next(birth);
     let mut monitor = launcher.run_guest(skiff_flat::HELLO, r#", "serial": {}"#);
     let (out, err) = monitor.output();
     assert_eq!(out, skiff_flat::HELLO_SAYS, "{err}");
@@ -251,6 +316,65 @@ fn a_confined_monitor_runs_its_guest_and_leaves_nothing() {
     assert_eq!((exit.code, exit.signal), (Some(0), None));
     assert!(exit.cpu_us > 0 && !exit.out_of_memory, "{exit:?}");
     launcher.destroy(&monitor);
+    if let Some(pid) = waits {
+        assert!(!lives(pid), "another one ran the guest");
+        // The next one.
+        launcher.waiting(1);
+    }
+    launcher.shut_down();
+}
+
+#[test]
+fn as_many_monitors_wait_as_are_wanted() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("monitor");
+    fs::copy(MONITOR, &program).unwrap();
+    let mut launcher = Launcher::start(&program);
+    launcher.keep(2);
+    let first = launcher.waiting(2);
+    // One that dies is replaced.
+    let dead = *first.first().unwrap();
+    let pid = rustix::process::Pid::from_raw(dead.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    wait_for("its death", || (!lives(dead)).then_some(()));
+    let second = launcher.waiting(2);
+    assert!(!second.contains(&dead));
+
+    // Those of another program are not told of a machine.
+    fs::remove_file(&program).unwrap();
+    fs::copy(MONITOR, &program).unwrap();
+    let mut monitor = launcher.run_guest(skiff_flat::HELLO, r#", "serial": {}"#);
+    assert_eq!(monitor.output().0, skiff_flat::HELLO_SAYS);
+    launcher.exit(monitor.id);
+    launcher.destroy(&monitor);
+    let third = wait_for("others", || {
+        let waiting = launcher.waiting(2);
+        waiting.is_disjoint(&second).then_some(waiting)
+    });
+    assert!(third.iter().all(|pid| lives(*pid)));
+
+    launcher.keep(0);
+    launcher.waiting(0);
+    launcher.shut_down();
+}
+
+#[test]
+fn a_monitor_that_always_dies_holds_nobody_up() {
+    if !has_kvm() {
+        return;
+    }
+    // It ends at once, whatever it is told.
+    let mut launcher = Launcher::start(Path::new("/bin/true"));
+    launcher.keep(1);
+    let nothing = tempfile::tempfile().unwrap();
+    for _ in 0..8 {
+        let monitor = launcher.create("{}", &nothing).unwrap();
+        assert_eq!(launcher.exit(monitor.id).code, Some(0));
+        launcher.destroy(&monitor);
+    }
     launcher.shut_down();
 }
 
@@ -299,11 +423,18 @@ fn a_monitor_holds_nothing_that_it_does_not_need() {
     if !has_kvm() {
         return;
     }
-    let mut launcher = Launcher::start(Path::new(MONITOR));
+    BIRTHS
+        .into_iter()
+        .for_each(holds_nothing_that_it_does_not_need);
+}
+
+fn holds_nothing_that_it_does_not_need(birth: Birth) {
+    let mut launcher = Launcher::start_with(Path::new(MONITOR), birth);
+    let waits = launcher.next(birth);
     let vsock = r#", "vsock": {"guest_cid": 3, "uds_path": "vsock"}"#;
     let monitor = launcher.run_guest(skiff_flat::HALT, vsock);
     let mut control = launcher.control(&monitor);
-    let pid = monitors_pid(&launcher);
+    let pid = waits.unwrap_or_else(|| monitors_pid(&launcher));
     let of = |path: &str| PathBuf::from(format!("/proc/{pid}/{path}"));
 
     let threads = || {
@@ -541,9 +672,16 @@ fn a_monitor_that_was_taken_over_reaches_nothing() {
     if !has_kvm() {
         return;
     }
-    let mut launcher = Launcher::start(&program("skiff-vmm-taken"));
+    BIRTHS
+        .into_iter()
+        .for_each(was_taken_over_and_reaches_nothing);
+}
+
+fn was_taken_over_and_reaches_nothing(birth: Birth) {
+    let mut launcher = Launcher::start_with(&program("skiff-vmm-taken"), birth);
     let nothing = tempfile::tempfile().unwrap();
     for (wish, answer) in REACH {
+        let waits = launcher.next(birth);
         let mut monitor = launcher.create(wish, &nothing).unwrap();
         let exit = launcher.exit(monitor.id);
         let (out, err) = monitor.output();
@@ -552,6 +690,7 @@ fn a_monitor_that_was_taken_over_reaches_nothing() {
             None => assert_eq!(exit.signal, Some(libc::SIGSYS), "{wish}: {out}{err}"),
         }
         launcher.destroy(&monitor);
+        assert!(waits.is_none_or(|pid| !lives(pid)), "{wish}");
     }
     launcher.shut_down();
 }

@@ -156,6 +156,12 @@ pub enum Request {
         /// Its number, signal(7).
         signal: i32,
     },
+    /// How many monitors wait for their machines, at most 64; none at first.
+    /// Those that are too many end. Idempotent.
+    KeepMonitors {
+        /// How many.
+        count: u32,
+    },
     /// A file without a name for a virtual machine's writable layer, with an
     /// empty ext4 on it, which nobody else has. The reply carries it, once it
     /// is made.

@@ -17,7 +17,7 @@ use rustix::thread::UnshareFlags;
 
 use super::devices;
 use super::init::report;
-use super::monitor::{MonitorBirth, arrange};
+use super::monitor::{ForeignTask, MonitorBirth, arrange};
 use super::plan::Report;
 use crate::failure::{Context, Step, refuse};
 use crate::layers::{attach, own, tmpfs};
@@ -32,10 +32,10 @@ const FOLDER: &str = "run";
 /// Where the host's libraries are.
 const LIBRARIES: [&str; 4] = ["usr/lib", "usr/lib64", "lib", "lib64"];
 
-/// Confines the process and executes the program with these words.
+/// Confines the process and executes the program with its words.
 pub(super) fn execute(
     birth: MonitorBirth,
-    words: Vec<String>,
+    task: ForeignTask,
     control: &OwnedFd,
     filters: &Filters,
 ) -> Step<std::convert::Infallible> {
@@ -49,19 +49,20 @@ pub(super) fn execute(
     // SAFETY: the process has one thread, and none of these has a part in its
     // open files.
     unsafe { rustix::thread::unshare_unsafe(own) }.at(STEP, "unshare")?;
-    make_root(&birth)?;
+    make_root(&birth, &task.folder)?;
     sys::bound_capabilities(0).at(STEP, "drop capabilities")?;
     sys::become_user(birth.owner, birth.owner, &[]).at(STEP, "become its user")?;
     sys::set_capabilities(0).at(STEP, "drop capabilities")?;
     // The change of user has cleared it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .at(STEP, "tie to the launcher")?;
-    let args: Vec<CString> = words
+    let args: Vec<CString> = task
+        .words
         .into_iter()
         .map(|word| CString::new(word).map_err(|error| refuse(STEP, error)))
         .collect::<Step<_>>()?;
     let mut kept = birth.streams;
-    kept.extend(birth.files);
+    kept.extend(task.files);
     let [program, control] = arrange(kept, [&birth.program, control])?;
     filters.apply()?;
     let errno = sys::execute_fd(program.as_fd(), &sys::pointers(&args), &sys::pointers(&[]));
@@ -75,7 +76,7 @@ pub(super) fn execute(
 
 /// Builds the root on the folder of the layers, which this process has left,
 /// and changes to it.
-fn make_root(birth: &MonitorBirth) -> Step<()> {
+fn make_root(birth: &MonitorBirth, folder: &OwnedFd) -> Step<()> {
     let options = [("mode", "0755"), ("size", "1m")];
     let root = tmpfs(&options, MountAttrFlags::empty()).at(STEP, "the root")?;
     attach(&root, CWD, &birth.layers).at(STEP, birth.layers.display())?;
@@ -88,7 +89,7 @@ fn make_root(birth: &MonitorBirth) -> Step<()> {
         .and_then(|()| own(CWD, "dev/kvm", birth.owner))
         .at(STEP, "/dev/kvm")?;
     make_folder(FOLDER)?;
-    attach(&birth.folder, CWD, FOLDER).at(STEP, "its folder")?;
+    attach(folder, CWD, FOLDER).at(STEP, "its folder")?;
     show_libraries()?;
     let change = MountChange {
         set: sys::RDONLY | sys::NOSUID,

@@ -26,6 +26,6 @@ mod visit;
 
 pub(crate) use disk::{made_file_system, make_file_system};
 pub(crate) use init::run;
-pub(crate) use monitor::{MonitorBirth, run_monitor};
+pub(crate) use monitor::{ForeignTask, MonitorBirth, MonitorTask, run_monitor};
 pub(crate) use plan::{Birth, DiskPlan, Plan, Report};
 pub(crate) use visit::{Visit, run_visit};

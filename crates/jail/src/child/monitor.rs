@@ -27,27 +27,54 @@ const FILES_MAX: u64 = 4096;
 /// What a monitor's process is made of.
 #[derive(Debug)]
 pub(crate) struct MonitorBirth {
-    pub(crate) id: InstanceId,
     pub(crate) program: OwnedFd,
-    /// The configuration, then what it names.
-    pub(crate) files: Vec<OwnedFd>,
     pub(crate) kvm: OwnedFd,
-    pub(crate) folder: OwnedFd,
     /// `cgroup.procs` of each hierarchy.
     pub(crate) groups: Vec<OwnedFd>,
     pub(crate) streams: Vec<OwnedFd>,
     pub(crate) users: OwnedFd,
     /// The first id of its range.
     pub(crate) owner: u32,
-    /// The words of a program that is not ours.
-    pub(crate) foreign: Option<Vec<String>>,
     /// The folder of the launcher's layers, to be left.
     pub(crate) layers: PathBuf,
 }
 
+/// What a monitor is started for.
+#[derive(Debug)]
+pub(crate) enum MonitorTask {
+    /// This machine.
+    Machine {
+        id: InstanceId,
+        /// The configuration, then what it names.
+        files: Vec<OwnedFd>,
+        folder: OwnedFd,
+    },
+    /// One that it is told at this socket, whose files take the numbers of
+    /// these.
+    Await {
+        places: Vec<OwnedFd>,
+        socket: OwnedFd,
+    },
+    /// Whatever a program that is not ours is told.
+    Foreign(ForeignTask),
+}
+
+/// What a program that is not ours is started with.
+#[derive(Debug)]
+pub(crate) struct ForeignTask {
+    pub(crate) words: Vec<String>,
+    pub(crate) files: Vec<OwnedFd>,
+    pub(crate) folder: OwnedFd,
+}
+
 /// Becomes the monitor, or says why not and ends.
-pub(crate) fn run_monitor(birth: MonitorBirth, control: OwnedFd, filters: &Filters) -> ! {
-    let refusal = match become_monitor(birth, &control, filters) {
+pub(crate) fn run_monitor(
+    birth: MonitorBirth,
+    task: MonitorTask,
+    control: OwnedFd,
+    filters: &Filters,
+) -> ! {
+    let refusal = match become_monitor(birth, task, &control, filters) {
         Ok(never) => match never {},
         Err(refusal) => refusal,
     };
@@ -56,7 +83,8 @@ pub(crate) fn run_monitor(birth: MonitorBirth, control: OwnedFd, filters: &Filte
 }
 
 fn become_monitor(
-    mut birth: MonitorBirth,
+    birth: MonitorBirth,
+    task: MonitorTask,
     control: &OwnedFd,
     filters: &Filters,
 ) -> Step<std::convert::Infallible> {
@@ -70,13 +98,20 @@ fn become_monitor(
     sys::limit_resource(libc::RLIMIT_CORE, 0).at(STEP, "limit core files")?;
     // Best effort: without it the score is the process's size alone.
     std::fs::write("/proc/self/oom_score_adj", APP_OOM_SCORE).ok();
-    if let Some(words) = birth.foreign.take() {
-        sys::reset_signals();
-        return foreign::execute(birth, words, control, filters);
-    }
+    let (words, files, first) = match task {
+        MonitorTask::Foreign(task) => {
+            sys::reset_signals();
+            return foreign::execute(birth, task, control, filters);
+        }
+        MonitorTask::Machine { id, files, folder } => {
+            let words = ["--id", &id.to_string(), "--config-file", "fd:3"].map(str::to_owned);
+            (words.to_vec(), files, ("--folder-fd", folder))
+        }
+        MonitorTask::Await { places, socket } => (Vec::new(), places, ("--await-fd", socket)),
+    };
     enter_namespaces(&birth.users)?;
     sys::reset_signals();
-    execute(birth, control)
+    execute(birth, words, files, first, control)
 }
 
 /// The user namespace first: the others are then that one's own, and all that
@@ -98,22 +133,23 @@ fn enter_namespaces(users: &OwnedFd) -> Step<()> {
         .at(STEP, "tie to the launcher")
 }
 
-/// Executes with the standard streams, the files from 3 on, and behind them
-/// KVM, the folder and the groups, by the numbers that it is told.
-fn execute(birth: MonitorBirth, control: &OwnedFd) -> Step<std::convert::Infallible> {
-    let mut words = vec![
-        "skiff-vmm".to_owned(),
-        "--no-api".to_owned(),
-        "--id".to_owned(),
-        birth.id.to_string(),
-        "--config-file".to_owned(),
-        "fd:3".to_owned(),
-        "--control".to_owned(),
-        "control".to_owned(),
-    ];
+/// Executes with the standard streams, the files from 3 on or what keeps their
+/// numbers, and behind them the folder or socket, KVM and the groups, by the
+/// numbers that it is told.
+fn execute(
+    birth: MonitorBirth,
+    more: Vec<String>,
+    files: Vec<OwnedFd>,
+    first: (&'static str, OwnedFd),
+    control: &OwnedFd,
+) -> Step<std::convert::Infallible> {
+    let mut words = ["skiff-vmm", "--no-api", "--control", "control"]
+        .map(str::to_owned)
+        .to_vec();
+    words.extend(more);
     let mut kept = birth.streams;
-    kept.extend(birth.files);
-    let named = [("--kvm-fd", birth.kvm), ("--folder-fd", birth.folder)]
+    kept.extend(files);
+    let named = [first, ("--kvm-fd", birth.kvm)]
         .into_iter()
         .chain(birth.groups.into_iter().map(|group| ("--cgroup-fd", group)));
     for (option, fd) in named {

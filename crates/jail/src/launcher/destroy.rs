@@ -42,6 +42,7 @@ impl Launcher {
     /// A creation that has come to nothing: undone first, then told.
     pub(super) fn fail(&mut self, id: InstanceId, refusal: Refusal) {
         let Some(sandbox) = self.kept.sandboxes.get_mut(&id) else {
+            tracing::warn!(%refusal, "what is prepared ahead has failed");
             return;
         };
         let State::Starting { reply, .. } = sandbox.state else {

@@ -140,7 +140,9 @@ impl Launcher {
             return;
         };
         seat.dead = true;
-        if let Some(id) = seat.holder {
+        let holder = seat.holder;
+        self.lose_monitor(number);
+        if let Some(id) = holder {
             self.note_status(id, status.as_ref());
             self.ended(id, number);
         }

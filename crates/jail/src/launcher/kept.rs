@@ -28,6 +28,8 @@ pub(super) struct Kept {
     pub(super) layers: Layers,
     pub(super) ranges: Ranges,
     pub(super) pool: PoolConfig,
+    /// How many monitors wait for their machines.
+    pub(super) warm: u32,
     /// The number of the next client or seat.
     pub(super) next: u64,
     /// Who waits for the launcher's end.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  clients ──requests──▶ loop ──plans──▶ inits ──pidfds, reports──▶ loop
-//!     ▲                   │ idle: prepare one network, seat or disk
+//!     ▲                   │ idle: prepare one network, seat, monitor or disk
 //!     └──answers, events──┘ timer: what the kernel has not let go of yet
 //! ```
 //!
@@ -23,6 +23,7 @@ mod sandbox;
 mod seat;
 mod start;
 mod upgrade;
+mod warm;
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -177,6 +178,8 @@ struct Launcher {
     clock: SystemClock,
     /// File systems for writable layers, prepared ahead.
     disks: disks::Disks,
+    /// Monitors that wait for their machines.
+    warm: warm::Warm,
     /// Sandboxes whose start has a deadline.
     starting: BTreeSet<InstanceId>,
     /// Sandboxes that do not all stand yet.

@@ -3,25 +3,26 @@
 //!
 //! A monitor begins outside of its cgroups, where the kernel makes a machine
 //! in less time, with the doors to them open; what it can see from its
-//! beginning on is one folder of its own.
+//! beginning on is one folder of its own. Some have been started ahead:
+//! [`super::warm`].
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags, Uid};
 use rustix::mount::OpenTreeFlags;
-use skiff_base::Clock;
+use skiff_base::{Clock, Monotonic};
 use skiff_types::InstanceId;
 use skiff_wire::launcher::{MonitorProgram, MonitorSpec, monitor_folder};
 
 use super::client::ReplyTo;
 use super::create::{self, START_DEADLINE, Streams, step};
-use super::sandbox::{Sandbox, State, Work};
+use super::sandbox::{Outputs, Sandbox, State, Work};
 use super::seat::Seat;
 use super::{Launcher, LauncherOptions};
 use crate::cgroup::Limits;
 use crate::channel;
-use crate::child::{self, MonitorBirth};
+use crate::child::{self, ForeignTask, MonitorBirth, MonitorTask};
 use crate::failure::{Context, Step, refuse};
 use crate::handle::Handle;
 use crate::ids::Ranges;
@@ -29,7 +30,7 @@ use crate::sys::{self, Cloned, MountChange};
 
 const STEP: &str = "monitor";
 /// The configuration and what that names.
-const FILES_MAX: usize = 8;
+pub(super) const FILES_MAX: usize = 8;
 /// What a monitor's own threads and buffers take.
 const MEMORY_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// A vCPU, the devices, control, and who waits for signals.
@@ -46,6 +47,12 @@ impl Launcher {
         check(&spec, files.len())?;
         self.admit_sandbox(spec.sandbox, &spec.label)?;
         let begun = self.clock.now();
+        if spec.program == MonitorProgram::Own
+            && let Some(monitor) = self.take_monitor()
+        {
+            let (number, outputs) = self.assign(monitor, &spec, files)?;
+            return self.monitor_starts(to, spec, number, outputs, begun);
+        }
         let range = self.kept.ranges.take()?;
         let number = self.kept.number();
         let born = self.open_monitor(&spec, number, range, files);
@@ -57,8 +64,20 @@ impl Launcher {
                 return Err(refusal);
             }
         };
-        let pidfd = seat.pidfd.as_fd().try_clone_to_owned();
         self.kept.seats.insert(number, seat);
+        self.monitor_starts(to, spec, number, streams.outputs, begun)
+    }
+
+    /// Registers the sandbox of a monitor that is on its way.
+    fn monitor_starts(
+        &mut self,
+        to: ReplyTo,
+        spec: MonitorSpec,
+        number: u64,
+        outputs: Outputs,
+        begun: Monotonic,
+    ) -> Step<()> {
+        let pidfd = self.seat(number)?.pidfd.as_fd().try_clone_to_owned();
         let now = self.clock.now();
         let state = State::Starting {
             reply: to,
@@ -67,7 +86,7 @@ impl Launcher {
         };
         let sandbox = Sandbox {
             app: pidfd.ok().map(Handle::from),
-            outputs: streams.outputs,
+            outputs,
             ..Sandbox::starting(Work::Monitor, number, state, spec.label)
         };
         self.kept.sandboxes.insert(spec.sandbox, sandbox);
@@ -82,27 +101,53 @@ impl Launcher {
         range: u32,
         mut files: Vec<OwnedFd>,
     ) -> Step<(Seat, Streams)> {
-        let owner = Ranges::base(range);
         self.cgroups.make(number)?;
+        self.limit_monitor(number, spec)?;
+        let id = spec.sandbox;
+        let folder = self.make_monitor_folder(id, Ranges::base(range))?;
+        let (program, task) = match &spec.program {
+            MonitorProgram::Own => {
+                let task = MonitorTask::Machine { id, files, folder };
+                (self.open_program()?, task)
+            }
+            MonitorProgram::Given { args } => {
+                let program = files.remove(0);
+                let words = args.clone();
+                let task = ForeignTask {
+                    words,
+                    files,
+                    folder,
+                };
+                (program, MonitorTask::Foreign(task))
+            }
+        };
+        self.bear_monitor(number, range, spec.sandbox, program, task)
+    }
+
+    pub(super) fn limit_monitor(&self, number: u64, spec: &MonitorSpec) -> Step<()> {
         let limits = Limits {
             memory_bytes: spec.memory_bytes,
             cpu_millis: spec.cpu_millis,
             pids: spec.pids,
         };
-        self.cgroups.limit(number, limits)?;
+        self.cgroups.limit(number, limits)
+    }
+
+    /// Makes the process of a monitor whose cgroups are there.
+    pub(super) fn bear_monitor(
+        &mut self,
+        number: u64,
+        range: u32,
+        holder: InstanceId,
+        program: OwnedFd,
+        task: MonitorTask,
+    ) -> Step<(Seat, Streams)> {
+        let owner = Ranges::base(range);
         let mut streams = create::open_outputs(create::open_empty()?, owner)?;
-        let (program, foreign) = match &spec.program {
-            MonitorProgram::Own => (self.open_program()?, None),
-            MonitorProgram::Given { args } => (files.remove(0), Some(args.clone())),
-        };
         let birth = MonitorBirth {
-            id: spec.sandbox,
             program,
             owner,
-            foreign,
-            files,
             kvm: open(KVM.as_ref(), OFlags::RDWR)?,
-            folder: self.make_monitor_folder(spec.sandbox, owner)?,
             groups: self
                 .cgroups
                 .all_doors(number)
@@ -122,7 +167,7 @@ impl Launcher {
         let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
         // SAFETY: the launcher has one thread, checked at its start.
         let pidfd = match unsafe { sys::clone3(namespaces, None) }.at(STEP, "clone3")? {
-            Cloned::Child => child::run_monitor(birth, theirs, &self.filters),
+            Cloned::Child => child::run_monitor(birth, task, theirs, &self.filters),
             Cloned::Parent { pidfd, .. } => pidfd,
         };
         self.watch_birth(number, &ours, &pidfd)?;
@@ -130,14 +175,14 @@ impl Launcher {
             range,
             pidfd: pidfd.into(),
             control: Some(ours.into()),
-            holder: Some(spec.sandbox),
+            holder: Some(holder),
             dead: false,
         };
         Ok((seat, streams))
     }
 
     /// Opened for each monitor, so that a new one serves the next machine.
-    fn open_program(&self) -> Step<OwnedFd> {
+    pub(super) fn open_program(&self) -> Step<OwnedFd> {
         let path = self.options.monitor.as_deref();
         let path = path
             .ok_or_else(|| refuse(STEP, "this launcher was started without the monitor's path"))?;
@@ -147,7 +192,7 @@ impl Launcher {
     /// The folder that becomes the monitor's root, as a mount that is nowhere
     /// yet: in another user namespace nobody can make one of a folder. The
     /// server may use what is in it, so nothing in it is followed here.
-    fn make_monitor_folder(&self, id: InstanceId, owner: u32) -> Step<OwnedFd> {
+    pub(super) fn make_monitor_folder(&self, id: InstanceId, owner: u32) -> Step<OwnedFd> {
         let path = self.monitor_folder(id);
         let parent = path.parent().unwrap_or(&path);
         match std::fs::create_dir(parent) {

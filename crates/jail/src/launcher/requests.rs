@@ -80,6 +80,10 @@ impl Launcher {
             }
             Request::Create(spec) => self.create(to, *spec, fds).map(|()| None),
             Request::CreateMonitor(spec) => self.create_monitor(to, *spec, fds).map(|()| None),
+            Request::KeepMonitors { count } => {
+                self.keep_monitors(count);
+                done()
+            }
             Request::Disk { bytes } => {
                 let ready = self.provide_disk(to, bytes)?;
                 Ok(ready.map(|file| (Reply::Descriptors, vec![file])))

@@ -20,7 +20,7 @@ use crate::sys::{self, Cloned};
 /// Seats prepared ahead, whatever a client configures.
 const SEATS_MAX: usize = 256;
 /// After a preparation failed.
-const REFILL_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+pub(super) const REFILL_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// The first process of a sandbox, or of one to be.
 #[derive(Debug, Serialize, Deserialize)]
@@ -50,6 +50,7 @@ impl Launcher {
         !self.kept.shutting_down
             && (self.refill_networks
                 || self.spare_seats() < self.wanted_seats()
+                || self.wants_monitor()
                 || self.wants_disks())
     }
 
@@ -67,6 +68,8 @@ impl Launcher {
         }
         let prepared = if self.spare_seats() < self.wanted_seats() {
             self.add_seat().map(drop)
+        } else if self.wants_monitor() {
+            self.make_monitor()
         } else {
             self.make_disk()
         };
@@ -123,7 +126,7 @@ impl Launcher {
     }
 
     /// Of a seat that was never born: nothing can be in them.
-    fn forget_groups(&self, number: u64) {
+    pub(super) fn forget_groups(&self, number: u64) {
         if !self.cgroups.remove(number) {
             tracing::error!(number, "the cgroups of a seat that was never born stay");
         }

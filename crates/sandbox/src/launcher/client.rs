@@ -281,6 +281,7 @@ fn kind(request: &Request) -> (&'static str, About, Duration) {
         Request::Upgrade => quick("upgrade"),
         Request::Listeners { .. } => quick("listeners"),
         Request::Shutdown => ("shutdown", About::Other, SLOW_DEADLINE),
+        Request::KeepMonitors { .. } => quick("keep monitors"),
         Request::Disk { .. } => ("disk", About::Other, SLOW_DEADLINE),
     }
 }
