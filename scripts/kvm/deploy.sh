@@ -63,11 +63,12 @@ answers() { # SERVICE PATH TEXT
 instances() { # SERVICE FIELD
   skiff describe "$1" --output json | jq -r ".instances[].$2"
 }
-# The processes that are an instance to this machine.
+# What an instance is to this machine: processes, or a monitor's folder, since
+# monitors wait for their machines, too.
 processes() { # CLASS
   case $1 in
     container) pgrep -f '^/testapp' ;;
-    microvm) pgrep -f -- '--no-api' ;;
+    microvm) ls /run/skiff/launcher/vms 2>/dev/null ;;
   esac
 }
 runs() { [ -n "$(processes "$1")" ]; }

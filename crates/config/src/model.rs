@@ -107,6 +107,8 @@ pub struct Microvm {
     pub boot_timeout_s: u32,
     /// A monitor that speaks Firecracker's API, in place of Skiff's own.
     pub monitor: Option<PathBuf>,
+    /// Monitors that are started before their machines are known, at most 64.
+    pub warm: u32,
 }
 
 /// How instances reach the world.
@@ -269,6 +271,7 @@ impl Default for Microvm {
         Self {
             boot_timeout_s: 10,
             monitor: None,
+            warm: 2,
         }
     }
 }

@@ -147,6 +147,18 @@ impl MicrovmBackend {
         drop(self.files.set(files));
     }
 
+    /// How many monitors the launcher has wait for their machines: none, when
+    /// they are not ours.
+    ///
+    /// # Errors
+    /// When the launcher refuses or is gone.
+    pub async fn keep_warm(&self, count: u32) -> Result<(), SandboxError> {
+        let count = if self.foreign.is_some() { 0 } else { count };
+        let request = Request::KeepMonitors { count };
+        let kept = self.link.client().call(request, Vec::new()).await;
+        kept.map(drop).map_err(launcher_gone)
+    }
+
     /// Boots a machine without an application, to the agent's hello, and
     /// removes it.
     ///

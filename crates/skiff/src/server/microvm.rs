@@ -179,8 +179,15 @@ pub async fn conclude(
     home: Arc<Home>,
     foreign: Option<PathBuf>,
     findings: Findings,
+    warm: u32,
 ) {
-    let verdict = try_out(backend, home, foreign, findings).await;
+    let verdict = try_out(Arc::clone(&backend), home, foreign, findings).await;
+    // Without any, each start makes its own.
+    if verdict.is_ok()
+        && let Err(error) = backend.keep_warm(warm).await
+    {
+        tracing::warn!(error = %chain(&error), "no monitors are started ahead");
+    }
     if let Err(error) = &verdict {
         tracing::warn!(error = format!("{error:#}"), "no virtual machines are made");
     }

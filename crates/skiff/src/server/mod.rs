@@ -573,8 +573,9 @@ fn make_backends(
     let trial = Trial::of(Arc::clone(&microvms) as Arc<dyn Backend>);
     match machines {
         Ok(findings) => {
+            let (home, warm) = (Arc::clone(home), config.microvm.warm);
             let concluded =
-                microvm::conclude(trial.clone(), microvms, Arc::clone(home), foreign, findings);
+                microvm::conclude(trial.clone(), microvms, home, foreign, findings, warm);
             tasks.spawn("trial of virtual machines", concluded);
         }
         Err(why) => trial.end(Err(why)),
