@@ -1,8 +1,10 @@
 //! The monitor's figures, from what the machine in which it was measured
-//! reported (`scripts/bench-kvm.sh`), a sample a line:
+//! reported, and what was taken on this machine's own KVM ([`crate::native`]),
+//! a sample a line (`scripts/bench-kvm.sh`):
 //!
 //! ```text
 //! sample MONITOR exits|start_ms|outside_kib VALUE
+//! sample native first_instruction_p50_us|block_op_ns|… VALUE
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -73,6 +75,49 @@ const OUTSIDE: Spec = Spec {
     peer: None,
 };
 
+/// A figure of its own samples, which are of a smaller unit.
+#[derive(Clone, Copy, Debug)]
+struct Native {
+    spec: Spec,
+    what: &'static str,
+    scale: f64,
+}
+
+const fn native(name: &'static str, unit: &'static str, what: &'static str) -> Native {
+    Native {
+        spec: Spec {
+            name,
+            unit,
+            bound: Bound::None,
+            peer: None,
+        },
+        what,
+        scale: 1e3,
+    }
+}
+
+const NATIVE: [Native; 4] = [
+    native(
+        "vmm_exec_to_first_instruction_ms",
+        "ms",
+        "first_instruction_p50_us",
+    ),
+    native(
+        "vmm_exec_to_first_instruction_p99_ms",
+        "ms",
+        "first_instruction_p99_us",
+    ),
+    native("vmm_cpu_us_per_block_op", "us", "block_op_ns"),
+    native("vmm_cpu_us_per_net_op", "us", "net_op_ns"),
+];
+
+const FIRST_INSTRUCTION_RATIO: Spec = Spec {
+    name: "vmm_exec_to_first_instruction_vs_firecracker",
+    unit: "ms",
+    bound: Bound::AtMost(1.0),
+    peer: Some("firecracker"),
+};
+
 /// Prints the table and writes the file; whether nothing missed its bound.
 ///
 /// # Errors
@@ -84,6 +129,13 @@ pub fn run(samples: &Path) -> anyhow::Result<bool> {
         report.add(take_ratio(&text, ratio));
     }
     report.add(take_outside(&text));
+    for figure in NATIVE {
+        report.add(take_native(&text, figure));
+    }
+    report.add(Figure::missing(
+        FIRST_INSTRUCTION_RATIO,
+        "Firecracker is started in the emulated machine only",
+    ));
     let file = file()?;
     report.write(&file)?;
     println!("\n{}\nwritten to {}", report.table(), file.display());
@@ -112,6 +164,16 @@ fn take_outside(text: &str) -> Figure {
         return Figure::missing(OUTSIDE, "the monitor started no guest");
     }
     Figure::absolute(OUTSIDE, own.iter().map(|kib| kib / KIB_PER_MIB).collect())
+}
+
+fn take_native(text: &str, figure: Native) -> Figure {
+    let own = samples(text, "native", figure.what);
+    if own.is_empty() {
+        let reason = "it takes /dev/kvm, a network namespace and a tap on this machine";
+        return Figure::missing(figure.spec, reason);
+    }
+    let scaled = own.iter().map(|value| value / figure.scale).collect();
+    Figure::absolute(figure.spec, scaled)
 }
 
 fn samples(text: &str, monitor: &str, what: &str) -> Vec<f64> {
@@ -162,5 +224,8 @@ mod tests {
             assert_eq!(take_ratio(TEXT, *ratio).pass(), None, "{ratio:?}");
         }
         assert_eq!(take_outside("").pass(), None);
+        for figure in NATIVE {
+            assert_eq!(take_native("", figure).pass(), None);
+        }
     }
 }

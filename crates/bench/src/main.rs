@@ -10,6 +10,7 @@
 //! Entry points: `skiff-bench run` (the groups of `BENCH=a,b`, all without it;
 //! `BENCH_ROUNDS` scales the rounds, 1 is what the specification asks),
 //! `skiff-bench kvm SAMPLES` (the monitor's, by `scripts/bench-kvm.sh`),
+//! `skiff-bench native MONITOR` (samples of it on this machine's KVM),
 //! `skiff-bench soak` (`SOAK_ROUNDS`), and `skiff-bench upstream PORT`, the
 //! application behind the proxies, which can be told to work for its answers.
 #![allow(
@@ -24,6 +25,7 @@ mod figures;
 mod guardian;
 mod kvm;
 mod load;
+mod native;
 mod peers;
 mod probe;
 mod procfs;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["run"] => figures::run(),
         ["kvm", samples] => kvm::run(std::path::Path::new(samples)),
+        ["native", monitor] => native::run(std::path::Path::new(monitor)),
         ["soak"] => soak::run(),
         ["upstream"] => upstream::run(None, 1, 0),
         ["upstream", port] => upstream::run(Some(port), 1, 0),
@@ -63,6 +66,8 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: skiff-bench run | kvm SAMPLES | soak | upstream [PORT [THREADS STEPS]]");
+    eprintln!(
+        "usage: skiff-bench run | kvm SAMPLES | native MONITOR | soak | upstream [PORT [THREADS STEPS]]"
+    );
     ExitCode::from(2)
 }
