@@ -42,8 +42,8 @@ use crate::table::{self, Ipv6Table, MEMBERS, MEMBERS6, Table};
 use crate::uplink::{self, overlaps};
 
 /// The instance's interface; a namespace that is new has none of this index.
-const INSIDE_NAME: &str = "eth0";
-const INSIDE_INDEX: u32 = 100;
+pub(crate) const INSIDE_NAME: &str = "eth0";
+pub(crate) const INSIDE_INDEX: u32 = 100;
 /// IFNAMSIZ, and with it nftables' length of an interface name.
 const NAME_LEN: usize = 16;
 /// How long a link may take to carry packets: then it goes out as it is.

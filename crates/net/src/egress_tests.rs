@@ -22,9 +22,9 @@ use crate::{NetOptions, Network, Networks, SweepReport};
 
 /// Nobody announces it: were it ever to leak, it would go nowhere.
 pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 44);
-const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
-const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-const HOST: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 1);
+pub(crate) const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
+pub(crate) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 1);
 /// Of a part of global unicast that is nobody's.
 pub(crate) const PUBLIC6: Ipv6Addr = Ipv6Addr::new(0x2d00, 0x11, 0x22, 0, 0, 0, 0, 0x33);
 pub(crate) const HOST6: Ipv6Addr = Ipv6Addr::new(0x2d00, 1, 0, 0, 0, 0, 0, 1);
@@ -38,7 +38,7 @@ pub(crate) const CLOSED6: [Ipv6Addr; 5] = [
     Ipv6Addr::new(0x2002, 0x0a09, 0x0909, 0, 0, 0, 0, 1),
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
 ];
-const PORT: u16 = 7000;
+pub(crate) const PORT: u16 = 7000;
 pub(crate) const PORT6: u16 = 7006;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// For what is expected to be dropped without a word.
@@ -49,7 +49,7 @@ pub(crate) const DOWN: u32 = 50;
 /// The world of a test.
 pub(crate) struct World {
     pub(crate) internet: OwnedFd,
-    listener: TcpListener,
+    pub(crate) listener: TcpListener,
     pub(crate) listener6: TcpListener,
     folder: tempfile::TempDir,
 }
@@ -115,7 +115,7 @@ impl World {
         self.networks_allowing(number, &[])
     }
 
-    fn networks_allowing(&self, number: u32, allowed: &[&str]) -> Networks {
+    pub(crate) fn networks_allowing(&self, number: u32, allowed: &[&str]) -> Networks {
         let allowed = allowed.iter().map(|net| net.parse().unwrap()).collect();
         let options = NetOptions {
             allowed,

@@ -87,6 +87,9 @@ pub enum NetError {
         /// The deadline.
         seconds: u64,
     },
+    /// A virtual machine's own launcher was asked for another machine's network.
+    #[error("a machine's network cannot be made in a machine")]
+    MachineInMachine,
     /// The saved state is not one this program wrote.
     #[error("the saved state of networks does not fit its {fds} descriptors")]
     BadState {

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 use crate::ipv6;
 use crate::namespace::set_sysctl;
-use crate::netlink::{ACK, APPEND, CREATE, Request, Socket};
-use crate::nft::{self, Rule};
+use crate::netlink::{Request, Socket};
+use crate::nft::{self, Chain, Hook};
 use crate::route;
 
 /// Where an instance finds Skiff's services. From RFC 2544's range, which no
@@ -19,8 +19,11 @@ pub const DNS_LISTEN_PORT: u16 = 61053;
 
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
-const TABLE: &str = "skiff";
-const CHAIN: &str = "services";
+const CHAIN: Chain<'_> = Chain {
+    family: nft::NFPROTO_IPV4,
+    table: "skiff",
+    name: "services",
+};
 
 /// What an application connects to, and where we listen for it: a socket of
 /// ours on the port itself would keep the application from binding
@@ -65,33 +68,21 @@ pub(crate) fn prepare_links(with_ipv6: bool, fill: impl FnOnce(&mut Request)) ->
 fn service_rules() -> Request {
     let mut request = Request::new();
     nft::batch(&mut request, |batch| {
-        nft::add_table(batch, TABLE);
-        nft::add_output_chain(batch, TABLE, CHAIN);
+        nft::add_table(batch, CHAIN.family, CHAIN.table);
+        nft::add_chain(batch, CHAIN, Hook::Output);
         for (protocol, port, listen_port) in SERVICES {
-            nft::add_rule(
-                batch,
-                TABLE,
-                CHAIN,
-                ACK | CREATE | APPEND,
-                |rule: &mut Rule<'_>| {
-                    rule.destination_is(SERVICE_ADDRESS);
-                    rule.protocol_is(protocol);
-                    rule.destination_port_is(port);
-                    rule.set_destination_port(protocol, listen_port);
-                },
-            );
-            nft::add_rule(
-                batch,
-                TABLE,
-                CHAIN,
-                ACK | CREATE | APPEND,
-                |rule: &mut Rule<'_>| {
-                    rule.source_is(SERVICE_ADDRESS);
-                    rule.protocol_is(protocol);
-                    rule.source_port_is(listen_port);
-                    rule.set_source_port(protocol, port);
-                },
-            );
+            nft::add_rule(batch, CHAIN, |rule| {
+                rule.destination_is(SERVICE_ADDRESS);
+                rule.protocol_is(protocol);
+                rule.destination_port_is(port);
+                rule.set_destination_port(protocol, listen_port);
+            });
+            nft::add_rule(batch, CHAIN, |rule| {
+                rule.source_is(SERVICE_ADDRESS);
+                rule.protocol_is(protocol);
+                rule.source_port_is(listen_port);
+                rule.set_source_port(protocol, port);
+            });
         }
     });
     request

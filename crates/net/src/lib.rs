@@ -12,7 +12,8 @@
 //! ends.
 //!
 //! Entry points: [`Networks`] makes and removes, [`Network`] is one
-//! instance's; `dns::DnsForwarder` answers instances' queries.
+//! instance's; [`connect_machine`] is the guest's side of a machine's;
+//! `dns::DnsForwarder` answers instances' queries.
 
 #[cfg(feature = "dns")]
 pub mod dns;
@@ -25,6 +26,9 @@ mod error;
 mod forwarding6;
 mod inside;
 mod ipv6;
+mod machine;
+#[cfg(test)]
+mod machine_tests;
 mod namespace;
 mod netlink;
 mod network;
@@ -33,9 +37,11 @@ mod nft;
 mod route;
 mod share;
 mod table;
+mod tap;
 mod uplink;
 
 pub use error::NetError;
 pub use inside::{DNS_LISTEN_PORT, GATEWAY_LISTEN_PORT, SERVICE_ADDRESS};
+pub use machine::connect_machine;
 pub use network::{EgressState, Network, NetworkState};
 pub use networks::{NetOptions, Networks, NetworksState, READY_MAX, SweepReport};

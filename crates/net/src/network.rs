@@ -8,6 +8,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::inside::{self, DNS_LISTEN_PORT, GATEWAY_LISTEN_PORT, SERVICE_ADDRESS};
+use crate::machine;
 use crate::namespace::{Visit, current};
 
 /// Connections that wait at a listener of ours.
@@ -63,6 +64,11 @@ impl Network {
     /// When the kernel refuses; one without nftables does.
     pub fn lead_services(&self) -> io::Result<()> {
         self.inside(inside::lead_services)
+    }
+
+    /// Makes a tap inside for a machine.
+    pub(crate) fn add_tap(&self, with_ipv6: bool) -> io::Result<OwnedFd> {
+        self.inside(|| machine::add_tap(with_ipv6))
     }
 
     /// What a launcher keeps when it executes another program file.

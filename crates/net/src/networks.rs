@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use skiff_types::ServerId;
-use skiff_wire::launcher::PoolConfig;
+use skiff_wire::launcher::{MachineNetwork, PoolConfig};
 
 use crate::egress::{self, Egress, EgressPoolState};
 use crate::error::{NetError, Step};
 use crate::forwarding6;
 use crate::inside;
+use crate::machine;
 use crate::namespace::{Visit, current};
 use crate::netlink::Socket;
 use crate::network::{Network, NetworkState};
@@ -210,6 +211,39 @@ impl Networks {
             egress.wait_operational(state)?;
         }
         Ok(network)
+    }
+
+    /// A network with a way out for a virtual machine, and the tap that leads
+    /// there: with `IFF_NO_PI` and `IFF_VNET_HDR`, the other end's address
+    /// being [`skiff_wire::launcher::MACHINE_MAC`]; the machine itself is to
+    /// be told [`Self::machine_network`]. The tap is there for as
+    /// long as somebody holds its descriptor.
+    ///
+    /// # Errors
+    /// When none can be made; nothing is left of the attempt.
+    pub fn take_for_machine(&mut self) -> Result<(Network, OwnedFd), NetError> {
+        if self.options.shared {
+            return Err(NetError::MachineInMachine);
+        }
+        let network = self.take(true)?;
+        let with_ipv6 = self.options.ipv6_pool.is_some();
+        let tap = network.add_tap(with_ipv6);
+        match tap.step("make a tap in the network of", self.server) {
+            Ok(tap) => Ok((network, tap)),
+            Err(error) => {
+                // The first error is the one to tell.
+                if let Err(undo) = self.release(network) {
+                    tracing::warn!(error = %skiff_base::chain(&undo), "a failed network leaves something behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// What a machine with such a network is to be told of it.
+    #[must_use]
+    pub fn machine_network(&self) -> MachineNetwork {
+        machine::told(self.options.ipv6_pool.is_some())
     }
 
     /// Removes a network whose instance has ended. No packet passes any more

@@ -17,6 +17,7 @@ const RTM_GETROUTE: u16 = 26;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_GROUP: u16 = 27;
@@ -99,6 +100,23 @@ pub(crate) fn add_veth(request: &mut Request, veth: &Veth<'_>) {
                 });
             });
         });
+    });
+}
+
+/// Gives a link its address, which is its other end's too, as with [`Veth::mac`].
+pub(crate) fn set_address_without_arp(request: &mut Request, index: u32, mac: [u8; 6]) {
+    let fixed = ifinfomsg(index, IFF_NOARP, IFF_NOARP);
+    request.message(RTM_NEWLINK, ACK, &fixed, |link| {
+        link.attribute(IFLA_ADDRESS, &mac);
+    });
+}
+
+/// Sets a link's largest packet, and has it take its own address for
+/// everybody's.
+pub(crate) fn set_mtu_without_arp(request: &mut Request, index: u32, mtu: u32) {
+    let fixed = ifinfomsg(index, IFF_NOARP, IFF_NOARP);
+    request.message(RTM_NEWLINK, ACK, &fixed, |link| {
+        link.attribute(IFLA_MTU, &mtu.to_ne_bytes());
     });
 }
 

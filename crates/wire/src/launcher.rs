@@ -4,6 +4,7 @@
 //! envelope, in any order, and events in between. The launcher checks every
 //! field again: it trusts the server with sandboxes, not with the host.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -250,6 +251,24 @@ pub enum MonitorProgram {
         /// Its words, its own name first.
         args: Vec<String>,
     },
+}
+
+/// The link address of every machine that has egress, and of its tap: neither
+/// asks for the other's.
+pub const MACHINE_MAC: [u8; 6] = [0x02, 0x73, 0x6b, 0, 0, 2];
+/// The largest packet on that link, bytes.
+pub const MACHINE_MTU: u16 = 1500;
+
+/// What a machine with egress is to be told of that link, where nobody else
+/// is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineNetwork {
+    /// The machine's address.
+    pub address: Ipv4Addr,
+    /// The same of IPv6; without, it has none.
+    pub address6: Option<Ipv6Addr>,
+    /// The largest packet, bytes.
+    pub mtu: u16,
 }
 
 /// The folder that becomes a monitor's root, with the sockets that its
