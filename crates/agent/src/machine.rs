@@ -1,10 +1,10 @@
-//! What concerns the machine as a whole: clock, randomness, end.
+//! What concerns the machine as a whole: clock, randomness, network, end.
 
 use rustix::fs::{Mode, OFlags};
 use rustix::system::RebootCommand;
 use rustix::time::{ClockId, Timespec};
 use skiff_wire::agent::SEED_BYTES_MAX;
-use skiff_wire::launcher::Refusal;
+use skiff_wire::launcher::{MachineNetwork, Refusal};
 
 use crate::requests::{kernel, refuse};
 use crate::sys;
@@ -36,6 +36,17 @@ pub(crate) fn reseed(seed: &[u8]) -> Result<(), Refusal> {
     sys::add_entropy(&random, seed)
         .and_then(|()| sys::reseed(&random))
         .map_err(|error| refuse(STEP, error))
+}
+
+/// Sets up the way out of the machine.
+pub(crate) fn connect(network: &MachineNetwork) -> Result<(), Refusal> {
+    skiff_net::connect_machine(network).map_err(|error| Refusal {
+        errno: error.raw_os_error().unwrap_or(0),
+        ..refuse(
+            "network",
+            format!("set up the machine's interface: {error}"),
+        )
+    })
 }
 
 /// The kernel's release.

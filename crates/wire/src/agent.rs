@@ -20,7 +20,7 @@
 use serde::{Deserialize, Serialize};
 use skiff_types::{Digest, InstanceId};
 
-use crate::launcher::{ExecSpec, Exit, Listed, Refusal, SandboxSpec, Stats};
+use crate::launcher::{ExecSpec, Exit, Listed, MachineNetwork, Refusal, SandboxSpec, Stats};
 
 /// The protocol that this code speaks. The lower one of both sides' counts.
 pub const PROTOCOL: u16 = 1;
@@ -50,6 +50,8 @@ pub const FEATURE_SERVICES: u64 = 1 << 0;
 pub const FEATURE_EXEC: u64 = 1 << 1;
 /// [`Request::CreateOnDisk`].
 pub const FEATURE_DISK: u64 = 1 << 2;
+/// [`Request::Connect`].
+pub const FEATURE_NETWORK: u64 = 1 << 3;
 
 /// One request with the number its reply will carry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,8 +121,8 @@ pub enum Request {
     },
     /// Makes and starts a sandbox. `Stdio::Given` is refused: what would be
     /// given cannot be sent. `egress` has no meaning here: the machine's own
-    /// network is the sandbox's. One with a writable layer on disk is made by
-    /// [`Request::CreateOnDisk`].
+    /// network is the sandbox's ([`Request::Connect`]). One with a writable
+    /// layer on disk is made by [`Request::CreateOnDisk`].
     Create(Box<SandboxSpec>),
     /// Sends a signal to the first process.
     Signal {
@@ -219,6 +221,10 @@ pub enum Request {
         /// Where the file system lies.
         window: Window,
     },
+    /// Gives the machine's one network interface its addresses and leads
+    /// everything out by it. Before the first sandbox, once; refused where
+    /// there is no interface.
+    Connect(MachineNetwork),
 }
 
 /// How a further process ended.

@@ -3,6 +3,8 @@
 //! reads it can say again.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::net::Ipv6Addr;
+
 use proptest::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,7 +13,8 @@ use skiff_wire::agent::{
     Answer, Envelope, OPENING_BYTES_MAX, Opened, Opening, Reply, Request, Window,
 };
 use skiff_wire::launcher::{
-    ExecSpec, Exit, Listed, ProcessSpec, Refusal, SandboxSpec, Stats, Stdio, Writable,
+    ExecSpec, Exit, Listed, MachineNetwork, ProcessSpec, Refusal, SandboxSpec, Stats, Stdio,
+    Writable,
 };
 use skiff_wire::{FRAME_BYTES_MAX, FrameReader, decode, encode, framed};
 
@@ -74,6 +77,11 @@ fn requests() -> Vec<Vec<u8>> {
             after: Some(sandbox),
         },
         Request::Shutdown,
+        Request::Connect(MachineNetwork {
+            address: [198, 18, 1, 2].into(),
+            address6: Some(Ipv6Addr::LOCALHOST),
+            mtu: 1500,
+        }),
         Request::Exec(Box::new(ExecSpec {
             sandbox,
             exec: 9,

@@ -6,10 +6,10 @@ use skiff_sandbox::AgentClient;
 use skiff_types::InstanceId;
 use skiff_wire::FRAME_BYTES_MAX;
 use skiff_wire::agent::{
-    CONTROL_PORT, DNS_DATAGRAM_PORT, DNS_PORT, FEATURE_DISK, FEATURE_EXEC, FEATURE_SERVICES,
-    GATEWAY_PORT, Opening, PROTOCOL, STREAM_PORT, Window,
+    CONTROL_PORT, DNS_DATAGRAM_PORT, DNS_PORT, FEATURE_DISK, FEATURE_EXEC, FEATURE_NETWORK,
+    FEATURE_SERVICES, GATEWAY_PORT, Opening, PROTOCOL, STREAM_PORT, Window,
 };
-use skiff_wire::launcher::{ExecSpec, Stdio, Writable};
+use skiff_wire::launcher::{ExecSpec, MachineNetwork, Stdio, Writable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -53,7 +53,7 @@ scenarios!(
 pub async fn it_greets(machine: &Machine) {
     let hello = machine.client.hello();
     assert_eq!(hello.protocol, PROTOCOL);
-    let features = FEATURE_SERVICES | FEATURE_EXEC | FEATURE_DISK;
+    let features = FEATURE_SERVICES | FEATURE_EXEC | FEATURE_DISK | FEATURE_NETWORK;
     assert_eq!(hello.features, features);
     assert_eq!(hello.version, env!("CARGO_PKG_VERSION"));
     assert!(
@@ -541,6 +541,14 @@ pub async fn what_cannot_be_is_refused(machine: &Machine) {
     // No file system lies there.
     let empty = client.create_on_disk(disk, machine.disk.empty()).await;
     assert_eq!(refusal(empty).0, "disk");
+    // There is no interface.
+    let network = MachineNetwork {
+        address: [198, 18, 1, 2].into(),
+        address6: None,
+        mtu: 1500,
+    };
+    let absent = refusal(client.connect_machine(network).await);
+    assert_eq!(absent, ("network".to_owned(), 19));
     let absent = refusal(client.create(machine.spec(&["/absent"])).await);
     assert_eq!(absent, ("exec".to_owned(), 2));
     let sandbox = machine.spec(&["true"]).sandbox;

@@ -10,7 +10,7 @@ use skiff_wire::agent::{
     CONTROL_PORT, Envelope, OPENING_BYTES_MAX, Opened, Opening, PROTOCOL, REQUESTS_MAX, Reply,
     Request, STREAM_PORT, Window,
 };
-use skiff_wire::launcher::{ExecSpec, Listed, Refusal, SandboxSpec, Stats};
+use skiff_wire::launcher::{ExecSpec, Listed, MachineNetwork, Refusal, SandboxSpec, Stats};
 use skiff_wire::{FrameError, FrameReader, framed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -198,6 +198,14 @@ impl AgentClient {
             Ok(Some(why)) => why.clone(),
             _ => "the connection's tasks were cut off".to_owned(),
         }
+    }
+
+    /// Sets up the machine's way out, before its first sandbox.
+    ///
+    /// # Errors
+    /// As [`AgentClient::call`].
+    pub async fn connect_machine(&self, network: MachineNetwork) -> Result<(), AgentError> {
+        self.done(Request::Connect(network)).await
     }
 
     /// Makes a layer mountable that lies on a part of a disk.
@@ -555,6 +563,7 @@ fn stream_name(opening: &Opening) -> &'static str {
 fn kind(request: &Request) -> (&'static str, Duration) {
     match request {
         Request::Hello { .. } => ("hello", HELLO_DEADLINE),
+        Request::Connect(_) => ("connect", QUICK_DEADLINE),
         Request::AddLayer { .. } => ("add layer", QUICK_DEADLINE),
         Request::RemoveLayer { .. } => ("remove layer", QUICK_DEADLINE),
         Request::Create(_) | Request::CreateOnDisk { .. } => ("create", SLOW_DEADLINE),
