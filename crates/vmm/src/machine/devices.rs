@@ -1,11 +1,9 @@
 //! Devices at their places: a window, an interrupt, a doorbell for each queue.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use rustix::io::Errno;
 use skiff_base::SystemClock;
 use skiff_kvm::arch::acpi::Slot;
 use skiff_kvm::arch::layout;
@@ -121,23 +119,12 @@ fn open_tap(interface: &NetworkInterface) -> Result<Tap, MachineError> {
     match (&interface.host_dev_name, interface.tap_fd) {
         (Some(name), _) => Tap::open(name).map_err(failed),
         (None, Some(descriptor)) => {
-            let copy = inherited(descriptor);
-            let copy = copy.map_err(|errno| failed(TapError::Kind(Some(errno.into()))))?;
-            Tap::from_descriptor(copy).map_err(failed)
+            let taken = inherited::take(descriptor);
+            let taken = taken.map_err(|error| failed(TapError::Kind(Some(error))))?;
+            Tap::from_descriptor(taken).map_err(failed)
         }
         (None, None) => Err(failed(TapError::Kind(None))),
     }
-}
-
-/// A copy of a descriptor that the process was started with.
-fn inherited(descriptor: RawFd) -> rustix::io::Result<OwnedFd> {
-    if descriptor < 0 {
-        return Err(Errno::BADF);
-    }
-    // SAFETY: it is a number that is at worst not open, which the call finds
-    // out. Whatever it is, its owner keeps it: this is a copy.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
-    rustix::io::fcntl_dupfd_cloexec(borrowed, 0)
 }
 
 /// What keeps a device to its limits, which it may get later.
