@@ -517,7 +517,9 @@ fn translate(reply: launcher::Reply) -> Result<Reply, Refusal> {
         launcher::Reply::Created { steps_us } => Reply::Created { steps_us },
         launcher::Reply::Stats(stats) => Reply::Stats(stats),
         launcher::Reply::List(page) => Reply::List(page),
-        launcher::Reply::Hello { .. } | launcher::Reply::Descriptors => {
+        launcher::Reply::Hello { .. }
+        | launcher::Reply::Descriptors
+        | launcher::Reply::MonitorCreated { .. } => {
             return Err(refuse("launcher", "its answer is another one's"));
         }
     })

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use skiff_base::process::command;
@@ -73,9 +73,21 @@ struct Monitor {
 
 impl Launcher {
     fn start(monitor: &Path) -> Self {
+        Self::start_by(command(program("skiff-vmm-launcher")), monitor)
+    }
+
+    /// In a network of its own: ways out lead nowhere, and change nothing on
+    /// this host.
+    fn start_alone(monitor: &Path) -> Self {
+        let mut alone = command("unshare");
+        alone.arg("-n").arg(program("skiff-vmm-launcher"));
+        Self::start_by(alone, monitor)
+    }
+
+    fn start_by(mut program: Command, monitor: &Path) -> Self {
         let server = ServerId::from_parts(SystemClock.unix_ms(), skiff_base::random::u32());
         let folder = tempfile::tempdir().unwrap();
-        let process = command(program("skiff-vmm-launcher"))
+        let process = program
             .arg(server.to_string())
             .arg(folder.path())
             .arg(std::env::temp_dir().join("skiff-vmm-test-locks"))
@@ -132,6 +144,16 @@ impl Launcher {
     }
 
     fn create(&mut self, config: &str, kernel: &File) -> Result<Monitor, Refusal> {
+        self.create_with(config, kernel, false)
+    }
+
+    /// With egress its tap is descriptor 5.
+    fn create_with(
+        &mut self,
+        config: &str,
+        kernel: &File,
+        egress: bool,
+    ) -> Result<Monitor, Refusal> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(config.as_bytes()).unwrap();
         file.rewind().unwrap();
@@ -142,11 +164,15 @@ impl Launcher {
             memory_bytes: MEMORY_BYTES,
             cpu_millis: 1000,
             pids: 16,
+            egress,
             label: b"label".to_vec(),
         };
         let request = Request::CreateMonitor(Box::new(spec));
         let (reply, fds) = self.ask(request, &[&file, kernel])?;
-        assert!(matches!(reply, Reply::Created { .. }), "{reply:?}");
+        let Reply::MonitorCreated { network, .. } = reply else {
+            panic!("{reply:?}");
+        };
+        assert_eq!(network.is_some(), egress);
         let [stdout, stderr] = <[OwnedFd; 2]>::try_from(fds).unwrap();
         Ok(Monitor {
             id,
@@ -156,6 +182,10 @@ impl Launcher {
     }
 
     fn run_guest(&mut self, program: Program, more: &str) -> Monitor {
+        self.run_guest_with(program, more, false)
+    }
+
+    fn run_guest_with(&mut self, program: Program, more: &str, egress: bool) -> Monitor {
         let mut kernel = tempfile::tempfile().unwrap();
         kernel.write_all(&skiff_flat::elf(program)).unwrap();
         kernel.rewind().unwrap();
@@ -163,7 +193,7 @@ impl Launcher {
             r#"{{"boot-source":{{"kernel_image_path":"fd:4","boot_args":""}},
                 "machine-config":{{"vcpu_count":1,"mem_size_mib":4}}{more}}}"#
         );
-        self.create(&config, &kernel).unwrap()
+        self.create_with(&config, &kernel, egress).unwrap()
     }
 
     /// Waits for a monitor's end.
@@ -189,6 +219,15 @@ impl Launcher {
 
     fn folder_of(&self, monitor: &Monitor) -> PathBuf {
         monitor_folder(self.folder.path(), monitor.id)
+    }
+
+    /// Links of its server's in its network.
+    fn ways_out(&self) -> usize {
+        let links = fs::read_to_string(format!("/proc/{}/net/dev", self.process.id())).unwrap();
+        let server = self.server.to_string();
+        let prefix = format!("sk{}", &server[server.len() - 7..]);
+        let names = links.lines().map(str::trim_start);
+        names.filter(|name| name.starts_with(&prefix)).count()
     }
 
     fn control(&self, monitor: &Monitor) -> client::Client {
@@ -251,11 +290,14 @@ const BIRTHS: [Birth; 2] = [Birth::Cold, Birth::Warm];
 impl Launcher {
     /// With one monitor that waits, or none.
     fn start_with(monitor: &Path, birth: Birth) -> Self {
-        let mut launcher = Self::start(monitor);
+        Self::start(monitor).keeping(birth)
+    }
+
+    fn keeping(mut self, birth: Birth) -> Self {
         if birth == Birth::Warm {
-            launcher.keep(1);
+            self.keep(1);
         }
-        launcher
+        self
     }
 
     fn keep(&mut self, count: u32) {
@@ -429,10 +471,20 @@ fn a_monitor_holds_nothing_that_it_does_not_need() {
 }
 
 fn holds_nothing_that_it_does_not_need(birth: Birth) {
-    let mut launcher = Launcher::start_with(Path::new(MONITOR), birth);
-    let waits = launcher.next(birth);
     let vsock = r#", "vsock": {"guest_cid": 3, "uds_path": "vsock"}"#;
-    let monitor = launcher.run_guest(skiff_flat::HALT, vsock);
+    let launcher = Launcher::start_with(Path::new(MONITOR), birth);
+    holds_nothing_more(launcher, birth, vsock, &[]);
+
+    let tap = r#", "network-interfaces": [{"iface_id": "eth0", "tap_fd": 5}]"#;
+    let launcher = Launcher::start_alone(Path::new(MONITOR)).keeping(birth);
+    let devices = ["/dev/net/tun"];
+    holds_nothing_more(launcher, birth, &format!("{vsock}{tap}"), &devices);
+}
+
+/// Beside what each monitor holds, these devices, once each.
+fn holds_nothing_more(mut launcher: Launcher, birth: Birth, more: &str, devices: &[&str]) {
+    let waits = launcher.next(birth);
+    let monitor = launcher.run_guest_with(skiff_flat::HALT, more, !devices.is_empty());
     let mut control = launcher.control(&monitor);
     let pid = waits.unwrap_or_else(|| monitors_pid(&launcher));
     let of = |path: &str| PathBuf::from(format!("/proc/{pid}/{path}"));
@@ -473,13 +525,16 @@ fn holds_nothing_that_it_does_not_need(birth: Birth) {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     assert_eq!(names, ["control", "vsock"].map(String::from).into());
+    let mut held = Vec::new();
     for descriptor in fs::read_dir(of("fd")).unwrap() {
         let target = fs::read_link(descriptor.unwrap().path()).unwrap();
         let target = target.to_str().unwrap().to_owned();
         let expected = ["socket:", "pipe:", "anon_inode:", "/dev/null"];
-        let known = expected.iter().any(|kind| target.starts_with(kind));
-        assert!(known, "{target} is open");
+        if !expected.iter().any(|kind| target.starts_with(kind)) {
+            held.push(target);
+        }
     }
+    assert_eq!(held, devices);
     let interfaces = fs::read_to_string(of("net/dev")).unwrap();
     assert_eq!(interfaces.lines().count(), 3, "{interfaces}");
     let groups = fs::read_to_string(of("cgroup")).unwrap();
@@ -497,9 +552,13 @@ fn holds_nothing_that_it_does_not_need(birth: Birth) {
         "{core}"
     );
 
+    assert_eq!(launcher.ways_out(), devices.len());
     control.ask(monitor::Request::Stop, &[]).unwrap();
     assert_eq!(launcher.exit(monitor.id).code, Some(0));
     launcher.destroy(&monitor);
+    wait_for("its way out to be gone", || {
+        (launcher.ways_out() == 0).then_some(())
+    });
     launcher.shut_down();
 }
 
@@ -523,6 +582,7 @@ fn a_monitor_that_came_along_is_confined_before_it_begins() {
         memory_bytes: MEMORY_BYTES,
         cpu_millis: 1000,
         pids: 16,
+        egress: false,
         label: Vec::new(),
     };
     let request = Request::CreateMonitor(Box::new(spec));
@@ -600,6 +660,7 @@ fn a_monitor_that_came_along_is_confined_before_it_begins() {
             memory_bytes: MEMORY_BYTES,
             cpu_millis: 1000,
             pids: 16,
+            egress: false,
             label: Vec::new(),
         };
         let request = Request::CreateMonitor(Box::new(spec));
@@ -667,6 +728,19 @@ const REACH: &[(&str, Option<i32>)] = &[
     ("device unfiltered", Some(libc::EPERM)),
 ];
 
+/// The same of one that holds a tap.
+const REACH_WITH_TAP: &[(&str, Option<i32>)] = &[
+    ("tap-send", Some(0)),
+    ("tap-keep", None),
+    ("tap-attach", None),
+    ("tap-address", None),
+    ("tap-namespace", None),
+    ("tap-keep api", None),
+    ("tap-attach unfiltered", Some(libc::EEXIST)),
+    ("tap-namespace unfiltered", Some(libc::EPERM)),
+    ("reach-internet unfiltered", Some(libc::ENETUNREACH)),
+];
+
 #[test]
 fn a_monitor_that_was_taken_over_reaches_nothing() {
     if !has_kvm() {
@@ -678,11 +752,18 @@ fn a_monitor_that_was_taken_over_reaches_nothing() {
 }
 
 fn was_taken_over_and_reaches_nothing(birth: Birth) {
-    let mut launcher = Launcher::start_with(&program("skiff-vmm-taken"), birth);
+    let taken = program("skiff-vmm-taken");
+    let launcher = Launcher::start_with(&taken, birth);
+    is_answered(launcher, birth, REACH, false);
+    let launcher = Launcher::start_alone(&taken).keeping(birth);
+    is_answered(launcher, birth, REACH_WITH_TAP, true);
+}
+
+fn is_answered(mut launcher: Launcher, birth: Birth, reach: &[(&str, Option<i32>)], egress: bool) {
     let nothing = tempfile::tempfile().unwrap();
-    for (wish, answer) in REACH {
+    for (wish, answer) in reach {
         let waits = launcher.next(birth);
-        let mut monitor = launcher.create(wish, &nothing).unwrap();
+        let mut monitor = launcher.create_with(wish, &nothing, egress).unwrap();
         let exit = launcher.exit(monitor.id);
         let (out, err) = monitor.output();
         match answer {

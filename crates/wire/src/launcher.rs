@@ -79,9 +79,11 @@ pub enum Request {
     /// Starts the monitor of a virtual machine, which confines itself before
     /// its guest runs [its configuration, then the files that it names: `fd:4`
     /// is the first]; or of another's monitor, which is confined before it
-    /// begins [its program, then files: `/proc/self/fd/3` is the first]. The
-    /// reply comes once its `execve` has succeeded, with its stdout and stderr;
-    /// its sockets are in [`monitor_folder`], where it begins.
+    /// begins [its program, then files: `/proc/self/fd/3` is the first]. With
+    /// egress, which another's cannot have, a tap follows them, by the next
+    /// number (`IFF_NO_PI`, `IFF_VNET_HDR`). The reply comes once its `execve`
+    /// has succeeded, with its stdout and stderr; its sockets are in
+    /// [`monitor_folder`], where it begins.
     CreateMonitor(Box<MonitorSpec>),
     /// Sends a signal to the first process.
     Signal {
@@ -237,6 +239,8 @@ pub struct MonitorSpec {
     pub cpu_millis: u32,
     /// Threads: one for each vCPU and a few of the monitor's own.
     pub pids: u32,
+    /// Whether it reaches the public internet: the launcher gives it a tap.
+    pub egress: bool,
     /// Kept for the server and given back by [`Request::List`]; at most 16 KiB.
     pub label: Vec<u8>,
 }
@@ -346,7 +350,7 @@ pub enum Reply {
         /// The version of its program.
         version: String,
     },
-    /// To `Create` and `CreateMonitor` [stdout and stderr with `Stdio::Piped`, then stdin with
+    /// To `Create` [stdout and stderr with `Stdio::Piped`, then stdin with
     /// `Stdio::PipedInput`, the terminal with `Stdio::Terminal`]: how long each
     /// step took, microseconds.
     Created {
@@ -361,6 +365,13 @@ pub enum Reply {
     Descriptors,
     /// To `Exec` [as to `Create`].
     Executed,
+    /// To `CreateMonitor` [stdout and stderr].
+    MonitorCreated {
+        /// The steps in order, as those of `Created`.
+        steps_us: Vec<(String, u32)>,
+        /// What the machine is to be told of its network, if it has one.
+        network: Option<MachineNetwork>,
+    },
 }
 
 /// One sandbox as listed.

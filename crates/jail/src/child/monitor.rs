@@ -45,7 +45,7 @@ pub(crate) enum MonitorTask {
     /// This machine.
     Machine {
         id: InstanceId,
-        /// The configuration, then what it names.
+        /// The configuration, then what it names, a tap the last.
         files: Vec<OwnedFd>,
         folder: OwnedFd,
     },

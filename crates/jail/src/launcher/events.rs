@@ -101,6 +101,7 @@ impl Launcher {
         sandbox.outputs.readers.extend(fds.map(Handle::from));
         let copies = sandbox.outputs.copies();
         let input = sandbox.input.take().map(OwnedFd::from);
+        let (work, has_network) = (sandbox.work, sandbox.network.is_some());
         let state = std::mem::replace(&mut sandbox.state, State::Running);
         self.starting.remove(&id);
         let State::Starting {
@@ -115,7 +116,14 @@ impl Launcher {
         // Without its output a client can do as little as without its reply.
         let mut copies = copies.unwrap_or_default();
         copies.extend(input);
-        self.reply(reply, Ok(Reply::Created { steps_us }), copies);
+        let created = match work {
+            Work::Init => Reply::Created { steps_us },
+            Work::Monitor => Reply::MonitorCreated {
+                steps_us,
+                network: has_network.then(|| self.networks.machine_network()),
+            },
+        };
+        self.reply(reply, Ok(created), copies);
     }
 
     /// A seat's init has ended, and with it everything in its pid namespace.

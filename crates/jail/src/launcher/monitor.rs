@@ -11,7 +11,8 @@ use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags, Uid};
 use rustix::mount::OpenTreeFlags;
-use skiff_base::{Clock, Monotonic};
+use skiff_base::Clock;
+use skiff_net::Network;
 use skiff_types::InstanceId;
 use skiff_wire::launcher::{MonitorProgram, MonitorSpec, monitor_folder};
 
@@ -29,7 +30,7 @@ use crate::ids::Ranges;
 use crate::sys::{self, Cloned, MountChange};
 
 const STEP: &str = "monitor";
-/// The configuration and what that names.
+/// The configuration and what that names, a tap the last.
 pub(super) const FILES_MAX: usize = 8;
 /// What a monitor's own threads and buffers take.
 const MEMORY_BYTES_MIN: u64 = 16 * 1024 * 1024;
@@ -42,56 +43,81 @@ impl Launcher {
         &mut self,
         to: ReplyTo,
         spec: MonitorSpec,
-        files: Vec<OwnedFd>,
+        mut files: Vec<OwnedFd>,
     ) -> Step<()> {
         check(&spec, files.len())?;
         self.admit_sandbox(spec.sandbox, &spec.label)?;
         let begun = self.clock.now();
-        if spec.program == MonitorProgram::Own
-            && let Some(monitor) = self.take_monitor()
-        {
-            let (number, outputs) = self.assign(monitor, &spec, files)?;
-            return self.monitor_starts(to, spec, number, outputs, begun);
-        }
-        let range = self.kept.ranges.take()?;
-        let number = self.kept.number();
-        let born = self.open_monitor(&spec, number, range, files);
-        let (seat, streams) = match born {
+        let network = self.take_network(&spec, &mut files)?;
+        let networked = self.clock.now();
+        let (number, outputs) = match self.monitor_for(&spec, files) {
             Ok(born) => born,
             Err(refusal) => {
-                self.forget_monitor(spec.sandbox, number);
-                self.kept.ranges.release(range);
+                if let Some(network) = network {
+                    self.release_network(network);
+                }
                 return Err(refusal);
             }
         };
-        self.kept.seats.insert(number, seat);
-        self.monitor_starts(to, spec, number, streams.outputs, begun)
-    }
-
-    /// Registers the sandbox of a monitor that is on its way.
-    fn monitor_starts(
-        &mut self,
-        to: ReplyTo,
-        spec: MonitorSpec,
-        number: u64,
-        outputs: Outputs,
-        begun: Monotonic,
-    ) -> Step<()> {
-        let pidfd = self.seat(number)?.pidfd.as_fd().try_clone_to_owned();
         let now = self.clock.now();
+        let pidfd = self.kept.seats.get(&number).map(|seat| seat.pidfd.as_fd());
+        let app = pidfd.and_then(|pidfd| pidfd.try_clone_to_owned().ok());
         let state = State::Starting {
             reply: to,
             deadline: now.plus(START_DEADLINE).as_nanos(),
-            steps_us: vec![step("clone", begun, now)],
+            steps_us: vec![
+                step("network", begun, networked),
+                step("clone", networked, now),
+            ],
         };
         let sandbox = Sandbox {
-            app: pidfd.ok().map(Handle::from),
+            app: app.map(Handle::from),
             outputs,
+            network,
             ..Sandbox::starting(Work::Monitor, number, state, spec.label)
         };
         self.kept.sandboxes.insert(spec.sandbox, sandbox);
         self.starting.insert(spec.sandbox);
         Ok(())
+    }
+
+    /// The network of a machine that has one, whose tap goes behind the files.
+    fn take_network(
+        &mut self,
+        spec: &MonitorSpec,
+        files: &mut Vec<OwnedFd>,
+    ) -> Step<Option<Network>> {
+        if !spec.egress {
+            return Ok(None);
+        }
+        let taken = self.networks.take_for_machine();
+        self.refill_networks = true;
+        let (network, tap) = taken.map_err(|error| refuse("network", skiff_base::chain(&error)))?;
+        files.push(tap);
+        Ok(Some(network))
+    }
+
+    /// One that has waited, or a process that becomes it: its seat, and what is
+    /// held of its output. Nothing is left of one that cannot be made.
+    fn monitor_for(&mut self, spec: &MonitorSpec, files: Vec<OwnedFd>) -> Step<(u64, Outputs)> {
+        if spec.program == MonitorProgram::Own
+            && let Some(monitor) = self.take_monitor()
+        {
+            return self.assign(monitor, spec, files);
+        }
+        let range = self.kept.ranges.take()?;
+        let number = self.kept.number();
+        match self.open_monitor(spec, number, range, files) {
+            Ok((seat, streams)) => {
+                self.kept.seats.insert(number, seat);
+                Ok((number, streams.outputs))
+            }
+            Err(refusal) => {
+                self.forget_monitor(spec.sandbox, number);
+                self.kept.ranges.release(range);
+                Err(refusal)
+            }
+        }
     }
 
     fn open_monitor(
@@ -287,8 +313,12 @@ fn open(path: &std::path::Path, flags: OFlags) -> Step<OwnedFd> {
 }
 
 fn check(spec: &MonitorSpec, files: usize) -> Step<()> {
-    let problem = if files == 0 || files > FILES_MAX {
-        format!("1 to {FILES_MAX} descriptors are expected, {files} came")
+    // A tap goes behind them.
+    let most = FILES_MAX - usize::from(spec.egress);
+    let problem = if files == 0 || files > most {
+        format!("1 to {most} descriptors are expected, {files} came")
+    } else if spec.egress && spec.program != MonitorProgram::Own {
+        "its program takes no tap".to_owned()
     } else if spec.memory_bytes < MEMORY_BYTES_MIN {
         format!("{} bytes of memory are too few", spec.memory_bytes)
     } else if spec.pids < PIDS_MIN {

@@ -192,8 +192,13 @@ impl Launcher {
         Ok(Some((Reply::Descriptors, vec![gateway, udp, tcp])))
     }
 
+    /// A container's: what is in a machine's is the machine itself.
     fn network(&self, id: InstanceId) -> Step<&skiff_net::Network> {
-        let network = self.sandbox(id)?.network.as_ref();
+        let sandbox = self.sandbox(id)?;
+        let network = match sandbox.work {
+            Work::Init => sandbox.network.as_ref(),
+            Work::Monitor => None,
+        };
         network.ok_or_else(|| refuse("network", format!("sandbox {id} has none any more")))
     }
 

@@ -3,7 +3,10 @@
 use std::fs::File;
 use std::io::{self, Seek, Write};
 
-use serde_json::json;
+use serde_json::{Value, json};
+use skiff_wire::launcher::{MACHINE_MAC, MACHINE_MTU};
+
+use crate::Needs;
 
 /// The agent's disk of layers, the machine's first.
 pub const LAYERS: &str = "layers";
@@ -27,6 +30,8 @@ pub const BOOT_ARGS: &str = "reboot=k panic=1 8250.nr_uarts=0 swiotlb=noforce pc
 /// The kernel and the initramfs, by the numbers that the launcher gives them.
 const KERNEL: &str = "fd:4";
 const INITRAMFS: &str = "fd:5";
+/// Behind them.
+const TAP: u8 = 6;
 /// Kernel, modules, agent, and the pages of a machine that has no more.
 const OVERHEAD_BASE_MIB: u64 = 96;
 /// The kernel's notes on each page: 64 bytes of 4,096.
@@ -44,29 +49,55 @@ pub const fn vcpus(cpu_millis: u32) -> u32 {
     if vcpus == 0 { 1 } else { vcpus }
 }
 
-/// The configuration, as a file at its beginning.
-pub fn file(memory_mib: u64, vcpus: u32, on_disk: bool) -> io::Result<File> {
+/// The configuration, as a file at its beginning. With egress the launcher
+/// gives the monitor a tap.
+pub fn file(memory_mib: u64, vcpus: u32, needs: Needs) -> io::Result<File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::memfd_create("monitor-config", flags)?);
+    let text = config(memory_mib, vcpus, needs).to_string();
+    file.write_all(text.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
+}
+
+fn config(memory_mib: u64, vcpus: u32, needs: Needs) -> Value {
     let mut disks = vec![json!({"disk_id": LAYERS, "is_read_only": true})];
-    if on_disk {
+    if needs.disk {
         disks.push(json!({"disk_id": SCRATCH}));
     }
-    let config = json!({
+    let interface = json!({
+        "iface_id": "eth0",
+        "tap_fd": TAP,
+        "guest_mac": MACHINE_MAC.map(|byte| format!("{byte:02x}")).join(":"),
+        "mtu": MACHINE_MTU,
+    });
+    let interfaces: Vec<Value> = needs.egress.then_some(interface).into_iter().collect();
+    json!({
         "boot-source": {"kernel_image_path": KERNEL, "initrd_path": INITRAMFS},
         "machine-config": {"vcpu_count": vcpus, "mem_size_mib": memory_mib},
         "window-disks": disks,
         "vsock": {"guest_cid": GUEST_CID, "uds_path": VSOCK},
         "entropy": {},
-    });
-    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::memfd_create("monitor-config", flags)?);
-    file.write_all(config.to_string().as_bytes())?;
-    file.rewind()?;
-    Ok(file)
+        "network-interfaces": interfaces,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_without_egress_has_no_interface() {
+        let needs = Needs::default();
+        assert_eq!(config(128, 1, needs)["network-interfaces"], json!([]));
+        let needs = Needs {
+            egress: true,
+            ..needs
+        };
+        let interfaces = &config(128, 1, needs)["network-interfaces"];
+        assert_eq!(interfaces[0]["guest_mac"], "02:73:6b:00:00:02");
+        assert_eq!(interfaces[0]["tap_fd"], 6);
+    }
 
     #[test]
     fn a_machine_has_what_its_application_may_use_and_more() {

@@ -35,7 +35,9 @@ use futures_util::{StreamExt, stream};
 use skiff_base::{Clock, Monotonic, SystemClock, Tasks};
 use skiff_types::{Digest, InstanceId, IsolationClass};
 use skiff_wire::agent::{Opening, Window};
-use skiff_wire::launcher::{Exit, Listed, MonitorProgram, MonitorSpec, Reply, Request, Writable};
+use skiff_wire::launcher::{
+    Exit, Listed, MachineNetwork, MonitorProgram, MonitorSpec, Reply, Request, Writable,
+};
 use tokio::sync::watch;
 
 use self::disks::{Disk, Disks};
@@ -86,6 +88,15 @@ pub struct GuestFiles {
     pub kernel: PathBuf,
     /// The initramfs with the agent.
     pub initramfs: PathBuf,
+}
+
+/// A monitor that has been started.
+#[derive(Debug)]
+struct Started {
+    /// What it says, to be read.
+    output: Vec<OwnedFd>,
+    /// What its machine is to be told.
+    network: Option<MachineNetwork>,
 }
 
 /// A monitor that is not ours.
@@ -169,11 +180,11 @@ impl MicrovmBackend {
         let begun = self.clock.now();
         let ended = self.link.exits.watch(id);
         let machine = self.machine(id, ended);
-        let size = Size::of(TRIAL_BYTES, TRIAL_MILLIS, false);
-        let output = self.start_monitor(id, size, None, Vec::new());
-        let output = output.await.inspect_err(|_| self.link.exits.forget(id))?;
+        let size = Size::of(TRIAL_BYTES, TRIAL_MILLIS, Needs::default());
+        let started = self.start_monitor(id, size, None, Vec::new());
+        let started = started.await.inspect_err(|_| self.link.exits.forget(id))?;
         let birth = Birth::of(&machine, &self.tasks);
-        machine.listen(output);
+        machine.listen(started.output);
         let up = async {
             let monitor = self.make_foreign(&machine, size, None).await?;
             let agent = machine.agent(self.boot_deadline).await;
@@ -199,21 +210,20 @@ impl MicrovmBackend {
         let disk = self.disk(&spec.layers).await?;
         let ended = self.link.exits.watch(id);
         let machine = self.machine(id, ended);
-        let on_disk = matches!(spec.writable, Writable::Disk { .. });
-        let size = Size::of(spec.memory_bytes, spec.cpu_millis, on_disk);
+        let size = Size::of(spec.memory_bytes, spec.cpu_millis, spec.needs());
         let started = self.start_monitor(id, size, disk.as_ref(), spec.label.clone());
-        let output = match started.await {
-            Ok(output) => output,
+        let started = match started.await {
+            Ok(started) => started,
             Err(error) => {
                 self.link.exits.forget(id);
                 return Err(error);
             }
         };
         let birth = Birth::of(&machine, &self.tasks);
-        machine.listen(output);
+        machine.listen(started.output);
         let steps = vec![self.step("monitor", begun)];
         let booted = tokio::select! {
-            booted = self.boot(&machine, spec, size, disk, steps) => booted,
+            booted = self.boot(&machine, spec, size, disk, started.network, steps) => booted,
             error = machine.died() => Err(error),
         };
         match booted {
@@ -255,14 +265,14 @@ impl MicrovmBackend {
         })
     }
 
-    /// Has the launcher start a monitor; what that says is to be read.
+    /// Has the launcher start a monitor.
     async fn start_monitor(
         &self,
         id: InstanceId,
         size: Size,
         disk: Option<&Disk>,
         label: Vec<u8>,
-    ) -> Result<Vec<OwnedFd>, SandboxError> {
+    ) -> Result<Started, SandboxError> {
         let refused = |step: &str, message| SandboxError::Refused {
             instance: id,
             step: step.to_owned(),
@@ -293,10 +303,11 @@ impl MicrovmBackend {
             memory_bytes: (size.memory_mib + MONITOR_MIB) * MIB,
             cpu_millis: size.cpu_millis,
             pids: size.vcpus + MONITOR_THREADS,
+            egress: size.needs.egress,
             label,
         }));
         match self.link.client().call(request, files).await {
-            Ok((Reply::Created { .. }, output)) => Ok(output),
+            Ok((Reply::MonitorCreated { network, .. }, output)) => Ok(Started { output, network }),
             Ok(_) => Err(unexpected("create monitor")),
             Err(error) => Err(refused_by_launcher(id, error)),
         }
@@ -336,6 +347,7 @@ impl MicrovmBackend {
         spec: CreateSpec,
         size: Size,
         disk: Option<Disk>,
+        network: Option<MachineNetwork>,
         mut steps: Vec<(String, u32)>,
     ) -> Result<(AgentClient, Output, Vec<(String, u32)>), SandboxError> {
         let id = machine.id;
@@ -359,6 +371,10 @@ impl MicrovmBackend {
         }
         steps.push(self.step("layers", begun));
         let begun = self.clock.now();
+        if let Some(network) = network {
+            let connected = agent.connect_machine(network).await;
+            connected.map_err(refused(id))?;
+        }
         let spec = sandbox_spec(spec);
         let created = match scratch {
             Some(window) => agent.create_on_disk(spec, window).await,
@@ -370,13 +386,17 @@ impl MicrovmBackend {
         Ok((agent, output, steps))
     }
 
-    /// What this class cannot do yet, or not with a monitor that is not ours,
-    /// which has no disks of windows.
+    /// What this class cannot do with a monitor that is not ours, which has no
+    /// disks of windows and takes no tap by its descriptor.
     const fn lacks_one_of(&self, needs: Needs) -> Option<&'static str> {
-        if needs.egress {
-            Some("reach the internet: deploy with `--egress closed`")
-        } else if needs.disk && self.foreign.is_some() {
-            Some("write to a disk: deploy without `--disk`")
+        if self.foreign.is_none() {
+            None
+        } else if needs.egress {
+            Some(
+                "reach the internet with a monitor that is not Skiff's: deploy with `--egress closed`",
+            )
+        } else if needs.disk {
+            Some("write to a disk with a monitor that is not Skiff's: deploy without `--disk`")
         } else {
             None
         }
@@ -507,21 +527,20 @@ pub struct Tried {
     pub monitor: Option<String>,
 }
 
-/// How large a machine is.
+/// How large a machine is, and what it has.
 #[derive(Clone, Copy, Debug)]
 struct Size {
     memory_mib: u64,
     vcpus: u32,
     cpu_millis: u32,
-    /// It has a disk to write to.
-    on_disk: bool,
+    needs: Needs,
 }
 
 impl Size {
     /// For an application of this size.
-    fn of(memory_bytes: u64, cpu_millis: u32, on_disk: bool) -> Self {
+    fn of(memory_bytes: u64, cpu_millis: u32, needs: Needs) -> Self {
         Self {
-            on_disk,
+            needs,
             memory_mib: config::machine_mib(memory_bytes.div_ceil(MIB)),
             vcpus: config::vcpus(cpu_millis),
             cpu_millis,
@@ -533,7 +552,7 @@ impl Size {
 fn open_files(config: Option<Size>, paths: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
     let mut files = Vec::with_capacity(paths.len() + 1);
     if let Some(size) = config {
-        files.push(config::file(size.memory_mib, size.vcpus, size.on_disk)?.into());
+        files.push(config::file(size.memory_mib, size.vcpus, size.needs)?.into());
     }
     for path in paths {
         let opened = File::open(path).map_err(|error| {

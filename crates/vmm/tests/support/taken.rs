@@ -14,6 +14,11 @@ use skiff_vmm::awaited::Waiting;
 use skiff_vmm::confine::{Confinement, Filters, Part, join};
 use skiff_vmm::inherited;
 
+/// By its number when a machine has egress, here behind one file.
+const TAP: i32 = 5;
+/// <linux/if_tun.h>: the namespace that a tap is in.
+const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
+
 fn numbers(option: &str) -> Vec<i32> {
     let args: Vec<String> = std::env::args().collect();
     let value = |pair: &[String]| match pair {
@@ -88,6 +93,26 @@ fn call(name: &str) -> i32 {
             "bpf" => libc::syscall(libc::SYS_bpf, 0, 0, 0),
             "io-uring" => libc::syscall(libc::SYS_io_uring_setup, 1, 0),
             "keys" => libc::syscall(libc::SYS_keyctl, 0, 0, 0),
+            "tap-send" => {
+                let frame = [0_u8; 64];
+                let sent = libc::write(TAP, frame.as_ptr().cast(), frame.len());
+                sent.try_into().unwrap_or(-1)
+            }
+            "tap-keep" => libc::syscall(libc::SYS_ioctl, TAP, libc::TUNSETPERSIST, 1),
+            "tap-attach" => {
+                let request: libc::ifreq = std::mem::zeroed();
+                libc::syscall(libc::SYS_ioctl, TAP, libc::TUNSETIFF, &raw const request)
+            }
+            "tap-address" => {
+                let request: libc::ifreq = std::mem::zeroed();
+                libc::syscall(
+                    libc::SYS_ioctl,
+                    TAP,
+                    libc::SIOCSIFHWADDR,
+                    &raw const request,
+                )
+            }
+            "tap-namespace" => libc::syscall(libc::SYS_ioctl, TAP, TUNGETDEVNETNS, 0),
             "device" => libc::syscall(libc::SYS_mknod, c"dev".as_ptr(), libc::S_IFCHR | 0o600, 259),
             "write" => libc::write(2, c"".as_ptr().cast(), 0)
                 .try_into()
