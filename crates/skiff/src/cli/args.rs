@@ -259,7 +259,7 @@ pub enum IsolationArg {
     Auto,
     /// A namespaced container
     Container,
-    /// A microVM and nothing else; without egress and disk so far
+    /// A microVM and nothing else
     Microvm,
     /// Nothing runs; for measuring
     Null,
