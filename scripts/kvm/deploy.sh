@@ -45,6 +45,39 @@ soon() { # CONDITION...: whether it comes to hold
 ended() { [ "$status" -eq "$1" ]; }
 succeeds() { say "$@" && ended 0; }
 
+# A made-up internet beyond this machine, whose addresses nobody announces, and
+# a private network and metadata there; and a server there and here.
+make_internet() (
+  set -e
+  # Not the shell's own.
+  ip=/usr/sbin/ip
+  $ip netns add internet
+  $ip link add up0 type veth peer name down0 netns internet
+  # Neither end asks for link addresses: both have the same.
+  link='address 02:00:00:00:00:01 arp off up'
+  $ip -n internet link set lo up
+  # shellcheck disable=SC2086
+  $ip -n internet link set down0 $link
+  for address in 11.22.33.44 10.9.9.9 169.254.169.254; do $ip -n internet address add $address dev lo; done
+  $ip -n internet route add 11.0.0.1 dev down0
+  # shellcheck disable=SC2086
+  $ip link set up0 $link
+  $ip address add 11.0.0.1 dev up0
+  $ip route add default dev up0
+  nsenter -n/run/netns/internet httpd -p 8000 -h /guest
+  httpd -p 7001 -h /guest
+)
+connects() { # SERVICE ADDRESS/PORT
+  ask "$1" "/connect/$2"
+  ended 0 && grep -qx connected $out
+}
+reaches_nothing_else() { # SERVICE
+  for place in 10.9.9.9/8000 169.254.169.254/8000 11.0.0.1/7001 127.0.0.1/7001; do
+    connects "$1" $place && return 1
+    ended 0 || return 1
+  done
+}
+
 start() { # FLAG...
   skiff server --set worker.prepared_networks=1 --set microvm.boot_timeout_s="$deadline" "$@" >>$work/server 2>&1 </dev/null &
   server=$!
@@ -82,10 +115,12 @@ life() { # CLASS STEP...: the steps of making its sandbox
   class=$1
   shift
   begun=$(cut -d. -f1 /proc/uptime)
-  say skiff deploy "$class" --image testapp:1 --isolation "$class" --memory 64 --disk 16 \
+  say skiff deploy "$class" --image testapp:1 --isolation "$class" --memory 64 --disk 16 --egress \
     --keep-alive $((10 * SKIFF_SLOWNESS)) --start-timeout "$deadline"
   check "${class}_is_deployed" ended 0
   check "${class}_answers" soon answers "$class" / '^hello'
+  check "${class}_reaches_the_internet" soon connects "$class" 11.22.33.44/8000
+  check "${class}_reaches_nothing_else" reaches_nothing_else "$class"
   get "$class" /sleep/100000000 >$work/held 2>&1 &
   request=$!
   held() { say instances "$class" in_flight && [ "$(cat $out)" = 1 ]; }
@@ -109,6 +144,7 @@ life() { # CLASS STEP...: the steps of making its sandbox
   check "${class}_outlives_the_server" same
   goes_on() { ask "$class" /requests && ended 0 && [ "$(cat $out)" = $((served + 1)) ]; }
   check "${class}_is_the_same_process_as_before" goes_on
+  check "${class}_reaches_the_internet_as_before" soon connects "$class" 11.22.33.44/8000
 
   check "${class}_scales_to_zero" soon idle "$class"
   check "${class}_starts_when_it_is_asked" soon answers "$class" / '^hello'
@@ -217,6 +253,10 @@ ten() {
   check ten_machines_leave_no_folder soon no_folder
 }
 
+if [ "$part" = deploy ]; then
+  say make_internet
+  check there_is_an_internet ended 0
+fi
 check a_server_starts start
 say skiff image import /images/testapp --name testapp:1
 check an_image_is_imported ended 0
@@ -252,6 +292,8 @@ left() {
   grep /skiff /proc/self/mountinfo
   cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep /skiff
   ls /run/skiff/launcher/vms 2>/dev/null
+  ls /sys/class/net | grep ^sk
+  nft list tables | grep skiff
   pgrep -fl "$id|--no-api|^skiff|^/testapp"
 }
 nothing() { say left && [ ! -s $out ]; }

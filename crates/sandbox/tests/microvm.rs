@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +60,11 @@ fn guest_files() -> Option<PathBuf> {
     files
 }
 
+fn launcher() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    own.with_file_name("skiff-vmm-launcher")
+}
+
 /// A launcher, its layers, and both classes over it.
 struct Rig {
     server: ServerId,
@@ -84,14 +89,25 @@ impl Classes {
 
 impl Rig {
     fn start(files: &Path) -> Self {
+        Self::start_by(files, command(launcher()), None)
+    }
+
+    /// On the made-up host.
+    fn start_in(files: &Path, world: &World) -> Self {
+        let mut inside = world.command(&world.host);
+        inside.arg(launcher());
+        Self::start_by(files, inside, Some(POOL6))
+    }
+
+    fn start_by(files: &Path, mut launcher: Command, pool6: Option<&str>) -> Self {
         let server = ServerId::from_parts(SystemClock.unix_ms(), skiff_base::random::u32());
         let folder = tempfile::tempdir().unwrap();
-        let own = std::env::current_exe().unwrap();
-        let launcher = command(own.with_file_name("skiff-vmm-launcher"))
+        let launcher = launcher
             .arg(server.to_string())
             .arg(folder.path())
             .arg(std::env::temp_dir().join("skiff-sandbox-test-locks"))
             .arg("/usr/bin/skiff-vmm")
+            .args(pool6)
             .spawn()
             .unwrap();
         let layers = [
@@ -188,7 +204,7 @@ fn busybox(root: &Path) {
     fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
     for name in [
         "sh", "cat", "echo", "sleep", "stty", "tail", "true", "httpd", "hostname", "id", "wget",
-        "head", "wc", "rm", "sync", "ls", "dd",
+        "head", "wc", "rm", "sync", "ls", "dd", "timeout", "grep",
     ] {
         symlink("busybox", bin.join(name)).unwrap();
     }
@@ -803,13 +819,6 @@ async fn what_goes_wrong_is_told_and_leaves_nothing() {
     assert_eq!(tried.monitor, None);
     rig.is_empty(&classes).await;
     let mut spec = rig.spec("true");
-    spec.egress = true;
-    let refused = machines.create(spec).await.unwrap_err();
-    assert!(
-        matches!(refused, SandboxError::Unsupported { .. }),
-        "{refused}"
-    );
-    let mut spec = rig.spec("true");
     spec.process.args = vec!["/no/such/program".to_owned()];
     let refused = within("a refusal", machines.create(spec))
         .await
@@ -855,4 +864,195 @@ async fn what_goes_wrong_is_told_and_leaves_nothing() {
         .unwrap_err();
     assert!(refused.to_string().contains("no bzImage"), "{refused}");
     rig.is_empty(&classes).await;
+}
+
+/// Nobody announces them: were they ever to leak, they would go nowhere.
+const PUBLIC: &str = "11.22.33.44:8000";
+const PUBLIC6: &str = "[2d00:11:22::33]:8000";
+const POOL6: &str = "fd73:6b69:6666::/48";
+/// What a host of no instance's reaches: a private network, the clouds'
+/// metadata, itself; and what is on no network at all.
+const CLOSED: [&str; 6] = [
+    "10.9.9.9:8000",
+    "169.254.169.254:8000",
+    "11.0.0.1:7001",
+    "[fd09:9::9]:8000",
+    "[2d00:1::1]:7001",
+    "127.0.0.1:7001",
+];
+
+/// A made-up host, which is a network namespace, with a made-up internet
+/// behind it, and a server on each.
+struct World {
+    host: String,
+    internet: String,
+    servers: Vec<Child>,
+}
+
+impl World {
+    fn new(www: &Path) -> Self {
+        let number = skiff_base::random::u32();
+        let mut world = Self {
+            host: format!("skiff-host-{number}"),
+            internet: format!("skiff-internet-{number}"),
+            servers: Vec::new(),
+        };
+        let (host, internet) = (&world.host, &world.internet);
+        // Neither end asks for link addresses: both have the same.
+        let link = "address 02:00:00:00:00:01 arp off up";
+        // By its path: the shell of a small userland has an `ip` of its own.
+        let script = format!(
+            "set -e
+            ip=/usr/sbin/ip
+            $ip netns add {host}
+            $ip netns add {internet}
+            $ip -n {host} link add up0 type veth peer name down0 netns {internet}
+            $ip -n {internet} link set lo up
+            $ip -n {internet} link set down0 {link}
+            for address in 11.22.33.44/32 10.9.9.9/32 169.254.169.254/32; do
+              $ip -n {internet} address add $address dev lo
+            done
+            for address in 2d00:11:22::33/128 fd09:9::9/128; do
+              $ip -n {internet} address add $address dev down0 nodad
+            done
+            $ip -n {internet} route add 11.0.0.1/32 dev down0
+            $ip -n {internet} route add 2d00:1::1/128 dev down0
+            $ip -n {host} link set lo up
+            $ip -n {host} link set up0 {link}
+            $ip -n {host} address add 11.0.0.1/32 dev up0
+            $ip -n {host} address add 2d00:1::1/128 dev up0 nodad
+            $ip -n {host} route add default dev up0
+            $ip -n {host} -6 route add default dev up0"
+        );
+        let made = command("sh").args(["-c", &script]).status().unwrap();
+        assert!(made.success(), "the world is not made");
+        for (place, port) in [(&world.internet, "8000"), (&world.host, "7001")] {
+            let mut server = world.command(place);
+            server
+                .args(["busybox", "httpd", "-f", "-p", port, "-h"])
+                .arg(www);
+            world.servers.push(server.spawn().unwrap());
+        }
+        world
+    }
+
+    /// One that runs what is added to it in a namespace.
+    fn command(&self, namespace: &str) -> Command {
+        assert!([self.host.as_str(), &self.internet].contains(&namespace));
+        let mut command = command("nsenter");
+        command.arg(format!("-n/run/netns/{namespace}"));
+        command
+    }
+
+    /// The addresses of instances that have a way out.
+    fn instances(&self) -> Vec<String> {
+        let told = command("ip")
+            .args(["-n", &self.host, "-4", "route"])
+            .stdout(Stdio::piped())
+            .output();
+        let told = String::from_utf8(told.unwrap().stdout).unwrap();
+        let routes = told.lines().filter(|route| route.contains(" dev sk"));
+        let addresses = routes.filter_map(|route| route.split(' ').next());
+        addresses.map(str::to_owned).collect()
+    }
+
+    /// The host itself reaches it: what keeps an instance from it is Skiff.
+    fn is_reached(&self, place: &str) -> bool {
+        let mut curl = self.command(&self.host);
+        curl.args([
+            "curl",
+            "--silent",
+            "--globoff",
+            "--fail",
+            "--output",
+            "/dev/null",
+        ]);
+        let status = curl.arg(format!("http://{place}/page")).status();
+        status.unwrap().success()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            server.kill().ok();
+            server.wait().ok();
+        }
+        for namespace in [&self.host, &self.internet] {
+            command("ip")
+                .args(["netns", "del", namespace])
+                .status()
+                .ok();
+        }
+    }
+}
+
+/// Says of each place how many bytes come from there.
+fn fetching(places: &[String]) -> String {
+    let places = places.join(" ");
+    let seconds = patience().as_secs();
+    format!(
+        "grep -c : /proc/net/dev
+        for place in {places}; do
+          echo $place $(timeout {seconds} wget -q -O - http://$place/page 2>/dev/null | wc -c)
+        done"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_classes_reach_the_internet_and_nothing_else() {
+    let Some(files) = guest_files() else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    words(folder.path());
+    let world = World::new(&folder.path().join("www"));
+    for place in std::iter::once(PUBLIC).chain(CLOSED) {
+        until("the servers", async || {
+            world.is_reached(place).then_some(())
+        })
+        .await;
+    }
+    let rig = Rig::start_in(&files, &world);
+    let classes = rig.connect().await;
+    let mut neighbours = Vec::new();
+    for backend in classes.each() {
+        let mut spec = rig.spec("exec httpd -f -p 8000 -h /www");
+        spec.egress = true;
+        let created = within("a neighbour", backend.create(spec)).await.unwrap();
+        neighbours.push(created.sandbox);
+    }
+    let addresses = world.instances();
+    assert_eq!(addresses.len(), 2, "{addresses:?}");
+    let others = addresses.iter().map(|address| format!("{address}:8000"));
+    let closed: Vec<String> = CLOSED
+        .map(str::to_owned)
+        .into_iter()
+        .chain(others)
+        .collect();
+    let open = [PUBLIC, PUBLIC6].map(str::to_owned);
+    let places = [&open[..], &closed].concat();
+    let all = |open_bytes: &str, links: u32| {
+        let open = open.iter().map(|place| format!("{place} {open_bytes}\n"));
+        let closed = closed.iter().map(|place| format!("{place} 0\n"));
+        format!("{links}\n") + &open.chain(closed).collect::<String>()
+    };
+    for backend in classes.each() {
+        let mut spec = rig.spec(&fetching(&places));
+        spec.egress = true;
+        let (out, err, _) = run(backend, spec).await;
+        assert_eq!(out, all("100000", 2), "{:?}: {err}", backend.class());
+        let (out, err, _) = run(backend, rig.spec(&fetching(&places))).await;
+        assert_eq!(out, all("0", 1), "{:?}: {err}", backend.class());
+    }
+    for neighbour in neighbours {
+        within("its destruction", neighbour.destroy())
+            .await
+            .unwrap();
+    }
+    rig.is_empty(&classes).await;
+    until("the end of every way out", async || {
+        world.instances().is_empty().then_some(())
+    })
+    .await;
 }

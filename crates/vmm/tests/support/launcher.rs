@@ -1,6 +1,6 @@
 //! A launcher of its own process, for tests of confined monitors.
 //!
-//! `skiff-vmm-launcher SERVER RUN_DIR LOCK_DIR MONITOR`
+//! `skiff-vmm-launcher SERVER RUN_DIR LOCK_DIR MONITOR [IPV6_POOL]`
 
 use std::process::ExitCode;
 
@@ -17,13 +17,14 @@ fn options() -> Option<LauncherOptions> {
     // machine's.
     options.disk_dir = Some("/var/tmp".into());
     options.monitor = Some(args.next()?.into());
+    options.network.ipv6_pool = args.next().map(|pool| pool.parse()).transpose().ok()?;
     Some(options)
 }
 
 #[allow(clippy::print_stderr, reason = "a test's program")]
 fn main() -> ExitCode {
     let Some(options) = options() else {
-        eprintln!("SERVER RUN_DIR LOCK_DIR MONITOR are expected");
+        eprintln!("SERVER RUN_DIR LOCK_DIR MONITOR [IPV6_POOL] are expected");
         return ExitCode::FAILURE;
     };
     match launcher_main(options) {
