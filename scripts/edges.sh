@@ -33,7 +33,7 @@ forbid skiff-wire "a codec does no I/O" tokio rustix libc
 for crate in sched; do
   forbid "skiff-$crate" "the pure domain sees no file and no socket" rusqlite hyper axum
 done
-service="skiff-gateway skiff-control skiff-worker skiff-fleet"
+service="skiff-gateway skiff-control skiff-worker skiff-fleet skiff-runtime"
 for crate in types base wire config telemetry jail net erofs image store sched meter sandbox flat guest kvm virtio vmm agent; do
   # shellcheck disable=SC2086
   forbid "skiff-$crate" "arrows point down only" $service

@@ -1,7 +1,7 @@
 //! How an image's wishes and a revision's settings become one process: the
 //! rules of Docker and Kubernetes, as pure functions.
 
-use skiff_types::{ContainerSpec, RevisionId};
+use skiff_types::{ContainerSpec, FunctionLaunch, RevisionId};
 
 use crate::error::{ControlError, failed};
 use crate::port::ImageConfig;
@@ -27,6 +27,8 @@ const SIGNALS: [(&str, i32); 15] = [
     ("WINCH", 28),
     ("PWR", 30),
 ];
+/// Where a function's runtime finds its events.
+const RUNTIME_API: &str = "127.0.0.1:9001";
 const SIGTERM: i32 = 15;
 const SIGRTMIN: i32 = 34;
 const SIGRTMAX: i32 = 64;
@@ -52,14 +54,64 @@ pub(crate) fn args(
     Ok(args)
 }
 
-/// The environment: the image's, then the user's, then the contract's
-/// (Knative's container contract), later names winning; `PATH` and `HOME`
-/// when nobody set them.
+/// What a process is told by Skiff.
+#[derive(Debug, Default)]
+pub(crate) struct Contract {
+    /// Wins over the image and the user.
+    told: Vec<(&'static str, String)>,
+    /// When nobody else says.
+    defaults: Vec<(&'static str, &'static str)>,
+}
+
+/// Of a service (Knative's container contract).
+pub(crate) fn service_contract(revision: &RevisionId, port: u16) -> Contract {
+    Contract {
+        told: vec![
+            ("PORT", port.to_string()),
+            ("K_SERVICE", revision.service.to_string()),
+            ("K_REVISION", revision.name()),
+            ("K_CONFIGURATION", revision.service.to_string()),
+        ],
+        defaults: Vec::new(),
+    }
+}
+
+/// Of a function (AWS's defined runtime environment variables). The log
+/// stream's name is each instance's own and not known here.
+pub(crate) fn function_contract(function: &FunctionLaunch) -> Contract {
+    let spec = &function.spec;
+    let mut told = vec![
+        ("AWS_LAMBDA_RUNTIME_API", RUNTIME_API.to_owned()),
+        ("AWS_LAMBDA_FUNCTION_NAME", spec.name.clone()),
+        ("AWS_LAMBDA_FUNCTION_VERSION", spec.version.clone()),
+        (
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
+            function.memory_mib.to_string(),
+        ),
+        ("AWS_LAMBDA_LOG_GROUP_NAME", spec.log_group.clone()),
+        ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand".to_owned()),
+        ("AWS_REGION", spec.region().to_owned()),
+        ("AWS_DEFAULT_REGION", spec.region().to_owned()),
+    ];
+    if let Some(handler) = &spec.handler {
+        told.push(("_HANDLER", handler.clone()));
+    }
+    Contract {
+        told,
+        defaults: vec![
+            ("LAMBDA_TASK_ROOT", "/var/task"),
+            ("LAMBDA_RUNTIME_DIR", "/var/runtime"),
+            ("TZ", ":UTC"),
+        ],
+    }
+}
+
+/// The environment: the image's, then the user's, then what Skiff tells, later
+/// names winning; `PATH` and `HOME` when nobody set them.
 pub(crate) fn env(
     image: &[String],
     user: Vec<(String, String)>,
-    revision: &RevisionId,
-    port: u16,
+    contract: Contract,
     home: &str,
 ) -> Vec<String> {
     let mut env: Vec<(String, String)> = Vec::with_capacity(image.len() + user.len() + 6);
@@ -70,10 +122,12 @@ pub(crate) fn env(
     for (name, value) in user {
         set(&mut env, &name, &value);
     }
-    set(&mut env, "PORT", &port.to_string());
-    set(&mut env, "K_SERVICE", revision.service.as_str());
-    set(&mut env, "K_REVISION", &revision.name());
-    set(&mut env, "K_CONFIGURATION", revision.service.as_str());
+    for (name, value) in contract.told {
+        set(&mut env, name, &value);
+    }
+    for (name, value) in contract.defaults {
+        default(&mut env, name, value);
+    }
     default(&mut env, "PATH", DEFAULT_PATH);
     default(&mut env, "HOME", if home.is_empty() { "/" } else { home });
     let line = |(name, value): (String, String)| format!("{name}={value}");
@@ -130,7 +184,7 @@ pub(crate) fn stop_signal(text: &str) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use skiff_types::{Digest, Probe, ProjectId};
+    use skiff_types::{Digest, FunctionSpec, Probe, ProjectId};
 
     use super::*;
 
@@ -173,7 +227,7 @@ mod tests {
         let revision = RevisionId::parse(&ProjectId::default_project(), "hello-00003").unwrap();
         let image = ["PATH=/bin", "A=1", "B", "=x"].map(str::to_owned);
         let user = vec![("A".into(), "2=2".into()), ("PORT".into(), "1".into())];
-        let env = env(&image, user, &revision, 9000, "/home/u");
+        let env = env(&image, user, service_contract(&revision, 9000), "/home/u");
         assert_eq!(
             env,
             [
@@ -187,9 +241,44 @@ mod tests {
                 "HOME=/home/u"
             ]
         );
-        let bare = super::env(&[], vec![], &revision, 8080, "");
+        let bare = super::env(&[], vec![], service_contract(&revision, 8080), "");
         assert!(bare.contains(&format!("PATH={DEFAULT_PATH}")));
         assert!(bare.contains(&"HOME=/".to_owned()));
+    }
+
+    #[test]
+    fn a_function_is_told_what_aws_tells_it() {
+        let project = ProjectId::default_project();
+        let handler = Some("app.main".to_owned());
+        let spec = FunctionSpec {
+            handler,
+            ..FunctionSpec::default()
+        };
+        let function = FunctionLaunch {
+            spec: spec.complete(&project, &"echo".parse().unwrap()),
+            timeout_s: 3,
+            memory_mib: 128,
+        };
+        let image = ["TZ=:Europe/Berlin".to_owned()];
+        let user = vec![
+            ("AWS_LAMBDA_RUNTIME_API".into(), "evil:1".into()),
+            ("A".into(), "b=c".into()),
+        ];
+        let env = env(&image, user, function_contract(&function), "");
+        for line in [
+            "AWS_LAMBDA_RUNTIME_API=127.0.0.1:9001",
+            "AWS_LAMBDA_FUNCTION_NAME=echo",
+            "AWS_LAMBDA_FUNCTION_VERSION=$LATEST",
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE=128",
+            "AWS_LAMBDA_LOG_GROUP_NAME=/aws/lambda/echo",
+            "_HANDLER=app.main",
+            "LAMBDA_TASK_ROOT=/var/task",
+            "TZ=:Europe/Berlin",
+            "A=b=c",
+        ] {
+            assert!(env.contains(&line.to_owned()), "{line} is not in {env:?}");
+        }
+        assert!(!env.iter().any(|line| line.starts_with("PORT=")), "{env:?}");
     }
 
     #[test]

@@ -23,7 +23,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skiff_types::api::{self, ApiError, DeployEvent, RevisionState};
-use skiff_types::{EnvValue, IsolationRequest, RevisionId, RevisionSpec, ServiceName, Tag};
+use skiff_types::{
+    EnvValue, IsolationRequest, Probe, ProbeKind, RevisionId, RevisionSpec, ServiceName, Tag,
+};
 
 use crate::compose;
 use crate::control::{Control, is_fault};
@@ -45,7 +47,7 @@ use crate::traffic::revision_id;
 /// What a user asks for.
 #[derive(Debug)]
 pub(crate) enum Wish {
-    Deploy(api::Deploy),
+    Deploy(Box<api::Deploy>),
     Scale(api::Scale),
 }
 
@@ -182,7 +184,7 @@ impl Deployment {
     async fn draft(&self, current: Option<&Found<ServiceRecord>>) -> Result<Draft, ControlError> {
         match &self.wish {
             Wish::Deploy(deploy) => Ok(Draft {
-                spec: open_spec(deploy),
+                spec: self.open_spec(deploy),
                 auth: deploy.registry_auth.clone(),
                 tag: deploy.tag.clone(),
                 stay: deploy.no_traffic,
@@ -191,6 +193,26 @@ impl Deployment {
             }),
             Wish::Scale(scale) => self.scaled(scale, current).await,
         }
+    }
+
+    /// The spec that a body asks for, a function with its names.
+    fn open_spec(&self, deploy: &api::Deploy) -> RevisionSpec {
+        let mut spec = open_spec(deploy);
+        let Some(function) = spec.function.take() else {
+            return spec;
+        };
+        let function = function.complete(&self.project.id, &self.service);
+        for container in &mut spec.containers {
+            // Whoever serves its runtime knows when it is ready, and when its
+            // time is over; a moment later is soon enough to give it up.
+            container.probe = Probe {
+                kind: ProbeKind::Tcp,
+                start_timeout_s: function.init_timeout_s.saturating_add(1),
+                liveness_period_s: 0,
+            };
+        }
+        spec.function = Some(function);
+        spec
     }
 
     /// The newest ready revision with another scaling.

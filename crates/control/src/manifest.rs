@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Deserialize;
 use skiff_types::api::{Deploy, DeployContainer};
 use skiff_types::{
-    ContainerSpec, Digest, EnvValue, EnvVar, IsolationRequest, Probe, Resources, RevisionSpec,
-    Scaling, SecretName, ServiceName, Tag, limits,
+    ContainerSpec, Digest, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, Resources,
+    RevisionSpec, Scaling, SecretName, ServiceName, Tag, limits,
 };
 use toml::Spanned;
 
@@ -65,6 +65,7 @@ struct Entry {
     egress: bool,
     #[serde(default)]
     isolation: IsolationRequest,
+    function: Option<FunctionSpec>,
     tag: Option<Tag>,
     #[serde(default)]
     no_traffic: bool,
@@ -192,6 +193,7 @@ fn deploy(entry: Entry) -> Result<Deploy, String> {
         timeout_s: entry.timeout_s.unwrap_or(limits::DEFAULT_TIMEOUT_S),
         egress: entry.egress,
         isolation: entry.isolation,
+        function: entry.function,
         tag: entry.tag,
         no_traffic: entry.no_traffic,
         force: entry.force,
@@ -246,6 +248,7 @@ pub(crate) fn open_spec(deploy: &Deploy) -> RevisionSpec {
         timeout_s: deploy.timeout_s,
         egress: deploy.egress,
         isolation: deploy.isolation,
+        function: deploy.function.clone(),
     }
 }
 

@@ -80,6 +80,8 @@ pub struct RevisionPlan {
     /// Whether requests can reach it, by traffic or by tag: `scaling.min`
     /// holds only then.
     pub serving: bool,
+    /// Whether its requests are events.
+    pub function: bool,
 }
 
 /// The first instance of a revision did not come to serve.

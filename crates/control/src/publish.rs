@@ -15,6 +15,9 @@ use crate::port::{Ports, RevisionPlan};
 use crate::record::{ProjectRecord, RevisionRecord, ServiceRecord};
 use crate::traffic::revision_id;
 
+/// What a function's answer may take beyond its timeouts, seconds.
+const FUNCTION_MARGIN_S: u64 = 5;
+
 /// All that has to be told after one change of a service.
 #[derive(Debug)]
 pub(crate) struct Publication {
@@ -88,6 +91,7 @@ pub(crate) fn plan(id: &RevisionId, spec: &RevisionSpec, serving: bool) -> Revis
         isolation: spec.isolation,
         egress: spec.egress,
         serving,
+        function: spec.function.is_some(),
     }
 }
 
@@ -101,7 +105,7 @@ pub(crate) fn revision_route(
     Ok(RevisionRoute {
         id: id.clone(),
         concurrency: spec.scaling.concurrency,
-        timeout_ms: u64::from(spec.timeout_s) * 1000,
+        timeout_ms: timeout_ms(spec),
         queue_requests: config.queue_requests,
         queue_ms: config.queue_ms,
         liveness_period_ms: u64::from(first.probe.liveness_period_s) * 1000,
@@ -110,6 +114,17 @@ pub(crate) fn revision_route(
             ProbeKind::Http(path) => Some(path.clone()),
         },
     })
+}
+
+/// A function's own limit is kept by whoever hands it its events, who can say
+/// so in AWS's words; behind that, an invocation may first wait for a slow
+/// init, or for the end of one that its caller has left.
+fn timeout_ms(spec: &RevisionSpec) -> u64 {
+    let seconds = u64::from(spec.timeout_s);
+    match &spec.function {
+        Some(_) => (seconds * 2 + FUNCTION_MARGIN_S) * 1000,
+        None => seconds * 1000,
+    }
 }
 
 fn service_route(

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use skiff_base::{Clock, SystemClock};
 use skiff_store::Store;
 use skiff_types::api::Quota;
-use skiff_types::{EnvValue, EnvVar, Launch, ProjectId, ProjectName, RevisionId};
+use skiff_types::{EnvValue, EnvVar, FunctionLaunch, Launch, ProjectId, ProjectName, RevisionId};
 
 use crate::compose;
 use crate::config::Config;
@@ -18,6 +18,9 @@ use crate::limit::PREPARED_MAX;
 use crate::port::{ImageUser, Images};
 use crate::record::{ProjectRecord, RevisionRecord};
 use crate::vault::Vault;
+
+/// Whom a function runs as when its image says root.
+const FUNCTION_USER: (u32, u32) = (993, 990);
 
 /// Answers what instances are made of. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -94,7 +97,7 @@ impl Resolver {
         };
         let user = self.base.env_values(revision, &secret.vars).await?;
         let mut launch = Launch::clone(&prepared.launch);
-        launch.env = compose::env(&secret.image, user, revision, launch.port, &secret.home);
+        launch.env = env(&launch, &secret.image, user, &secret.home);
         Ok(Arc::new(launch))
     }
 
@@ -111,6 +114,15 @@ impl Resolver {
     pub(crate) fn base(&self) -> &Arc<Base> {
         &self.base
     }
+}
+
+/// The environment of a service's or a function's process.
+fn env(launch: &Launch, image: &[String], user: Vec<(String, String)>, home: &str) -> Vec<String> {
+    let contract = match &launch.function {
+        Some(function) => compose::function_contract(function),
+        None => compose::service_contract(&launch.revision, launch.port),
+    };
+    compose::env(image, user, contract, home)
 }
 
 /// An image without `/etc/passwd` still has root, whose home is known.
@@ -175,7 +187,18 @@ impl Base {
             ))
         })?;
         let user = &image.config.user;
-        let user = self.images.resolve_user(&container.digest, user).await?;
+        let mut user = self.images.resolve_user(&container.digest, user).await?;
+        let function = spec.function.map(|function| FunctionLaunch {
+            spec: function,
+            timeout_s: spec.timeout_s,
+            memory_mib: spec.resources.memory_mib,
+        });
+        if function.is_some() && user.uid == 0 {
+            // As AWS has it: a function is never root.
+            (user.uid, user.gid) = FUNCTION_USER;
+            user.additional_gids.clear();
+            user.home.clear();
+        }
         let args = compose::args(&container, &image.config)?;
         let (vars, home) = (container.env, home_of(&user));
         let with_secrets = vars.iter().any(EnvVar::is_secret);
@@ -194,13 +217,14 @@ impl Base {
             probe: container.probe,
             resources: spec.resources,
             egress: spec.egress,
+            function,
         };
         let image = image.config.env;
         let secret = if with_secrets {
             Some(Box::new(SecretEnv { image, vars, home }))
         } else {
             let user = self.env_values(revision, &vars).await?;
-            launch.env = compose::env(&image, user, revision, launch.port, &home);
+            launch.env = env(&launch, &image, user, &home);
             None
         };
         let prepared = Arc::new(Prepared {

@@ -168,6 +168,7 @@ impl Launches for World {
             probe: Probe::default(),
             resources: Resources::default(),
             egress: false,
+            function: None,
         };
         async { Ok(Arc::new(launch)) }.boxed()
     }
@@ -210,6 +211,7 @@ fn plan(scaling: Scaling) -> RevisionPlan {
         cpu_millis: 100,
         cpu_mode: CpuMode::Always,
         serving: true,
+        function: false,
     }
 }
 

@@ -77,6 +77,11 @@ pub trait Sandbox: Debug + Send + Sync + 'static {
             Err(SandboxError::Unsupported { class, what })
         })
     }
+    /// Where the calls of a function's runtime arrive; `None` when it has none
+    /// to make.
+    fn runtime_listener(&self) -> BoxFuture<'_, Result<Option<Listener>, SandboxError>> {
+        Box::pin(async { Ok(None) })
+    }
     /// Kills what runs and removes everything. Nothing is left when it is done.
     fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>>;
 }
@@ -160,6 +165,8 @@ pub struct CreateSpec {
     pub readonly_root: bool,
     /// Whether it reaches the public internet.
     pub egress: bool,
+    /// It has a runtime, whose calls wait from before its start.
+    pub function: bool,
     /// Given back at adoption; at most 16 KiB.
     pub label: Vec<u8>,
 }
@@ -171,6 +178,8 @@ pub struct Needs {
     pub egress: bool,
     /// To write to a disk.
     pub disk: bool,
+    /// To call for events.
+    pub function: bool,
 }
 
 impl CreateSpec {
@@ -180,6 +189,7 @@ impl CreateSpec {
         Needs {
             egress: self.egress,
             disk: matches!(self.writable, Writable::Disk { .. }),
+            function: self.function,
         }
     }
 }

@@ -161,6 +161,7 @@ impl Rig {
             writable: Writable::Tmpfs { bytes: 8 << 20 },
             readonly_root: false,
             egress: false,
+            function: false,
             label: b"label".to_vec(),
         }
     }

@@ -84,6 +84,9 @@ pub struct RevisionPlan {
     /// Whether traffic goes to it. One that does not serve still answers what
     /// waits for it, and goes to zero: its `min` and keep-alive count as 0.
     pub serving: bool,
+    /// Whether a request may end its instance, as a function's event that
+    /// times out does: one that was used has not failed to start then.
+    pub function: bool,
 }
 
 /// A fact.

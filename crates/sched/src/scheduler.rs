@@ -290,10 +290,14 @@ impl Scheduler {
             State::Starting => true,
             State::Ready | State::Paused => failed || young,
         };
+        let used = instance.used;
         let Some(key) = self.forget(id) else {
             return;
         };
-        if crashed && let Some(revision) = self.revisions.get_mut(key) {
+        if crashed
+            && let Some(revision) = self.revisions.get_mut(key)
+            && !(used && revision.plan.function)
+        {
             revision.failed(self.now, &self.config);
         }
         self.settle(key, 0, out);

@@ -42,6 +42,7 @@ fn plan(name: &str, change: impl FnOnce(&mut RevisionPlan)) -> Input {
         cpu_millis: 100,
         cpu_mode: CpuMode::Always,
         serving: true,
+        function: false,
     };
     change(&mut plan);
     Input::RevisionUpsert(plan)
@@ -364,6 +365,30 @@ fn an_instance_that_is_ended_for_another_cause_has_not_crashed() {
     assert_eq!(next.len(), 1, "it is replaced at once");
     assert_eq!(bench.give(Input::InstanceGone(ids[0])), []);
     assert_eq!(bench.scheduler.shortage(&revision("a")), None);
+}
+
+#[test]
+fn a_function_s_instance_may_end_with_its_event() {
+    for (function, used, replaced) in [
+        (true, true, true),
+        (true, false, false),
+        (false, true, false),
+    ] {
+        let mut bench = Bench::new(10_000);
+        bench.give(plan("a", |p| p.function = function));
+        let ids = bench.started(queued("a", 1));
+        bench.give(Input::InstanceReady(ids[0]));
+        if used {
+            bench.give(Input::InFlight {
+                instance: ids[0],
+                in_flight: 1,
+            });
+        }
+        bench.give(queued("a", 0));
+        bench.give(Input::InstanceFailed(ids[0]));
+        let next = starts(&bench.give(queued("a", 1)));
+        assert_eq!(!next.is_empty(), replaced, "{function} {used}");
+    }
 }
 
 #[test]

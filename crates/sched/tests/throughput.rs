@@ -47,6 +47,7 @@ fn scheduler(revisions: u32) -> (Scheduler, Vec<RevisionId>) {
             cpu_millis: 100,
             cpu_mode: CpuMode::Always,
             serving: true,
+            function: false,
         };
         scheduler.handle(now, Input::RevisionUpsert(plan), &mut out);
     }

@@ -122,6 +122,10 @@ pub struct Deploy {
     /// What isolates an instance.
     #[serde(default)]
     pub isolation: IsolationRequest,
+    /// Its requests are Lambda events: `concurrency` must be 1 and `cpu_mode`
+    /// `request` then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function: Option<crate::FunctionSpec>,
     /// A host of its own for the new revision.
     #[serde(default)]
     pub tag: Option<Tag>,

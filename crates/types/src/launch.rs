@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
-use crate::{CpuMode, Digest, IsolationRequest, Probe, Resources, RevisionId};
+use serde::{Deserialize, Serialize};
+
+use crate::{CpuMode, Digest, FunctionSpec, IsolationRequest, Probe, Resources, RevisionId};
 
 /// One instance's making, resolved. Its `Debug` never shows the environment:
 /// it holds secrets.
@@ -37,6 +39,19 @@ pub struct Launch {
     pub resources: Resources,
     /// Whether it reaches the public internet.
     pub egress: bool,
+    /// Its requests are events for its runtime.
+    pub function: Option<FunctionLaunch>,
+}
+
+/// What whoever serves a function's runtime must know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionLaunch {
+    /// What the runtime is told.
+    pub spec: FunctionSpec,
+    /// An invocation's whole time, seconds.
+    pub timeout_s: u32,
+    /// Of an instance, MiB.
+    pub memory_mib: u32,
 }
 
 impl Launch {

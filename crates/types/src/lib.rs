@@ -7,6 +7,7 @@
 pub mod api;
 mod digest;
 mod error;
+mod function;
 mod id;
 mod launch;
 pub mod limits;
@@ -15,8 +16,9 @@ mod revision;
 
 pub use digest::{Digest, ParseDigestError};
 pub use error::ErrorKind;
+pub use function::FunctionSpec;
 pub use id::{InstanceId, ParseIdError, ServerId, WorkerId};
-pub use launch::Launch;
+pub use launch::{FunctionLaunch, Launch};
 pub use name::{ParseNameError, ProjectId, ProjectName, RevisionId, SecretName, ServiceName, Tag};
 pub use revision::{
     ContainerSpec, CpuMode, EnvValue, EnvVar, IsolationClass, IsolationRequest, Probe, ProbeKind,

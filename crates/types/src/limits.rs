@@ -27,11 +27,17 @@ pub const DEFAULT_START_TIMEOUT_S: u32 = 60;
 pub const DEFAULT_STOP_GRACE_S: u32 = 10;
 /// Processes and threads in one instance.
 pub const DEFAULT_PIDS: u32 = 1024;
+/// How long a function may take to ask for its first event, seconds.
+pub const DEFAULT_INIT_TIMEOUT_S: u32 = 10;
+/// The region in the ARN of a function that names none.
+pub const FUNCTION_REGION: &str = "us-east-1";
 
 /// Bounds of what a revision may ask for: `(least, most)`.
 pub const CONCURRENCY_RANGE: (u32, u32) = (1, 1000);
 /// See [`CONCURRENCY_RANGE`].
 pub const TIMEOUT_S_RANGE: (u32, u32) = (1, 86_400);
+/// A function's timeout, as AWS has it. See [`CONCURRENCY_RANGE`].
+pub const FUNCTION_TIMEOUT_S_RANGE: (u32, u32) = (1, 900);
 /// See [`CONCURRENCY_RANGE`].
 pub const KEEP_ALIVE_S_RANGE: (u32, u32) = (0, 86_400);
 /// See [`CONCURRENCY_RANGE`].
@@ -57,5 +63,7 @@ pub const LAYERS_MAX: usize = 127;
 pub const API_BODY_BYTES_MAX: usize = 1024 * 1024;
 /// A secret's value, bytes.
 pub const SECRET_BYTES_MAX: usize = 64 * 1024;
+/// An event of a function, and its answer unless that is streamed, bytes (AWS's 6 MB).
+pub const EVENT_BYTES_MAX: usize = 6 * 1024 * 1024;
 /// All header lines of one HTTP/1 request, bytes.
 pub const HEADER_BYTES_MAX: usize = 64 * 1024;

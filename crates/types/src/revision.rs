@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::limits;
-use crate::{Digest, SecretName};
+use crate::{Digest, FunctionSpec, SecretName};
 
 /// What runs in one sandbox, and how many of it. Immutable once made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -28,6 +28,9 @@ pub struct RevisionSpec {
     /// What isolates an instance.
     #[serde(default)]
     pub isolation: IsolationRequest,
+    /// Its requests are Lambda events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function: Option<FunctionSpec>,
 }
 
 /// One container of a revision.
@@ -231,6 +234,9 @@ pub enum SpecError {
         /// Why not.
         reason: &'static str,
     },
+    /// Something cannot be as it is.
+    #[error("{0} {1}")]
+    OtherOf(&'static str, &'static str),
     /// Something else, told whole.
     #[error("{0}")]
     Other(&'static str),
@@ -263,6 +269,9 @@ impl RevisionSpec {
                 min: s.min,
                 max: s.max,
             });
+        }
+        if let Some(function) = &self.function {
+            function.validate(self)?;
         }
         self.containers.iter().try_for_each(ContainerSpec::validate)
     }
@@ -337,7 +346,11 @@ impl EnvVar {
     }
 }
 
-fn in_range(field: &'static str, value: u32, (least, most): (u32, u32)) -> Result<(), SpecError> {
+pub(crate) fn in_range(
+    field: &'static str,
+    value: u32,
+    (least, most): (u32, u32),
+) -> Result<(), SpecError> {
     if (least..=most).contains(&value) {
         return Ok(());
     }
@@ -424,6 +437,7 @@ mod tests {
             timeout_s: 300,
             egress: false,
             isolation: IsolationRequest::Auto,
+            function: None,
         }
     }
 
@@ -436,6 +450,34 @@ mod tests {
     #[test]
     fn the_defaults_are_valid() {
         assert_eq!(spec().validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_function_takes_one_event_at_a_time() {
+        let function = |s: &mut RevisionSpec| {
+            s.function = Some(FunctionSpec::default());
+            s.scaling.concurrency = 1;
+            s.resources.cpu_mode = CpuMode::Request;
+        };
+        let mut good = spec();
+        function(&mut good);
+        assert_eq!(good.validate(), Ok(()));
+        let refused = |change: &dyn Fn(&mut RevisionSpec)| {
+            refused(|s| {
+                function(s);
+                change(s);
+            })
+        };
+        assert!(refused(&|s| s.scaling.concurrency = 2).contains("one event"));
+        assert!(refused(&|s| s.resources.cpu_mode = CpuMode::Always).contains("cpu_mode"));
+        assert!(refused(&|s| s.timeout_s = 901).contains("timeout_s is 901"));
+        assert!(refused(&|s| s.isolation = IsolationRequest::Null).contains("null"));
+        let name = "a\nb".to_owned();
+        let bad = FunctionSpec {
+            name,
+            ..FunctionSpec::default()
+        };
+        assert!(refused(&|s| s.function = Some(bad.clone())).contains("visible ASCII"));
     }
 
     #[test]

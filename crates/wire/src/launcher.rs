@@ -4,7 +4,7 @@
 //! envelope, in any order, and events in between. The launcher checks every
 //! field again: it trusts the server with sandboxes, not with the host.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -172,7 +172,19 @@ pub enum Request {
         /// Its size.
         bytes: u64,
     },
+    /// As [`Request::Create`], of a function: before it starts, there is a
+    /// socket at [`RUNTIME_API`] where its runtime's calls wait.
+    CreateFunction(Box<SandboxSpec>),
+    /// The socket of a function where its runtime's calls arrive (TCP,
+    /// listening), made anew unless it was never asked for. The reply carries it.
+    RuntimeListener {
+        /// Of which sandbox.
+        sandbox: InstanceId,
+    },
 }
+
+/// Where a function's runtime finds the Runtime API, inside.
+pub const RUNTIME_API: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9001);
 
 /// A further process in a sandbox that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -361,7 +373,7 @@ pub enum Reply {
     Stats(Stats),
     /// To `List`: as many as fit a frame.
     List(Vec<Listed>),
-    /// To `Sockets`, `Listeners`, `Output` and `Disk` [the descriptors].
+    /// To `Sockets`, `Listeners`, `RuntimeListener`, `Output` and `Disk` [the descriptors].
     Descriptors,
     /// To `Exec` [as to `Create`].
     Executed,

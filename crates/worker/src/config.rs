@@ -6,7 +6,7 @@ use std::time::Duration;
 use skiff_sandbox::Sandbox;
 use skiff_types::{InstanceId, RevisionId};
 
-use crate::LogLimits;
+use crate::{FunctionHost, LogLimits};
 
 /// Told of every sandbox while it is there, adopted ones included. Calls
 /// return at once.
@@ -39,6 +39,8 @@ pub struct WorkerConfig {
     pub kill_deadline: Duration,
     /// Who is told of sandboxes, such as what serves their calls.
     pub watcher: Option<Arc<dyn SandboxWatcher>>,
+    /// Who serves functions' runtimes; without it there are no functions.
+    pub functions: Option<Arc<dyn FunctionHost>>,
 }
 
 impl WorkerConfig {
@@ -55,6 +57,7 @@ impl WorkerConfig {
             adopt_deadline: Duration::from_secs(10),
             kill_deadline: Duration::from_secs(10),
             watcher: None,
+            functions: None,
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What a sandbox carries for the server that will adopt it.
 
 use serde::{Deserialize, Serialize};
-use skiff_types::{Probe, RevisionId};
+use skiff_types::{FunctionLaunch, Probe, RevisionId};
 
 /// Each form has its place; a server reads those it knows.
 #[derive(Debug, Serialize, Deserialize)]
 enum Versioned {
     V1(Label),
+    V2(Label, FunctionLaunch),
 }
 
 /// Everything a server must know of an instance that it did not start.
@@ -20,22 +21,34 @@ pub struct Label {
     pub stop_signal: i32,
     pub probe: Probe,
     pub egress: bool,
+    /// Not in the first form.
+    #[serde(skip)]
+    pub function: Option<FunctionLaunch>,
 }
 
 impl Label {
     pub fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
-        postcard::to_stdvec(&Versioned::V1(self.clone()))
+        let label = self.clone();
+        postcard::to_stdvec(&match self.function.clone() {
+            None => Versioned::V1(label),
+            Some(function) => Versioned::V2(label, function),
+        })
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, postcard::Error> {
-        let Versioned::V1(label) = postcard::from_bytes(bytes)?;
-        Ok(label)
+        Ok(match postcard::from_bytes(bytes)? {
+            Versioned::V1(label) => label,
+            Versioned::V2(label, function) => Self {
+                function: Some(function),
+                ..label
+            },
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use skiff_types::{ProbeKind, ProjectId};
+    use skiff_types::{FunctionSpec, ProbeKind, ProjectId};
 
     use super::*;
 
@@ -53,7 +66,19 @@ mod tests {
                 ..Probe::default()
             },
             egress: true,
+            function: None,
         };
+        let function = FunctionLaunch {
+            spec: FunctionSpec::default(),
+            timeout_s: 3,
+            memory_mib: 128,
+        };
+        let of_function = Label {
+            function: Some(function),
+            ..label.clone()
+        };
+        let bytes = of_function.encode().unwrap();
+        assert_eq!(Label::decode(&bytes).unwrap(), of_function);
         let mut bytes = label.encode().unwrap();
         assert!(bytes.len() < 1024);
         assert_eq!(Label::decode(&bytes).unwrap(), label);

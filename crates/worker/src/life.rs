@@ -32,8 +32,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::{EndReason, StartError, StartFailure};
 use crate::instance::{Instance, InstanceState, StopOrder};
-use crate::logs::Reader;
-use crate::logs::read_output;
+use crate::logs::{OutputTap, Reader, read_output};
 use crate::probe::until_ready;
 use crate::records::{InstanceEnd, InstanceStart};
 use crate::spec::{create_spec, layer_files};
@@ -44,6 +43,9 @@ const SIGKILL: i32 = 9;
 const LAST_OUTPUT_DEADLINE: Duration = Duration::from_secs(5);
 /// One try to destroy a sandbox, or to steer it on its way out.
 const STEER_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the runtime of an adopted function may take to ask again: most end
+/// instead, and one that works on has lost its caller.
+const FUNCTION_ADOPT_DEADLINE: Duration = Duration::from_secs(3);
 /// Tries to destroy a sandbox; what is left then is swept by the launcher's
 /// next server.
 const DESTROY_TRIES: u32 = 5;
@@ -103,6 +105,8 @@ pub struct Life {
     pub output: Option<(watch::Sender<Reader>, oneshot::Receiver<()>)>,
     /// Nothing in it runs, so that it does not even die.
     frozen: bool,
+    /// A former server started it.
+    adopted: bool,
 }
 
 /// What ended a wait.
@@ -120,6 +124,7 @@ impl Life {
             orders,
             output: None,
             frozen: false,
+            adopted: false,
         }
     }
 
@@ -154,9 +159,20 @@ impl Life {
     /// whether it serves, and stays until it has ended.
     pub async fn adopt(mut self, found: Created, reply: oneshot::Sender<bool>) {
         let probe = self.instance.label.probe.clone();
-        let paused = found.paused;
-        self.hold(found);
-        let seconds = u32::try_from(self.inner.config.adopt_deadline.as_secs());
+        let mut paused = found.paused;
+        self.adopted = true;
+        let sandbox = self.hold(found);
+        if paused && self.instance.label.function.is_some() {
+            // Its call for the next event ended with the former server: whether
+            // it calls again is what makes it ready.
+            steer("thaw", &self.instance, sandbox.resume()).await;
+            (paused, self.frozen) = (false, false);
+        }
+        let patience = match self.instance.label.function {
+            Some(_) => FUNCTION_ADOPT_DEADLINE.min(self.inner.config.adopt_deadline),
+            None => self.inner.config.adopt_deadline,
+        };
+        let seconds = u32::try_from(patience.as_secs());
         let probe = Probe {
             start_timeout_s: seconds.unwrap_or(u32::MAX),
             ..probe
@@ -251,10 +267,10 @@ impl Life {
     /// Takes the sandbox over and begins to read its output.
     pub fn hold(&mut self, created: Created) -> Arc<dyn Sandbox> {
         self.frozen = created.paused;
-        let sandbox = self
-            .instance
-            .sandbox
-            .get_or_init(|| created.sandbox)
+        let tap = self.tap();
+        let held = &self.instance.sandbox;
+        let sandbox = held
+            .get_or_init(|| self.in_front_of(created.sandbox, tap.clone()))
             .clone();
         if let Some(watcher) = &self.inner.config.watcher {
             let label = &self.instance.label;
@@ -264,12 +280,35 @@ impl Life {
             let (until, reader) = watch::channel(Reader::Open);
             let (ended, end) = oneshot::channel();
             self.inner.tasks.spawn("output", async move {
-                read_output(output, sink, reader).await;
+                read_output(output, sink, tap, reader).await;
                 let _gone = ended.send(());
             });
             self.output = Some((until, end));
         }
         sandbox
+    }
+
+    /// Where the output of a function's invocations is also kept.
+    fn tap(&self) -> Option<Arc<OutputTap>> {
+        self.instance.label.function.as_ref()?;
+        let sink = self.instance.sink.clone()?;
+        Some(Arc::new(OutputTap::new(sink)))
+    }
+
+    /// What takes a function's requests for it; any other sandbox itself.
+    fn in_front_of(
+        &self,
+        sandbox: Arc<dyn Sandbox>,
+        tap: Option<Arc<OutputTap>>,
+    ) -> Arc<dyn Sandbox> {
+        let label = &self.instance.label;
+        match (&self.inner.config.functions, &label.function) {
+            (Some(host), Some(function)) => {
+                let adopted = self.adopted;
+                host.host(&label.revision, function, adopted, sandbox, tap)
+            }
+            _ => sandbox,
+        }
     }
 
     /// Waits until the application answers, ends or is told to.
@@ -446,6 +485,10 @@ impl Life {
     }
 
     fn tell_gone(&self) {
+        if let (Some(host), Some(_)) = (&self.inner.config.functions, &self.instance.label.function)
+        {
+            host.let_go(self.instance.id);
+        }
         if let (Some(watcher), Some(_)) = (&self.inner.config.watcher, self.instance.sandbox.get())
         {
             watcher.gone(self.instance.id);

@@ -22,6 +22,7 @@ pub const fn needs(launch: &Launch) -> Needs {
     Needs {
         egress: launch.egress,
         disk: matches!(launch.resources.writable, WritableLayer::Disk(_)),
+        function: launch.function.is_some(),
     }
 }
 
@@ -38,6 +39,16 @@ pub fn process_spec(launch: &Launch, nofile: u64) -> ProcessSpec {
     }
 }
 
+/// The launch's, and what each instance of a function is told of itself.
+fn environment(instance: InstanceId, launch: &Launch) -> Vec<String> {
+    let mut env = launch.env.clone();
+    if let Some(function) = &launch.function {
+        let version = &function.spec.version;
+        env.push(format!("AWS_LAMBDA_LOG_STREAM_NAME=[{version}]{instance}"));
+    }
+    env
+}
+
 /// What the sandbox is made of.
 pub fn create_spec(
     instance: InstanceId,
@@ -51,7 +62,10 @@ pub fn create_spec(
     CreateSpec {
         instance,
         layers,
-        process: process_spec(launch, nofile),
+        process: ProcessSpec {
+            env: environment(instance, launch),
+            ..process_spec(launch, nofile)
+        },
         hostname: instance.to_string(),
         memory_bytes,
         cpu_millis: resources.cpu_millis,
@@ -64,8 +78,10 @@ pub fn create_spec(
             WritableLayer::Tmpfs(size) => Writable::Tmpfs { bytes: mib(size) },
             WritableLayer::Disk(size) => Writable::Disk { bytes: mib(size) },
         },
-        readonly_root: false,
+        // As AWS has it: a function writes to /tmp.
+        readonly_root: launch.function.is_some(),
         egress: launch.egress,
+        function: launch.function.is_some(),
         label,
     }
 }

@@ -220,6 +220,7 @@ impl Worker {
             stop_signal: launch.stop_signal,
             probe: launch.probe.clone(),
             egress: launch.egress,
+            function: launch.function.clone(),
         }
     }
 

@@ -57,7 +57,7 @@ pub(crate) async fn deploy(
     of: OfService,
     Json(deploy): Json<Deploy>,
 ) -> Answer<Response> {
-    begin(&api, of, Wish::Deploy(deploy)).await
+    begin(&api, of, Wish::Deploy(Box::new(deploy))).await
 }
 
 /// A new revision that differs in its scaling; goes as a deployment does.

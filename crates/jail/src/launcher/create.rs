@@ -13,6 +13,7 @@ use skiff_wire::launcher::{ProcessSpec, SandboxSpec, Stdio, Writable};
 use super::Launcher;
 use super::client::ReplyTo;
 use super::disks::{DISK_BYTES_MIN, Disk};
+use super::requests::listen_for_runtime;
 use super::sandbox::{Outputs, Sandbox, State, Work};
 use crate::cgroup::Limits;
 use crate::child::Plan;
@@ -59,7 +60,13 @@ pub(super) struct Streams {
 }
 
 impl Launcher {
-    pub(super) fn create(&mut self, to: ReplyTo, spec: SandboxSpec, fds: Vec<OwnedFd>) -> Step<()> {
+    pub(super) fn create(
+        &mut self,
+        to: ReplyTo,
+        spec: SandboxSpec,
+        fds: Vec<OwnedFd>,
+        function: bool,
+    ) -> Step<()> {
         check(&spec, fds.len(), self.options.takes_disks)?;
         self.admit_sandbox(spec.sandbox, &spec.label)?;
         let begun = self.clock.now();
@@ -74,6 +81,16 @@ impl Launcher {
                 return Err(refusal);
             }
         };
+        if function {
+            match listen_for_runtime(&prepared.network) {
+                Ok(socket) => self.runtime_sockets.insert(spec.sandbox, socket),
+                Err(refusal) => {
+                    self.abandon_seat(prepared.seat);
+                    self.release_network(prepared.network);
+                    return Err(refusal);
+                }
+            };
+        }
         self.start(to, spec, prepared);
         Ok(())
     }

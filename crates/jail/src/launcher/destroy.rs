@@ -102,6 +102,7 @@ impl Launcher {
             return;
         };
         self.kept.layers.leave_all(&sandbox.layers);
+        self.runtime_sockets.remove(&id);
         if sandbox.work == Work::Monitor {
             self.remove_monitor_folder(id);
         }

@@ -25,7 +25,7 @@ mod start;
 mod upgrade;
 mod warm;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -195,6 +195,8 @@ struct Launcher {
     refill_after: Monotonic,
     /// Why, as it was last told.
     refill_told: Option<String>,
+    /// Where functions' runtimes call, until somebody asks for them.
+    runtime_sockets: BTreeMap<InstanceId, OwnedFd>,
 }
 
 impl Launcher {

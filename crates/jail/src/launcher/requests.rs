@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use skiff_base::Clock;
 use skiff_types::InstanceId;
 use skiff_wire::FRAME_FDS_MAX;
-use skiff_wire::launcher::{Envelope, Listed, Refusal, Reply, Request};
+use skiff_wire::launcher::{Envelope, Listed, RUNTIME_API, Refusal, Reply, Request};
 
 use super::Launcher;
 use super::client::ReplyTo;
@@ -78,7 +78,8 @@ impl Launcher {
                 self.kept.layers.remove(&layer)?;
                 done()
             }
-            Request::Create(spec) => self.create(to, *spec, fds).map(|()| None),
+            Request::Create(spec) => self.create(to, *spec, fds, false).map(|()| None),
+            Request::CreateFunction(spec) => self.create(to, *spec, fds, true).map(|()| None),
             Request::CreateMonitor(spec) => self.create_monitor(to, *spec, fds).map(|()| None),
             Request::KeepMonitors { count } => {
                 self.keep_monitors(count);
@@ -106,6 +107,7 @@ impl Launcher {
             }
             Request::Sockets { sandbox, count } => self.sockets(sandbox, count.into()),
             Request::Listeners { sandbox } => self.listeners(sandbox),
+            Request::RuntimeListener { sandbox } => self.runtime_listener(sandbox),
             Request::Stats { sandbox } => {
                 let sandbox = self.sandbox(sandbox)?;
                 let stats = match sandbox.seat {
@@ -192,6 +194,14 @@ impl Launcher {
         Ok(Some((Reply::Descriptors, vec![gateway, udp, tcp])))
     }
 
+    fn runtime_listener(&mut self, id: InstanceId) -> Outcome {
+        let socket = match self.runtime_sockets.remove(&id) {
+            Some(socket) => socket,
+            None => listen_for_runtime(self.network(id)?)?,
+        };
+        Ok(Some((Reply::Descriptors, vec![socket])))
+    }
+
     /// A container's: what is in a machine's is the machine itself.
     fn network(&self, id: InstanceId) -> Step<&skiff_net::Network> {
         let sandbox = self.sandbox(id)?;
@@ -243,6 +253,12 @@ impl Launcher {
             self.post(client, &answer, Vec::new());
         }
     }
+}
+
+/// Where a function's runtime calls.
+pub(super) fn listen_for_runtime(network: &skiff_net::Network) -> Step<OwnedFd> {
+    let socket = network.tcp_listen(RUNTIME_API);
+    socket.at("listeners", "listen for the runtime")
 }
 
 fn unknown(id: InstanceId) -> Refusal {

@@ -1,5 +1,6 @@
 //! How a launcher begins, and how it ends.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
@@ -142,6 +143,7 @@ fn assemble(
         refill_networks: true,
         refill_after: Monotonic::default(),
         refill_told: None,
+        runtime_sockets: BTreeMap::new(),
     };
     launcher.watch(&launcher.kept.listener, Token::Listener, EventFlags::IN)?;
     launcher.watch(&launcher.signals, Token::Signal, EventFlags::IN)?;

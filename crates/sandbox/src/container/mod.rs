@@ -132,7 +132,10 @@ impl ContainerBackend {
         let id = spec.instance;
         // Watched before it exists, so that no exit is missed.
         let exit = self.link.exits.watch(id);
-        let request = Request::Create(Box::new(sandbox_spec(spec)));
+        let request = match spec.function {
+            true => Request::CreateFunction(Box::new(sandbox_spec(spec))),
+            false => Request::Create(Box::new(sandbox_spec(spec))),
+        };
         let created = self.link.client().call(request, vec![]).await;
         let (steps_us, output) = match created.map_err(|error| refused(id, error)) {
             Ok((Reply::Created { steps_us }, fds)) => (steps_us, pair(fds)),

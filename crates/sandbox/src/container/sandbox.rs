@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
-use skiff_base::{ByteStream, Tasks};
+use skiff_base::{ByteStream, Listener, Tasks};
 use skiff_types::{InstanceId, IsolationClass};
 use skiff_wire::launcher::{Exit, Reply, Request, Stats};
 use tokio::sync::watch;
@@ -164,6 +164,19 @@ impl Sandbox for ContainerSandbox {
             let (link, tasks) = (self.link.clone(), self.tasks.clone());
             let start = exec::start(self.id, link, slot, tasks, request);
             started(&self.tasks, self.id, start).await
+        })
+    }
+
+    fn runtime_listener(&self) -> BoxFuture<'_, Result<Option<Listener>, SandboxError>> {
+        Box::pin(async move {
+            let request = Request::RuntimeListener { sandbox: self.id };
+            match self.ask(request).await? {
+                (Reply::Descriptors, mut fds) => match fds.pop() {
+                    Some(fd) => Ok(Some(TcpListener::from(fd).into())),
+                    None => Err(unexpected("runtime listener")),
+                },
+                _ => Err(unexpected("runtime listener")),
+            }
         })
     }
 

@@ -264,7 +264,9 @@ fn kind(request: &Request) -> (&'static str, About, Duration) {
         Request::Configure(_) => quick("configure"),
         Request::AddLayer { .. } => quick("add layer"),
         Request::RemoveLayer { .. } => quick("remove layer"),
-        Request::Create(spec) => ("create", About::Create(spec.sandbox), SLOW_DEADLINE),
+        Request::Create(spec) | Request::CreateFunction(spec) => {
+            ("create", About::Create(spec.sandbox), SLOW_DEADLINE)
+        }
         Request::CreateMonitor(spec) => {
             ("create monitor", About::Create(spec.sandbox), SLOW_DEADLINE)
         }
@@ -280,6 +282,7 @@ fn kind(request: &Request) -> (&'static str, About, Duration) {
         Request::Output { .. } => quick("output"),
         Request::Upgrade => quick("upgrade"),
         Request::Listeners { .. } => quick("listeners"),
+        Request::RuntimeListener { .. } => quick("runtime listener"),
         Request::Shutdown => ("shutdown", About::Other, SLOW_DEADLINE),
         Request::KeepMonitors { .. } => quick("keep monitors"),
         Request::Disk { .. } => ("disk", About::Other, SLOW_DEADLINE),

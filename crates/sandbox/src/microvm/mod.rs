@@ -386,10 +386,12 @@ impl MicrovmBackend {
         Ok((agent, output, steps))
     }
 
-    /// What this class cannot do with a monitor that is not ours, which has no
+    /// What this class cannot do yet, and with a monitor that is not ours, which has no
     /// disks of windows and takes no tap by its descriptor.
     const fn lacks_one_of(&self, needs: Needs) -> Option<&'static str> {
-        if self.foreign.is_none() {
+        if needs.function {
+            Some("run a function: deploy with `--isolation container`")
+        } else if self.foreign.is_none() {
             None
         } else if needs.egress {
             Some(

@@ -251,6 +251,7 @@ mod tests {
             writable: Writable::Tmpfs { bytes: 1 },
             readonly_root: false,
             egress: false,
+            function: false,
             label: vec![],
         }
     }

@@ -213,6 +213,7 @@ pub fn spec(instance: InstanceId) -> CreateSpec {
         writable: Writable::Tmpfs { bytes: 1 << 20 },
         readonly_root: false,
         egress: false,
+        function: false,
         label: vec![1, 2, 3],
     }
 }

@@ -64,6 +64,8 @@ pub enum Command {
     Run(Run),
     /// Make a revision of a service and move its traffic there
     Deploy(Box<Deploy>),
+    /// Hand a function an event and print what it answers
+    Invoke(Invoke),
     /// Deploy every service that a file describes
     Apply(Apply),
     /// List services
@@ -195,12 +197,21 @@ pub struct Deploy {
     /// Pause instances between requests
     #[arg(long, value_enum, default_value_t = CpuArg::Always)]
     pub cpu_mode: CpuArg,
+    /// Make it a function: its requests are events for a runtime that speaks AWS's Runtime API
+    #[arg(long, conflicts_with_all = ["port", "probe", "concurrency", "cpu_mode", "liveness", "start_timeout"])]
+    pub function: bool,
+    /// The function's handler, for runtimes that look for one
+    #[arg(long, requires = "function")]
+    pub handler: Option<String>,
+    /// How long the runtime may take to ask for its first event, seconds
+    #[arg(long, requires = "function", default_value_t = skiff_types::limits::DEFAULT_INIT_TIMEOUT_S)]
+    pub init_timeout: u32,
     /// Requests at once in one instance
     #[arg(long, default_value_t = skiff_types::limits::DEFAULT_CONCURRENCY)]
     pub concurrency: u32,
-    /// A request's whole time, seconds
-    #[arg(long, default_value_t = skiff_types::limits::DEFAULT_TIMEOUT_S)]
-    pub timeout: u32,
+    /// A request's whole time, seconds [default: 300, of a function 3]
+    #[arg(long)]
+    pub timeout: Option<u32>,
     /// Instances that are always there
     #[arg(long, default_value_t = skiff_types::limits::DEFAULT_MIN_INSTANCES)]
     pub min: u32,
@@ -263,6 +274,21 @@ pub enum IsolationArg {
     Microvm,
     /// Nothing runs; for measuring
     Null,
+}
+
+#[derive(Debug, Args)]
+pub struct Invoke {
+    /// The function
+    pub name: ServiceName,
+    /// The event: itself, @FILE, or - for standard input
+    #[arg(long, short, allow_hyphen_values = true)]
+    pub data: Option<String>,
+    /// Print the end of what it wrote, at most 4 KiB, to standard error
+    #[arg(long)]
+    pub log: bool,
+    /// A JSON object that the function is told of its caller
+    #[arg(long, value_name = "JSON")]
+    pub client_context: Option<String>,
 }
 
 #[derive(Debug, Args)]

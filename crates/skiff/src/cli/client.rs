@@ -89,6 +89,24 @@ impl Client {
         })
     }
 
+    /// An address as the server told it, as it is reached from here: one that
+    /// stands for all of the server's is that of the API, or this machine's.
+    pub fn reachable(&self, address: &str) -> String {
+        let Ok(told) = address.parse::<std::net::SocketAddr>() else {
+            return address.to_owned();
+        };
+        if !told.ip().is_unspecified() {
+            return address.to_owned();
+        }
+        let host = match &self.place {
+            Place::Unix(_) => "127.0.0.1",
+            Place::Tcp(api) | Place::Tls { address: api, .. } => {
+                api.rsplit_once(':').map_or("127.0.0.1", |(host, _)| host)
+            }
+        };
+        format!("{host}:{}", told.port())
+    }
+
     async fn call_bytes(
         &self,
         method: Method,
@@ -347,6 +365,22 @@ impl<T: DeserializeOwned> Lines<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_of_all_is_the_server_s() {
+        let reachable = |host: &str, address: &str| {
+            let client = Client {
+                place: Place::parse(host, None).unwrap(),
+                token: None,
+                host: host.to_owned(),
+                tasks: Tasks::new(),
+            };
+            client.reachable(address)
+        };
+        assert_eq!(reachable("unix:///x", "0.0.0.0:80"), "127.0.0.1:80");
+        assert_eq!(reachable("http://a.test:9", "[::]:80"), "a.test:80");
+        assert_eq!(reachable("http://a.test:9", "10.0.0.1:80"), "10.0.0.1:80");
+    }
 
     #[test]
     fn a_host_has_one_of_three_forms() {

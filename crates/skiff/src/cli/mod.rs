@@ -5,6 +5,7 @@ pub mod args;
 pub mod client;
 pub mod doctor;
 pub mod exec;
+pub mod functions;
 pub mod images;
 pub mod kernels;
 pub mod observe;
@@ -45,6 +46,7 @@ async fn obey(scope: &Scope, command: Command) -> anyhow::Result<()> {
         Command::Scale(args) => services::scale(scope, args).await,
         Command::Rm(args) => services::remove(scope, &args.name).await,
         Command::Logs(args) => observe::logs(scope, args).await,
+        Command::Invoke(args) => functions::invoke(scope, args).await,
         Command::Trace(args) => observe::trace(scope, args).await,
         Command::Usage(args) => observe::usage(scope, args).await,
         Command::Image(command) => images::execute(scope, command).await,

@@ -8,9 +8,10 @@ use http::Method;
 use skiff_types::api::{
     Deploy, DeployContainer, DeployEvent, Rollback, Scale, Service, SetTraffic, TrafficTarget,
 };
+use skiff_types::limits::DEFAULT_TIMEOUT_S;
 use skiff_types::{
-    CpuMode, EnvValue, EnvVar, IsolationRequest, Probe, ProbeKind, Resources, Scaling, ServiceName,
-    WritableLayer,
+    CpuMode, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, ProbeKind, Resources,
+    Scaling, ServiceName, WritableLayer,
 };
 
 use super::args::{self, CpuArg, IsolationArg, Output};
@@ -18,6 +19,8 @@ use super::client::full;
 use super::output::{self, Bar};
 use super::{Scope, segment};
 
+/// Of a function, seconds.
+const DEFAULT_FUNCTION_TIMEOUT_S: u32 = 3;
 /// Services asked for at once.
 const PAGE: usize = 1000;
 
@@ -109,7 +112,24 @@ async fn follow(
     bail!("the server ended the deployment of {name} without a result; see `skiff describe {name}`")
 }
 
+/// A function takes one event at a time and stands between events; AWS's
+/// default timeout is 3 seconds. Its handler is also its image's argument, as
+/// AWS's images want it.
+fn as_function(mut args: args::Deploy) -> args::Deploy {
+    args.concurrency = 1;
+    args.cpu_mode = CpuArg::Request;
+    args.timeout = args.timeout.or(Some(DEFAULT_FUNCTION_TIMEOUT_S));
+    if args.args.is_empty() {
+        args.args.extend(args.handler.clone());
+    }
+    args
+}
+
 fn deployment(args: args::Deploy) -> anyhow::Result<Deploy> {
+    let args = match args.function {
+        true => as_function(args),
+        false => args,
+    };
     let mut env = Vec::new();
     for text in &args.env {
         let (name, value) = pair(text, "NAME=VALUE")?;
@@ -140,6 +160,11 @@ fn deployment(args: args::Deploy) -> anyhow::Result<Deploy> {
         probe,
         essential: true,
     };
+    let function = args.function.then(|| FunctionSpec {
+        handler: args.handler.clone(),
+        init_timeout_s: args.init_timeout,
+        ..FunctionSpec::default()
+    });
     let mut deploy = Deploy {
         containers: vec![container],
         resources: Resources {
@@ -160,7 +185,7 @@ fn deployment(args: args::Deploy) -> anyhow::Result<Deploy> {
             max: args.max,
             keep_alive_s: args.keep_alive,
         },
-        timeout_s: args.timeout,
+        timeout_s: args.timeout.unwrap_or(DEFAULT_TIMEOUT_S),
         egress: args.egress,
         isolation: match args.isolation {
             IsolationArg::Auto => IsolationRequest::Auto,
@@ -168,6 +193,7 @@ fn deployment(args: args::Deploy) -> anyhow::Result<Deploy> {
             IsolationArg::Microvm => IsolationRequest::Microvm,
             IsolationArg::Null => IsolationRequest::Null,
         },
+        function,
         tag: args.tag,
         no_traffic: args.no_traffic,
         force: args.force,

@@ -40,6 +40,7 @@ use skiff_fleet::{Adopted, Fleet, FleetConfig, Parts};
 use skiff_gateway::{Gateway, GatewayConfig, ServeHandle};
 use skiff_image::ImageStore;
 use skiff_meter::LedgerWriter;
+use skiff_runtime::Functions;
 use skiff_sandbox::{
     Backend, ContainerBackend, Exits, LauncherClient, MicrovmBackend, NullBackend,
 };
@@ -289,8 +290,13 @@ impl Server {
         let records = Arc::new(ServerRecords::new(Arc::clone(&writer), Arc::clone(&clock)));
         let inside = Arc::new(InsideDoors::new(resolvers(config), Arc::clone(&clock)));
         let backends = instances.make(|| make_backends(config, &home, &client, &tasks, machines));
+        let functions = Arc::new(Functions::new(Arc::clone(&clock)));
+        let watched = Watched {
+            inside: Arc::clone(&inside),
+            functions: Arc::clone(&functions),
+        };
         let (worker, ends) =
-            instances.make(|| make_worker(config, backends, &home, &records, &inside, &clock))?;
+            instances.make(|| make_worker(config, backends, &home, &records, watched, &clock))?;
         let slot = Arc::new(GatewaySlot::default());
         let fleet =
             instances.make(|| make_fleet(config, &worker, &records, &slot, &resolver, &clock));
@@ -316,6 +322,7 @@ impl Server {
             worker: Arc::clone(&worker),
             gateway: Arc::clone(&gateway),
             resolver: resolver.clone(),
+            functions,
         });
         let ports = Ports {
             fleet: Arc::clone(&steering) as Arc<dyn skiff_control::port::Fleet>,
@@ -587,17 +594,25 @@ fn make_backends(
     }
 }
 
+/// What serves the calls out of sandboxes.
+#[derive(Debug)]
+struct Watched {
+    inside: Arc<InsideDoors>,
+    functions: Arc<Functions>,
+}
+
 fn make_worker(
     config: &Config,
     backends: Backends,
     home: &Home,
     records: &Arc<ServerRecords>,
-    inside: &Arc<InsideDoors>,
+    watched: Watched,
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<(Arc<Worker>, mpsc::Receiver<Ended>)> {
     let mut settings = WorkerConfig::new(home.data_dir.join("logs"));
     settings.log_limits.service_bytes = config.worker.log_bytes_per_service;
-    settings.watcher = Some(Arc::clone(inside) as Arc<dyn skiff_worker::SandboxWatcher>);
+    settings.watcher = Some(watched.inside as Arc<dyn skiff_worker::SandboxWatcher>);
+    settings.functions = Some(watched.functions as Arc<dyn skiff_worker::FunctionHost>);
     let records = Arc::clone(records) as Arc<dyn skiff_worker::WorkerRecords>;
     let (worker, ends) = Worker::new(settings, backends, records, Arc::clone(clock))?;
     Ok((Arc::new(worker), ends))

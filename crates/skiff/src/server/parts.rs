@@ -10,6 +10,7 @@ use skiff_base::{ByteStream, chain};
 use skiff_control::{Resolver, port as control};
 use skiff_fleet::{Fleet, Launches, Rotation, StartFailure, Started, WorkerPort};
 use skiff_gateway::{ColdPhases, Gateway, Load, RevisionRoute, ServiceRoute, Upstream};
+use skiff_runtime::Functions;
 use skiff_sandbox::{Needs, Process, Sandbox, SandboxError, TerminalSize, microvm_overhead_mib};
 use skiff_types::api::{ExecTerminal, Instance, Quota};
 use skiff_types::limits::DEFAULT_STOP_GRACE_S;
@@ -235,6 +236,7 @@ pub struct Steering {
     pub worker: Arc<Worker>,
     pub gateway: Arc<Gateway>,
     pub resolver: Resolver,
+    pub functions: Arc<Functions>,
 }
 
 impl Steering {
@@ -344,9 +346,13 @@ impl control::ExecProcess for ClientProcess {
 
 impl control::Fleet for Steering {
     fn put_revision(&self, plan: control::RevisionPlan) {
+        if plan.function && plan.serving {
+            self.functions.serves(&plan.id);
+        }
         let needs = Needs {
             egress: plan.egress,
             disk: matches!(plan.resources.writable, WritableLayer::Disk(_)),
+            function: plan.function,
         };
         let class = self.worker.expected_class(plan.isolation, needs);
         self.fleet.put_revision(skiff_sched::RevisionPlan {
@@ -357,10 +363,12 @@ impl control::Fleet for Steering {
             cpu_millis: plan.resources.cpu_millis,
             cpu_mode: plan.resources.cpu_mode,
             serving: plan.serving,
+            function: plan.function,
         });
     }
 
     fn remove_revision(&self, revision: &RevisionId) {
+        self.functions.forget(revision);
         self.fleet.remove_revision(revision);
     }
 

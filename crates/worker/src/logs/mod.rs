@@ -17,6 +17,7 @@ mod output;
 mod query;
 mod split;
 mod store;
+mod tap;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -24,3 +25,4 @@ mod writer;
 pub use output::{Reader, read_output};
 pub use query::{LogFollow, LogQuery};
 pub use store::{LogLimits, LogSink, LogStore};
+pub use tap::OutputTap;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use skiff_sandbox::Output;
 use tokio::net::UnixStream;
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 use super::line::Stream;
 use super::split::Splitter;
 use super::store::LogSink;
+use super::tap::OutputTap;
 
 /// What is read at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -31,20 +33,47 @@ pub enum Reader {
 }
 
 /// Reads both streams until they end or `until` says so.
-pub async fn read_output(output: Output, sink: LogSink, until: watch::Receiver<Reader>) {
+pub async fn read_output(
+    output: Output,
+    sink: LogSink,
+    tap: Option<Arc<OutputTap>>,
+    until: watch::Receiver<Reader>,
+) {
     let ends = output.ends;
-    let stdout = read_stream(output.stdout, ends, Stream::Stdout, &sink, until.clone());
-    let stderr = read_stream(output.stderr, ends, Stream::Stderr, &sink, until);
+    let to = |stream| Reading {
+        stream,
+        sink: &sink,
+        tap: tap.as_deref(),
+    };
+    let stdout = read_stream(output.stdout, ends, to(Stream::Stdout), until.clone());
+    let stderr = read_stream(output.stderr, ends, to(Stream::Stderr), until);
     futures_util::future::join(stdout, stderr).await;
+}
+
+/// Where what is read goes.
+struct Reading<'a> {
+    stream: Stream,
+    sink: &'a LogSink,
+    tap: Option<&'a OutputTap>,
+}
+
+impl Drop for Reading<'_> {
+    /// Nobody waits for more of it.
+    fn drop(&mut self) {
+        if let Some(tap) = self.tap {
+            tap.has_read(self.stream, u64::MAX);
+        }
+    }
 }
 
 async fn read_stream(
     fd: OwnedFd,
     ends: bool,
-    stream: Stream,
-    sink: &LogSink,
+    reading: Reading<'_>,
     mut until: watch::Receiver<Reader>,
 ) {
+    let (stream, sink) = (reading.stream, reading.sink);
+    let mut asked = reading.tap.map(OutputTap::asked);
     let pipe = match Source::new(fd, ends) {
         Ok(pipe) => pipe,
         Err(error) => {
@@ -55,19 +84,33 @@ async fn read_stream(
     };
     let mut splitter = Splitter::default();
     let mut reads_left = LAST_READS_MAX;
+    let mut answered = 0;
     loop {
         let state = match *until.borrow_and_update() {
             // Its last bytes may still be on their way.
             Reader::Ended if ends => Reader::Open,
             state => state,
         };
-        match (state, read_some(&pipe, &mut splitter, state)) {
+        let wanted = asked.as_mut().map_or(0, |asked| *asked.borrow_and_update());
+        // Who asks wants what is there, whatever the event loop knows of it.
+        let at_once = state != Reader::Open || wanted > answered;
+        match (
+            state,
+            read_some(&pipe, &mut splitter, state, at_once, reading.tap),
+        ) {
             (_, Some(Ok(lines))) => sink.append(stream, lines).await,
             (Reader::Open, Some(Err(error))) if would_block(&error) => {
+                if let (Some(tap), true) = (reading.tap, wanted > answered) {
+                    answered = wanted;
+                    tap.has_read(stream, wanted);
+                    // The event loop has yet to be told to wait.
+                    continue;
+                }
                 // Either an end of waiting is looked at above.
                 tokio::select! {
                     _readable = pipe.readable() => {}
                     changed = until.changed() => if changed.is_err() { break },
+                    () = asks(&mut asked) => {}
                 }
             }
             _ => break,
@@ -82,6 +125,16 @@ async fn read_stream(
     let mut last = Vec::new();
     splitter.finish(&mut last);
     sink.append(stream, last).await;
+}
+
+/// Waits until somebody wants to know all that was written.
+async fn asks(asked: &mut Option<watch::Receiver<u64>>) {
+    if let Some(asked) = asked
+        && asked.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// What output comes from.
@@ -128,6 +181,8 @@ fn read_some(
     pipe: &Source,
     splitter: &mut Splitter,
     state: Reader,
+    at_once: bool,
+    tap: Option<&OutputTap>,
 ) -> Option<io::Result<Vec<String>>> {
     // On the stack, and only while it is needed: instances are many and
     // mostly silent.
@@ -135,13 +190,18 @@ fn read_some(
     let read = match state {
         Reader::Left => return None,
         // Through the event loop's knowledge, so that it is told to wait.
-        Reader::Open => pipe.try_read(&mut buffer),
+        Reader::Open if !at_once => pipe.try_read(&mut buffer),
         // Not through it: it may not know yet of bytes that are there.
-        Reader::Ended => rustix::io::read(pipe.as_fd(), &mut buffer).map_err(io::Error::from),
+        Reader::Open | Reader::Ended => {
+            rustix::io::read(pipe.as_fd(), &mut buffer).map_err(io::Error::from)
+        }
     };
     match read {
         Ok(0) => None,
         Ok(len) => {
+            if let Some(tap) = tap {
+                tap.put(&buffer[..len]);
+            }
             let mut lines = Vec::new();
             splitter.feed(&buffer[..len], &mut lines);
             Some(Ok(lines))

@@ -253,7 +253,10 @@ async fn output_is_read_to_its_end_even_if_nobody_closes_it() {
     let (sink, tasks) = (f.sink(1), Tasks::new());
     let ((stdout, out), (stderr, err)) = (pipe(), pipe());
     let (until, reader) = watch::channel(Reader::Open);
-    tasks.spawn("reader", read_output(output(stdout, stderr), sink, reader));
+    tasks.spawn(
+        "reader",
+        read_output(output(stdout, stderr), sink, None, reader),
+    );
     let mut follow = f.store.follow(query()).await.unwrap();
     rustix::io::write(&out, b"first\n").unwrap();
     assert_eq!(next(&mut follow).await, "first");
@@ -290,7 +293,7 @@ async fn a_stream_with_an_end_is_read_to_there() {
         ends: true,
         ..output(stdout.into(), stderr.into())
     };
-    tasks.spawn("reader", read_output(output, sink, reader));
+    tasks.spawn("reader", read_output(output, sink, None, reader));
     let mut follow = f.store.follow(query()).await.unwrap();
     rustix::io::write(&out, b"first\n").unwrap();
     assert_eq!(next(&mut follow).await, "first");
@@ -311,7 +314,7 @@ async fn a_reader_that_leaves_takes_nothing_more() {
     rustix::io::write(&out, b"for the next\n").unwrap();
     tasks.spawn(
         "reader",
-        read_output(output(stdout, stderr), f.sink(1), reader),
+        read_output(output(stdout, stderr), f.sink(1), None, reader),
     );
     tasks.drain(PATIENCE).await.unwrap();
     let mut buffer = [0; 64];

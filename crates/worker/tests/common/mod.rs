@@ -414,6 +414,7 @@ pub fn launch() -> Launch {
         probe: Probe::default(),
         resources: Resources::default(),
         egress: false,
+        function: None,
     }
 }
 

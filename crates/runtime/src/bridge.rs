@@ -1,0 +1,655 @@
+//! Between the gateway's requests and one runtime's calls.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use skiff_base::{Clock, Monotonic, chain};
+use skiff_sandbox::Sandbox;
+use skiff_types::FunctionLaunch;
+use skiff_wire::launcher::Exit;
+use skiff_worker::OutputTap;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::machine::{Machine, Refusal, Wants};
+use crate::words;
+
+const SIGKILL: i32 = 9;
+/// How long a runtime's end is waited for after SIGKILL.
+const KILL_WAIT: Duration = Duration::from_secs(10);
+
+/// An event on its way to the runtime.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    pub id: String,
+    pub body: Bytes,
+    pub deadline_unix_ms: u64,
+    pub arn: String,
+    pub trace: Option<HeaderValue>,
+    /// JSON.
+    pub client_context: Option<HeaderValue>,
+}
+
+/// What an extension is told.
+#[derive(Clone, Debug)]
+pub(crate) enum ExtensionEvent {
+    Invoke(Box<Event>),
+    Shutdown {
+        reason: &'static str,
+        deadline_unix_ms: u64,
+    },
+}
+
+/// A piece of a streamed answer, or why there is no more of it.
+pub(crate) type Piece = Result<Bytes, StreamError>;
+
+/// The runtime told of an error in the middle of its answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the function failed while it answered: {0}")]
+pub(crate) struct StreamError(pub String);
+
+/// What the runtime posted.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Payload {
+        body: Bytes,
+        content_type: Option<HeaderValue>,
+    },
+    Stream {
+        pieces: mpsc::Receiver<Piece>,
+        content_type: Option<HeaderValue>,
+        /// Resolves when the runtime has posted all.
+        whole: oneshot::Receiver<()>,
+    },
+    Failed(Bytes),
+}
+
+/// What the caller gets.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Payload {
+        body: Bytes,
+        content_type: Option<HeaderValue>,
+    },
+    Stream {
+        pieces: mpsc::Receiver<Piece>,
+        content_type: Option<HeaderValue>,
+    },
+    Failed(Bytes),
+    /// The runtime ended before the event reached it.
+    Gone,
+}
+
+/// What came of an invocation.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub reply: Reply,
+    /// The end of what it wrote, if that was asked for.
+    pub log: Option<Vec<u8>>,
+    /// The instance takes no further event.
+    pub last: bool,
+}
+
+/// An invocation as asked for.
+#[derive(Debug)]
+pub(crate) struct Invocation {
+    pub event: Event,
+    pub wants_log: bool,
+}
+
+/// Why an instance takes no event any more.
+#[derive(Clone, Debug)]
+enum End {
+    Init(Bytes),
+    Exit(Exit),
+    Timeout,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    machine: Machine,
+    /// The runtime's call for an event, and its number.
+    waiting: Option<(u64, oneshot::Sender<Event>)>,
+    calls: u64,
+    answer: Option<oneshot::Sender<Answer>>,
+    extensions: HashMap<u64, oneshot::Sender<ExtensionEvent>>,
+    /// Told at an extension's next call.
+    pending: HashMap<u64, ExtensionEvent>,
+    end: Option<End>,
+    was_ready: bool,
+    init_over: bool,
+    /// Its end was told to a caller, or nobody will ask.
+    end_told: bool,
+    left: bool,
+}
+
+/// One instance's.
+#[derive(Debug)]
+pub(crate) struct Bridge {
+    pub function: FunctionLaunch,
+    pub sandbox: Arc<dyn Sandbox>,
+    /// Instances of this revision have come up before: one that does not is
+    /// told of by the invocation that it was started for.
+    pub proven: bool,
+    clock: Arc<dyn Clock>,
+    output: Option<Arc<OutputTap>>,
+    state: Mutex<State>,
+    changed: watch::Sender<()>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Bridge {
+    pub fn new(
+        function: FunctionLaunch,
+        sandbox: Arc<dyn Sandbox>,
+        proven: bool,
+        clock: Arc<dyn Clock>,
+        output: Option<Arc<OutputTap>>,
+    ) -> Self {
+        Self {
+            function,
+            sandbox,
+            proven,
+            clock,
+            output,
+            state: Mutex::default(),
+            changed: watch::Sender::new(()),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, and tells who waits for it.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let changed = change(&mut self.lock());
+        self.changed.send_replace(());
+        changed
+    }
+
+    async fn until<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
+        let mut changes = self.changed.subscribe();
+        loop {
+            if let Some(found) = look(&mut self.lock()) {
+                return found;
+            }
+            if changes.changed().await.is_err() {
+                // The sender is ours.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    // What the runtime calls.
+
+    /// Asks for an event: it comes by what is returned.
+    pub fn next(self: &Arc<Self>) -> Result<NextCall, Refusal> {
+        let (sender, event) = oneshot::channel();
+        let number = self.change(|state| {
+            if state.left {
+                return Err(Refusal::Transition);
+            }
+            state.machine.next()?;
+            state.calls += 1;
+            state.waiting = Some((state.calls, sender));
+            state.was_ready |= state.machine.is_ready();
+            Ok(state.calls)
+        })?;
+        Ok(NextCall {
+            bridge: self.clone(),
+            number,
+            event,
+        })
+    }
+
+    /// Takes the place of this invocation's answer, which follows.
+    pub fn begin_answer(&self, id: &str) -> Result<Option<oneshot::Sender<Answer>>, Refusal> {
+        self.change(|state| {
+            state.machine.answer(id)?;
+            Ok(state.answer.take())
+        })
+    }
+
+    /// The runtime cannot start, in its own words.
+    pub async fn init_error(&self, body: Bytes) -> Result<(), Refusal> {
+        self.change(|state| {
+            state.machine.init_error()?;
+            state.end.get_or_insert(End::Init(body.clone()));
+            Ok(())
+        })?;
+        let words = String::from_utf8_lossy(&body[..body.len().min(1024)]).into_owned();
+        self.note(format!("init error: {words}")).await;
+        self.kill().await;
+        Ok(())
+    }
+
+    pub fn register(&self, name: &str, wants: Wants) -> Result<u64, Refusal> {
+        self.change(|state| state.machine.register(name, wants))
+    }
+
+    /// An extension asks for its next event.
+    pub fn extension_next(
+        &self,
+        number: u64,
+    ) -> Result<oneshot::Receiver<ExtensionEvent>, Refusal> {
+        let (sender, event) = oneshot::channel();
+        self.change(|state| {
+            if let Some(told) = state.pending.remove(&number) {
+                state
+                    .machine
+                    .extension(number)
+                    .ok_or(Refusal::ExtensionId)?;
+                // The receiver is in our hand.
+                let _there = sender.send(told);
+                return Ok(());
+            }
+            state.machine.extension_next(number)?;
+            state.extensions.insert(number, sender);
+            state.was_ready |= state.machine.is_ready();
+            Ok(())
+        })?;
+        Ok(event)
+    }
+
+    /// An extension cannot go on, which ends the instance as a runtime's end does.
+    pub async fn extension_error(&self, number: u64, kind: &str) -> Result<(), Refusal> {
+        let name = self.lock().machine.extension(number).map(str::to_owned);
+        let name = name.ok_or(Refusal::ExtensionId)?;
+        let message = format!("Error: the extension {name} has failed: {kind}");
+        let body = words::error("Extension.Crash", &message);
+        self.change(|state| {
+            state.machine.end();
+            state.end.get_or_insert(End::Init(body));
+        });
+        self.note(message).await;
+        self.kill().await;
+        Ok(())
+    }
+
+    // What the worker asks.
+
+    /// Whether a connection for an event is taken now; why not.
+    pub fn takes_events(&self) -> Result<(), &'static str> {
+        let state = self.lock();
+        if state.end.is_some() {
+            return if state.tells(self.proven) {
+                Ok(())
+            } else {
+                Err("its runtime has ended")
+            };
+        }
+        if state.was_ready || (state.init_over && self.proven) {
+            return Ok(());
+        }
+        Err("its runtime has not asked for an event")
+    }
+
+    /// The time for a start is over: what still starts goes on inside the
+    /// first invocation.
+    pub fn init_is_over(&self) {
+        self.change(|state| state.init_over = true);
+    }
+
+    /// The runtime's process has ended.
+    pub fn has_exited(&self, exit: Exit) {
+        self.change(|state| {
+            state.machine.end();
+            state.end.get_or_insert(End::Exit(exit));
+            state.waiting = None;
+            state.extensions.clear();
+        });
+    }
+
+    /// Waits until nobody needs to be told of the end any more.
+    pub async fn end_is_told(&self) {
+        let proven = self.proven;
+        self.until(|state| (!state.tells(proven)).then_some(()))
+            .await;
+    }
+
+    /// Nobody will ask for its end.
+    pub fn give_up(&self) {
+        self.change(|state| state.end_told = true);
+    }
+
+    /// Waits until nothing in it has anything to do; at once if it is so.
+    pub async fn settled(&self) {
+        self.until(|state| state.machine.is_settled().then_some(()))
+            .await;
+    }
+
+    pub fn is_settled(&self) -> bool {
+        self.lock().machine.is_settled()
+    }
+
+    /// Waits until no event is taken any more.
+    pub async fn takes_no_more(&self) {
+        let proven = self.proven;
+        self.until(|state| (state.end.is_some() && !state.tells(proven)).then_some(()))
+            .await;
+    }
+
+    /// Another server will want the runtime's calls.
+    pub fn leave(&self) {
+        self.change(|state| {
+            state.left = true;
+            state.end_told = true;
+            state.waiting = None;
+            state.extensions.clear();
+        });
+    }
+
+    /// Waits until it was left and its invocation is over.
+    pub async fn is_left(&self) {
+        self.until(|state| (state.left && state.machine.is_settled()).then_some(()))
+            .await;
+    }
+
+    /// Tells the extensions that want it of the end, and waits until they
+    /// have gone quiet, so long at most.
+    pub async fn shut_down(&self, reason: &'static str, most: Duration) {
+        let deadline_unix_ms = self.unix_ms_in(most);
+        let told = self.change(|state| {
+            let told = state.machine.to_shut_down();
+            for number in &told {
+                let event = ExtensionEvent::Shutdown {
+                    reason,
+                    deadline_unix_ms,
+                };
+                state.tell(*number, event);
+            }
+            !told.is_empty()
+        });
+        if told {
+            // Those that go on are killed with the rest.
+            let _late = timeout(most, self.sandbox.exited()).await;
+        }
+    }
+
+    pub fn has_extensions(&self) -> bool {
+        self.lock().machine.has_extensions()
+    }
+
+    // What a request asks.
+
+    /// Hands the event over and waits for what comes of it. It goes on when
+    /// nobody waits for the outcome any more: a caller that hangs up does not
+    /// end a function.
+    pub async fn invoke(&self, invocation: Invocation, reply: oneshot::Sender<Outcome>) {
+        let _turn = self.turn.lock().await;
+        let begun = self.clock.now();
+        let limit = Duration::from_secs(self.function.timeout_s.into());
+        let id = invocation.event.id.clone();
+        let mut over = std::pin::pin!(sleep(limit));
+        let handed = tokio::select! {
+            handed = self.hand_over(invocation.event, begun, limit) => handed,
+            () = &mut over => Err(None),
+        };
+        let mut answer = match handed {
+            Ok(answer) => answer,
+            Err(Some(())) => return self.tell_end(&id, invocation.wants_log, reply).await,
+            Err(None) => return self.run_out(&id, invocation.wants_log, reply).await,
+        };
+        let answered = tokio::select! {
+            answered = &mut answer => Some(answered),
+            () = self.exit() => None,
+            () = &mut over => return self.run_out(&id, invocation.wants_log, reply).await,
+        };
+        let answered = match answered {
+            // Its last word may have come with its end.
+            None => answer.try_recv().ok(),
+            Some(Ok(answer)) => Some(answer),
+            Some(Err(_broken)) => Some(Answer::Failed(words::truncated(&id))),
+        };
+        let Some(answered) = answered else {
+            return self.tell_end(&id, invocation.wants_log, reply).await;
+        };
+        let (told, whole) = match answered {
+            Answer::Payload { body, content_type } => (Reply::Payload { body, content_type }, None),
+            Answer::Failed(body) => (Reply::Failed(body), None),
+            Answer::Stream {
+                pieces,
+                content_type,
+                whole,
+            } => (
+                Reply::Stream {
+                    pieces,
+                    content_type,
+                },
+                Some(whole),
+            ),
+        };
+        let Some(whole) = whole else {
+            self.report(&id, begun).await;
+            return self.tell(told, invocation.wants_log, false, reply).await;
+        };
+        self.tell(told, false, false, reply).await;
+        tokio::select! {
+            _whole = whole => self.report(&id, begun).await,
+            () = self.exit() => {}
+            () = &mut over => self.end_in_time().await,
+        }
+    }
+
+    /// Waits for the runtime and gives it the event. An error of `Some` says
+    /// that the runtime has ended.
+    async fn hand_over(
+        &self,
+        mut event: Event,
+        begun: Monotonic,
+        limit: Duration,
+    ) -> Result<oneshot::Receiver<Answer>, Option<()>> {
+        let mut noted = false;
+        loop {
+            self.until(|state| (state.end.is_some() || state.machine.is_ready()).then_some(()))
+                .await;
+            if self.lock().end.is_some() {
+                return Err(Some(()));
+            }
+            if !noted {
+                noted = true;
+                self.begin_log(&event.id).await;
+            }
+            let left = limit.saturating_sub(self.clock.now().since(begun));
+            event.deadline_unix_ms = self.unix_ms_in(left);
+            let (sender, answer) = oneshot::channel();
+            let handed = self.change(|state| {
+                let told = state.machine.invoke(&event.id)?;
+                let sent = state
+                    .waiting
+                    .take()
+                    .map(|(_, call)| call.send(event.clone()).is_ok());
+                if sent != Some(true) {
+                    // Its call broke off just now.
+                    state.machine.take_back(&event.id);
+                    return None;
+                }
+                state.answer = Some(sender);
+                for number in told {
+                    state.tell(number, ExtensionEvent::Invoke(Box::new(event.clone())));
+                }
+                Some(())
+            });
+            if handed.is_some() {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// Waits for the runtime's end.
+    async fn exit(&self) {
+        self.until(|state| state.end.is_some().then_some(())).await;
+    }
+
+    /// The invocation's time is over: so is the instance's.
+    async fn run_out(&self, id: &str, wants_log: bool, reply: oneshot::Sender<Outcome>) {
+        let seconds = self.function.timeout_s;
+        self.note(format!("{id} Task timed out after {seconds}.00 seconds"))
+            .await;
+        let told = Reply::Failed(words::timed_out(id, seconds));
+        let log = self.log(wants_log).await;
+        self.end_in_time().await;
+        send(reply, told, log, true);
+    }
+
+    /// Nothing of it runs on, and nothing is handed to it.
+    async fn end_in_time(&self) {
+        self.change(|state| {
+            state.machine.end();
+            state.end.get_or_insert(End::Timeout);
+            state.answer = None;
+        });
+        self.kill().await;
+    }
+
+    /// The runtime ended; in the middle of this invocation or before it.
+    async fn tell_end(&self, id: &str, wants_log: bool, reply: oneshot::Sender<Outcome>) {
+        let (end, was_ready) = self.change(|state| {
+            state.answer = None;
+            (state.end.clone(), state.was_ready)
+        });
+        let begun = self.lock().machine.has_run(id);
+        let told = match end {
+            Some(End::Init(body)) => Reply::Failed(body),
+            Some(End::Exit(exit)) if begun || !was_ready => Reply::Failed(words::exited(id, &exit)),
+            _ => Reply::Gone,
+        };
+        if let Reply::Failed(body) = &told {
+            self.note(format!("{id} {}", String::from_utf8_lossy(body)))
+                .await;
+        }
+        let log = self.log(wants_log).await;
+        send(reply, told, log, true);
+        self.give_up();
+    }
+
+    async fn tell(
+        &self,
+        told: Reply,
+        wants_log: bool,
+        last: bool,
+        reply: oneshot::Sender<Outcome>,
+    ) {
+        let log = self.log(wants_log).await;
+        send(reply, told, log, last);
+    }
+
+    /// Kills what runs and waits until it has ended.
+    pub async fn kill(&self) {
+        let killed = async {
+            if let Err(error) = self.sandbox.signal(SIGKILL).await {
+                tracing::debug!(instance = %self.sandbox.id(), error = %chain(&error), "not killed");
+            }
+            self.sandbox.exited().await
+        };
+        if timeout(KILL_WAIT, killed).await.is_err() {
+            tracing::error!(instance = %self.sandbox.id(), "a function's instance did not die in time");
+        }
+    }
+
+    // What its log has.
+
+    async fn begin_log(&self, id: &str) {
+        if let Some(output) = &self.output {
+            output.begin().await;
+            let version = &self.function.spec.version;
+            output
+                .note(format!("START RequestId: {id} Version: {version}"))
+                .await;
+        }
+    }
+
+    async fn report(&self, id: &str, begun: Monotonic) {
+        let took = self.clock.now().since(begun);
+        let us = took.as_micros();
+        let memory = self.function.memory_mib;
+        self.note(format!("END RequestId: {id}")).await;
+        self.note(format!(
+            "REPORT RequestId: {id}\tDuration: {}.{:02} ms\tBilled Duration: {} ms\tMemory Size: {memory} MB",
+            us / 1000,
+            us % 1000 / 10,
+            us.div_ceil(1000),
+        ))
+        .await;
+    }
+
+    async fn note(&self, text: String) {
+        if let Some(output) = &self.output {
+            output.note(text).await;
+        }
+    }
+
+    async fn log(&self, wanted: bool) -> Option<Vec<u8>> {
+        match &self.output {
+            Some(output) if wanted => Some(output.tail().await),
+            _ => None,
+        }
+    }
+
+    fn unix_ms_in(&self, later: Duration) -> u64 {
+        let later = u64::try_from(later.as_millis()).unwrap_or(u64::MAX);
+        self.clock.unix_ms().saturating_add(later)
+    }
+}
+
+impl State {
+    /// Whether its end, when it comes now, is for an invocation to tell.
+    fn tells(&self, proven: bool) -> bool {
+        proven && !self.was_ready && !self.end_told
+    }
+
+    fn tell(&mut self, extension: u64, event: ExtensionEvent) {
+        let unsent = match self.extensions.remove(&extension) {
+            Some(call) => call.send(event).err(),
+            None => Some(event),
+        };
+        if let Some(event) = unsent {
+            self.pending.insert(extension, event);
+        }
+    }
+}
+
+/// A runtime's call for an event. Dropping it before the event is there is the
+/// call's breaking off.
+#[derive(Debug)]
+pub(crate) struct NextCall {
+    bridge: Arc<Bridge>,
+    number: u64,
+    event: oneshot::Receiver<Event>,
+}
+
+impl NextCall {
+    /// Waits for the event; `None` when none will come.
+    pub async fn event(mut self) -> Option<Event> {
+        (&mut self.event).await.ok()
+    }
+}
+
+impl Drop for NextCall {
+    fn drop(&mut self) {
+        self.bridge.change(|state| {
+            if state
+                .waiting
+                .as_ref()
+                .is_some_and(|(number, _)| *number == self.number)
+            {
+                state.waiting = None;
+                state.machine.lost_next();
+            }
+        });
+    }
+}
+
+/// Who has hung up needs no answer.
+fn send(reply: oneshot::Sender<Outcome>, told: Reply, log: Option<Vec<u8>>, last: bool) {
+    let _gone = reply.send(Outcome {
+        reply: told,
+        log,
+        last,
+    });
+}

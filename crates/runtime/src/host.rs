@@ -1,0 +1,120 @@
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use skiff_base::{Backoff, Clock, Listener, Tasks, chain};
+use skiff_sandbox::{Sandbox, SandboxError};
+use skiff_types::{FunctionLaunch, InstanceId, RevisionId};
+use skiff_worker::{FunctionHost, OutputTap};
+
+use crate::api;
+use crate::bridge::Bridge;
+use crate::sandbox::{Freezer, FunctionSandbox};
+
+/// How often a sandbox's socket is asked for: a former server may still be
+/// closing its own.
+const LISTEN_TRIES: u32 = 10;
+
+/// Serves the runtimes of all functions of a worker.
+#[derive(Debug)]
+pub struct Functions {
+    clock: Arc<dyn Clock>,
+    /// Revisions that have traffic: an instance of theirs has come up before.
+    proven: Mutex<HashSet<RevisionId>>,
+    bridges: Mutex<HashMap<InstanceId, Arc<Bridge>>>,
+}
+
+impl Functions {
+    /// Serves nobody yet.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            proven: Mutex::default(),
+            bridges: Mutex::default(),
+        }
+    }
+
+    /// Instances of this revision have come up. From now on one that does not
+    /// is told of by the invocation that it was started for, in AWS's words;
+    /// before, its start has failed.
+    pub fn serves(&self, revision: &RevisionId) {
+        lock(&self.proven).insert(revision.clone());
+    }
+
+    /// Nobody will ask for this revision any more.
+    pub fn forget(&self, revision: &RevisionId) {
+        lock(&self.proven).remove(revision);
+    }
+}
+
+impl FunctionHost for Functions {
+    fn host(
+        &self,
+        revision: &RevisionId,
+        function: &FunctionLaunch,
+        adopted: bool,
+        sandbox: Arc<dyn Sandbox>,
+        output: Option<Arc<OutputTap>>,
+    ) -> Arc<dyn Sandbox> {
+        // No invocation waits for one that a former server left.
+        let proven = !adopted && lock(&self.proven).contains(revision);
+        let clock = self.clock.clone();
+        let bridge = Bridge::new(function.clone(), sandbox.clone(), proven, clock, output);
+        let bridge = Arc::new(bridge);
+        let tasks = Tasks::new();
+        let serving = (sandbox.clone(), bridge.clone());
+        tasks.spawn("runtime api", async move {
+            let (sandbox, bridge) = serving;
+            match listener(&*sandbox).await {
+                Ok(Some(listener)) => api::serve(listener, bridge).await,
+                Ok(None) => {
+                    tracing::error!(instance = %sandbox.id(), "a function has no socket for its runtime");
+                }
+                Err(error) => {
+                    tracing::warn!(instance = %sandbox.id(), error = %chain(&error), "a runtime is not served");
+                }
+            }
+        });
+        let ending = (sandbox.clone(), bridge.clone());
+        tasks.spawn("runtime exit", async move {
+            let (sandbox, bridge) = ending;
+            let exit = sandbox.exited().await;
+            bridge.has_exited(exit);
+        });
+        let starting = bridge.clone();
+        let limit = Duration::from_secs(function.spec.init_timeout_s.into());
+        tasks.spawn("runtime init", async move {
+            tokio::time::sleep(limit).await;
+            starting.init_is_over();
+        });
+        lock(&self.bridges).insert(sandbox.id(), bridge.clone());
+        Arc::new(FunctionSandbox {
+            inner: sandbox,
+            bridge,
+            freezer: Arc::new(Freezer::default()),
+            tasks,
+        })
+    }
+
+    fn let_go(&self, instance: InstanceId) {
+        if let Some(bridge) = lock(&self.bridges).remove(&instance) {
+            bridge.leave();
+        }
+    }
+}
+
+async fn listener(sandbox: &dyn Sandbox) -> Result<Option<Listener>, SandboxError> {
+    let mut waits = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+    for _ in 0..LISTEN_TRIES {
+        if let Ok(listener) = sandbox.runtime_listener().await {
+            return Ok(listener);
+        }
+        tokio::time::sleep(waits.next(skiff_base::random::u32())).await;
+    }
+    sandbox.runtime_listener().await
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,248 @@
+//! The gateway's side: each request on a connection is an invocation.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Bytes, BytesMut};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt as _, Either, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use skiff_base::Tasks;
+use skiff_types::FunctionSpec;
+use skiff_types::limits::EVENT_BYTES_MAX;
+use tokio::io::DuplexStream;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::bridge::{Bridge, Event, Invocation, Outcome, Piece, Reply, StreamError};
+use crate::words;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
+const CLIENT_CONTEXT: HeaderName = HeaderName::from_static("x-amz-client-context");
+const LOG_TYPE: HeaderName = HeaderName::from_static("x-amz-log-type");
+const LOG_RESULT: HeaderName = HeaderName::from_static("x-amz-log-result");
+const TRACE: HeaderName = HeaderName::from_static("x-amzn-trace-id");
+const INVOKED_ARN: HeaderName = HeaderName::from_static("x-amz-invoked-arn");
+const FUNCTION_ERROR: HeaderName = HeaderName::from_static("x-amz-function-error");
+const EXECUTED_VERSION: HeaderName = HeaderName::from_static("x-amz-executed-version");
+
+/// A client context, decoded (AWS's bound).
+const CONTEXT_BYTES_MAX: usize = 3583;
+
+/// Serves one connection of the gateway's.
+pub(crate) async fn serve(stream: DuplexStream, bridge: Arc<Bridge>, tasks: Tasks) {
+    let serving = bridge.clone();
+    let service = hyper::service::service_fn(move |request| {
+        let (bridge, tasks) = (serving.clone(), tasks.clone());
+        async move { Ok::<_, Infallible>(answer(request, bridge, &tasks).await) }
+    });
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let served = tokio::select! {
+        served = &mut connection => served,
+        // An idle connection closes; a request in it is still answered.
+        () = bridge.takes_no_more() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a request of a function broke off");
+    }
+}
+
+type Answered = Response<Either<Full<Bytes>, Pieces>>;
+
+async fn answer(request: Request<Incoming>, bridge: Arc<Bridge>, tasks: &Tasks) -> Answered {
+    if request.method() != Method::POST {
+        let mut refused = text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "a function takes its events by POST",
+        );
+        let post = HeaderValue::from_static("POST");
+        refused.headers_mut().insert(ALLOW, post);
+        return refused;
+    }
+    let invocation = match invocation(request, &bridge.function.spec).await {
+        Ok(invocation) => invocation,
+        Err(refused) => return *refused,
+    };
+    let id = invocation.event.id.clone();
+    let version = bridge.function.spec.version.clone();
+    let (reply, outcome) = oneshot::channel();
+    tasks.spawn("invocation", async move {
+        bridge.invoke(invocation, reply).await;
+    });
+    let mut response = match outcome.await {
+        Ok(outcome) => told(outcome),
+        Err(_cut_off) => gone(),
+    };
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    if let Ok(version) = HeaderValue::from_str(&version) {
+        headers.insert(EXECUTED_VERSION, version);
+    }
+    response
+}
+
+async fn invocation(
+    request: Request<Incoming>,
+    spec: &FunctionSpec,
+) -> Result<Invocation, Box<Answered>> {
+    let (head, body) = request.into_parts();
+    let headers = &head.headers;
+    let id = given(headers, &REQUEST_ID).filter(|id| words::is_uuid(id));
+    // Whoever may call may call by any of the function's own names, so that
+    // nobody needs to be trusted with more than that.
+    let arn = given(headers, &INVOKED_ARN).filter(|arn| spec.is_named_by(arn));
+    let event = Event {
+        id: id.map_or_else(words::uuid, str::to_owned),
+        body: Bytes::new(),
+        deadline_unix_ms: 0,
+        arn: arn.unwrap_or(&spec.arn).to_owned(),
+        trace: headers.get(TRACE).cloned(),
+        client_context: client_context(headers)?,
+    };
+    let wants_log = given(headers, &LOG_TYPE).is_some_and(|kind| kind == "Tail");
+    let body = whole(body).await?;
+    Ok(Invocation {
+        event: Event { body, ..event },
+        wants_log,
+    })
+}
+
+fn given<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// The context as JSON, which is what a runtime is told.
+fn client_context(headers: &HeaderMap) -> Result<Option<HeaderValue>, Box<Answered>> {
+    let Some(encoded) = headers.get(&CLIENT_CONTEXT) else {
+        return Ok(None);
+    };
+    let decoded = STANDARD.decode(encoded.as_bytes()).ok();
+    let json = decoded
+        .filter(|json| json.len() <= CONTEXT_BYTES_MAX)
+        .filter(|json| {
+            serde_json::from_slice::<serde_json::Value>(json).is_ok_and(|v| v.is_object())
+        });
+    let value = json.and_then(|json| HeaderValue::from_bytes(&json).ok());
+    match value {
+        Some(value) => Ok(Some(value)),
+        None => Err(Box::new(text(
+            StatusCode::BAD_REQUEST,
+            "x-amz-client-context is not the base64 of a JSON object of at most 3583 bytes",
+        ))),
+    }
+}
+
+async fn whole(mut body: Incoming) -> Result<Bytes, Box<Answered>> {
+    let too_large = || {
+        let line = format!("an event has at most {EVENT_BYTES_MAX} bytes");
+        let mut refused = text(StatusCode::PAYLOAD_TOO_LARGE, &line);
+        close(&mut refused);
+        Box::new(refused)
+    };
+    if body.size_hint().lower() > EVENT_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let broken = |_| Box::new(text(StatusCode::BAD_REQUEST, "the event broke off"));
+        if let Ok(data) = frame.map_err(broken)?.into_data() {
+            if all.len() + data.len() > EVENT_BYTES_MAX {
+                return Err(too_large());
+            }
+            if all.is_empty() && body.is_end_stream() {
+                return Ok(data);
+            }
+            all.extend_from_slice(&data);
+        }
+    }
+    Ok(all.freeze())
+}
+
+fn told(outcome: Outcome) -> Answered {
+    let mut response = match outcome.reply {
+        Reply::Payload { body, content_type } => of(Either::Left(Full::new(body)), content_type),
+        Reply::Stream {
+            pieces,
+            content_type,
+        } => of(Either::Right(Pieces(pieces)), content_type),
+        Reply::Failed(body) => {
+            let mut response = of(Either::Left(Full::new(body)), None);
+            let unhandled = HeaderValue::from_static("Unhandled");
+            response.headers_mut().insert(FUNCTION_ERROR, unhandled);
+            response
+        }
+        Reply::Gone => gone(),
+    };
+    if let Some(log) = outcome.log
+        && let Ok(log) = HeaderValue::from_str(&STANDARD.encode(log))
+    {
+        response.headers_mut().insert(LOG_RESULT, log);
+    }
+    if outcome.last {
+        close(&mut response);
+    }
+    response
+}
+
+fn of(body: Either<Full<Bytes>, Pieces>, content_type: Option<HeaderValue>) -> Answered {
+    let mut response = Response::new(body);
+    let json = HeaderValue::from_static("application/json");
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, content_type.unwrap_or(json));
+    response
+}
+
+/// The event reached no runtime: it can be sent again.
+fn gone() -> Answered {
+    let line = "the function's instance ended before the event reached it";
+    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, line);
+    let soon = HeaderValue::from_static("1");
+    response.headers_mut().insert(RETRY_AFTER, soon);
+    close(&mut response);
+    response
+}
+
+fn text(status: StatusCode, line: &str) -> Answered {
+    let body = Bytes::from(format!("{line}\n"));
+    let mut response = Response::new(Either::Left(Full::new(body)));
+    *response.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, plain);
+    response
+}
+
+fn close(response: &mut Answered) {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(CONNECTION, close);
+}
+
+/// A streamed answer; an error breaks it off where it stands.
+#[derive(Debug)]
+pub(crate) struct Pieces(mpsc::Receiver<Piece>);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = StreamError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+        self.0
+            .poll_recv(cx)
+            .map(|piece| piece.map(|piece| piece.map(Frame::data)))
+    }
+}

@@ -1,0 +1,154 @@
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use skiff_base::{ByteStream, Listener, Tasks};
+use skiff_sandbox::{ExecRequest, Executed, Listeners, Sandbox, SandboxError};
+use skiff_types::{InstanceId, IsolationClass};
+use skiff_wire::launcher::{Exit, Stats};
+
+use crate::bridge::Bridge;
+use crate::invoke;
+
+const SIGKILL: i32 = 9;
+/// What a connection of the gateway's holds on its way.
+const PIPE_BYTES: usize = 64 * 1024;
+/// How long extensions have when the instance ends (AWS's).
+const SHUTDOWN: Duration = Duration::from_millis(2000);
+
+/// A function's sandbox: connections to it end in this process.
+#[derive(Debug)]
+pub(crate) struct FunctionSandbox {
+    pub inner: Arc<dyn Sandbox>,
+    pub bridge: Arc<Bridge>,
+    pub freezer: Arc<Freezer>,
+    pub tasks: Tasks,
+}
+
+/// Freezes an instance, once nothing in it has anything to do.
+#[derive(Debug, Default)]
+pub(crate) struct Freezer {
+    wanted: AtomicBool,
+    steering: tokio::sync::Mutex<()>,
+}
+
+impl Freezer {
+    async fn freeze(&self, sandbox: &dyn Sandbox) -> Result<(), SandboxError> {
+        let _alone = self.steering.lock().await;
+        if !self.wanted.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        sandbox.pause().await
+    }
+
+    async fn thaw(&self, sandbox: &dyn Sandbox) -> Result<(), SandboxError> {
+        self.wanted.store(false, Ordering::SeqCst);
+        let _alone = self.steering.lock().await;
+        sandbox.resume().await
+    }
+}
+
+impl FunctionSandbox {
+    fn open(&self) -> io::Result<ByteStream> {
+        self.bridge
+            .takes_events()
+            .map_err(|why| io::Error::new(io::ErrorKind::ConnectionRefused, why))?;
+        let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        let serving = invoke::serve(theirs, self.bridge.clone(), self.tasks.clone());
+        self.tasks.spawn("events", serving);
+        Ok(ByteStream::Memory(ours))
+    }
+
+    /// What works beyond its answer is not frozen in it: an extension, or an
+    /// invocation whose caller has hung up.
+    async fn freeze(&self) -> Result<(), SandboxError> {
+        self.freezer.wanted.store(true, Ordering::SeqCst);
+        if self.bridge.is_settled() {
+            return self.freezer.freeze(&*self.inner).await;
+        }
+        let (bridge, freezer, inner) = (
+            self.bridge.clone(),
+            self.freezer.clone(),
+            self.inner.clone(),
+        );
+        self.tasks.spawn("freeze", async move {
+            bridge.settled().await;
+            if let Err(error) = freezer.freeze(&*inner).await {
+                tracing::debug!(instance = %inner.id(), %error, "not frozen");
+            }
+        });
+        Ok(())
+    }
+
+    /// A runtime is asked nothing at its end, as AWS has it; extensions have
+    /// some time.
+    async fn end(&self, signal: i32) -> Result<(), SandboxError> {
+        self.bridge.give_up();
+        if signal != SIGKILL && self.bridge.has_extensions() {
+            self.bridge.shut_down("spindown", SHUTDOWN).await;
+        }
+        self.inner.signal(SIGKILL).await
+    }
+}
+
+impl Sandbox for FunctionSandbox {
+    fn id(&self) -> InstanceId {
+        self.inner.id()
+    }
+
+    fn class(&self) -> IsolationClass {
+        self.inner.class()
+    }
+
+    fn connect(&self, _port: u16) -> BoxFuture<'_, io::Result<ByteStream>> {
+        let opened = self.open();
+        Box::pin(async { opened })
+    }
+
+    fn signal(&self, signal: i32) -> BoxFuture<'_, Result<(), SandboxError>> {
+        Box::pin(self.end(signal))
+    }
+
+    fn pause(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+        Box::pin(self.freeze())
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+        Box::pin(self.freezer.thaw(&*self.inner))
+    }
+
+    fn stats(&self) -> BoxFuture<'_, Result<Stats, SandboxError>> {
+        self.inner.stats()
+    }
+
+    /// One whose runtime did not come up stays until the invocation that it
+    /// was started for knows.
+    fn exited(&self) -> BoxFuture<'_, Exit> {
+        Box::pin(async move {
+            let exit = self.inner.exited().await;
+            self.bridge.has_exited(exit);
+            self.bridge.end_is_told().await;
+            exit
+        })
+    }
+
+    fn listeners(&self) -> BoxFuture<'_, Result<Option<Listeners>, SandboxError>> {
+        self.inner.listeners()
+    }
+
+    fn runtime_listener(&self) -> BoxFuture<'_, Result<Option<Listener>, SandboxError>> {
+        self.inner.runtime_listener()
+    }
+
+    fn exec(&self, request: ExecRequest) -> BoxFuture<'_, Result<Executed, SandboxError>> {
+        self.inner.exec(request)
+    }
+
+    fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+        self.freezer.wanted.store(false, Ordering::SeqCst);
+        self.bridge.give_up();
+        self.inner.destroy()
+    }
+}

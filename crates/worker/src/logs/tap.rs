@@ -1,0 +1,108 @@
+//! What a function says in one invocation, for whoever asks for the end of it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::line::Stream;
+use super::store::LogSink;
+
+/// What an answer carries of it (AWS's 4 KiB).
+const TAIL_BYTES: usize = 4 * 1024;
+/// How long what was written is waited for.
+const DRAIN_WAIT: Duration = Duration::from_millis(500);
+
+/// The end of an instance's output. Readers of both streams feed it.
+#[derive(Debug)]
+pub struct OutputTap {
+    sink: LogSink,
+    tail: Mutex<VecDeque<u8>>,
+    /// Counts the times that somebody wants to know all that was written.
+    asked: watch::Sender<u64>,
+    /// Up to which of these each stream has been read.
+    read: [AtomicU64; 2],
+    heard: tokio::sync::Notify,
+}
+
+impl OutputTap {
+    pub(crate) fn new(sink: LogSink) -> Self {
+        Self {
+            sink,
+            tail: Mutex::default(),
+            asked: watch::Sender::new(0),
+            read: [const { AtomicU64::new(0) }; 2],
+            heard: tokio::sync::Notify::new(),
+        }
+    }
+
+    /// Forgets what was said so far.
+    pub async fn begin(&self) {
+        self.catch_up().await;
+        self.lock().clear();
+    }
+
+    /// Everything that was said up to now, at most its last 4 KiB.
+    pub async fn tail(&self) -> Vec<u8> {
+        self.catch_up().await;
+        self.lock().iter().copied().collect()
+    }
+
+    /// A line of Skiff's own: to the log and to the tail.
+    pub async fn note(&self, text: String) {
+        self.put(text.as_bytes());
+        self.put(b"\n");
+        self.sink.note(text).await;
+    }
+
+    /// Waits until what is in the streams now has been read. Not for long: an
+    /// instance may write without end.
+    async fn catch_up(&self) {
+        let mut wanted = 0;
+        self.asked.send_modify(|asked| {
+            *asked += 1;
+            wanted = *asked;
+        });
+        let caught_up = async {
+            loop {
+                let heard = self.heard.notified();
+                if self
+                    .read
+                    .iter()
+                    .all(|read| read.load(Ordering::Acquire) >= wanted)
+                {
+                    return;
+                }
+                heard.await;
+            }
+        };
+        if tokio::time::timeout(DRAIN_WAIT, caught_up).await.is_err() {
+            tracing::debug!("an instance's output was not read to its end in time");
+        }
+    }
+
+    /// Told each time that somebody asks.
+    pub(crate) fn asked(&self) -> watch::Receiver<u64> {
+        self.asked.subscribe()
+    }
+
+    /// The stream has been read up to this asking; `u64::MAX` at its end.
+    pub(crate) fn has_read(&self, stream: Stream, asked: u64) {
+        let at = usize::from(stream == Stream::Stderr);
+        self.read[at].store(asked, Ordering::Release);
+        self.heard.notify_waiters();
+    }
+
+    pub(crate) fn put(&self, bytes: &[u8]) {
+        let mut tail = self.lock();
+        tail.extend(&bytes[bytes.len().saturating_sub(TAIL_BYTES)..]);
+        let over = tail.len().saturating_sub(TAIL_BYTES);
+        tail.drain(..over);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<u8>> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
