@@ -2,6 +2,7 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::OnceLock;
 
 use rustix::process::{Pid, Signal, kill_process};
 use skiff_base::process;
@@ -153,19 +154,24 @@ pub(crate) fn finished(output: std::process::Output) -> Finished {
     }
 }
 
-/// The OCI layout of a test image, made by `scripts/fixtures.sh`.
+/// The OCI layout of a test image, made by `scripts/fixtures.sh`; of a
+/// function, whose name ends in `-function`, by `scripts/fixtures-functions.sh`.
 ///
 /// # Panics
 /// When it cannot be made.
 #[must_use]
 pub fn fixture(name: &str) -> PathBuf {
-    static FOLDER: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-    let folder = FOLDER.get_or_init(|| match std::env::var_os("SKIFF_FIXTURES") {
+    static IMAGES: OnceLock<PathBuf> = OnceLock::new();
+    static FUNCTIONS: OnceLock<PathBuf> = OnceLock::new();
+    let (folder, variable, script) = if name.ends_with("-function") {
+        let script = "scripts/fixtures-functions.sh";
+        (&FUNCTIONS, "SKIFF_FUNCTION_FIXTURES", script)
+    } else {
+        (&IMAGES, "SKIFF_FIXTURES", "scripts/fixtures.sh")
+    };
+    let folder = folder.get_or_init(|| match std::env::var_os(variable) {
         Some(folder) => folder.into(),
-        None => run(workspace().join("scripts/fixtures.sh"), [""; 0])
-            .ok()
-            .trim()
-            .into(),
+        None => run(workspace().join(script), [""; 0]).ok().trim().into(),
     });
     folder.join(name)
 }

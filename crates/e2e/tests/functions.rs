@@ -1,0 +1,432 @@
+//! Functions: events for real runtimes, through the gateway.
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use skiff_e2e::{at_once, good, timed};
+use skiff_testkit::{Held, Reply, Server, ServerOptions, SharedServer, deadline, wait_for};
+
+static SHARED: SharedServer = SharedServer::new();
+
+const EVENT_BYTES: usize = 6 * 1024 * 1024;
+
+fn server() -> Held {
+    SHARED.get(|| ServerOptions::with(&["shell-function", "python-function"]))
+}
+
+fn deploy(server: &Server, name: &str, image: &str, flags: &[&str]) -> String {
+    let image = format!("{image}-function:1");
+    let args = [
+        &[
+            "deploy",
+            name,
+            "--function",
+            "--image",
+            &image,
+            "--memory",
+            "128",
+            "--cpu",
+            "0.25",
+        ],
+        flags,
+    ]
+    .concat();
+    let _out = server.cli(&args).ok();
+    server.host_of(name)
+}
+
+/// Hands over an event with more of curl's flags.
+fn invoke_with(server: &Server, host: &str, event: &str, flags: &[&str]) -> Reply {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(event.as_bytes()).unwrap();
+    let data = format!("@{}", file.path().display());
+    let flags = [
+        &["-X", "POST", "-H", "Expect:", "--data-binary", &data],
+        flags,
+    ]
+    .concat();
+    server.curl(host, "/", &flags)
+}
+
+fn invoke(server: &Server, host: &str, event: &str) -> Reply {
+    invoke_with(server, host, event, &[])
+}
+
+/// The body of a function's error.
+#[track_caller]
+fn failed(reply: &Reply) -> Value {
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert_eq!(
+        reply.header("x-amz-function-error"),
+        Some("Unhandled"),
+        "{reply:?}"
+    );
+    serde_json::from_str(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply:?}"))
+}
+
+#[track_caller]
+fn json_of(reply: Reply) -> Value {
+    assert_eq!(reply.header("x-amz-function-error"), None, "{reply:?}");
+    serde_json::from_str(&good(reply)).unwrap()
+}
+
+#[test]
+fn a_shell_bootstrap_answers_its_events() {
+    let server = server();
+    let host = deploy(&server, "shell", "shell", &["--env", "MIXED=a=b=c"]);
+    let reply = invoke(&server, &host, r#"{"hello":"world"}"#);
+    assert_eq!(
+        reply.header("content-type"),
+        Some("application/x-www-form-urlencoded")
+    );
+    assert_eq!(reply.header("x-amz-request-id").map(str::len), Some(36));
+    assert_eq!(good(reply), r#"{"hello":"world"}"#);
+    for (event, answer) in [
+        (r#""env MIXED""#, "a=b=c"),
+        (r#""env AWS_LAMBDA_FUNCTION_NAME""#, "shell"),
+        (r#""env AWS_LAMBDA_FUNCTION_VERSION""#, "$LATEST"),
+        (r#""env AWS_LAMBDA_FUNCTION_MEMORY_SIZE""#, "128"),
+        (r#""env LAMBDA_TASK_ROOT""#, "/var/task"),
+        (r#""write""#, "root read-only, tmp writable"),
+        (
+            r#""wrong id""#,
+            r#""400 {errorType:InvalidRequestID,errorMessage:Invalid request ID}""#,
+        ),
+    ] {
+        assert_eq!(good(invoke(&server, &host, event)), answer, "{event}");
+    }
+    let refused = server.get(&host, "/");
+    assert_eq!(
+        (refused.status, refused.header("allow")),
+        (405, Some("POST"))
+    );
+    let _out = server.cli(&["rm", "shell"]).ok();
+}
+
+#[test]
+fn a_runtime_is_told_of_its_caller_and_its_time() {
+    let server = server();
+    let host = deploy(&server, "told", "shell", &["--timeout", "30"]);
+    let id = "2f2b9c4e-52e3-4a0f-8f6a-1f0e7c1d2b3a";
+    let arn = "arn:aws:lambda:us-east-1:000000000000:function:told";
+    let own = good(invoke(&server, &host, r#""context""#));
+    let own = own.split(' ').next().unwrap();
+    assert!(
+        own.ends_with(":function:told") && own.starts_with("arn:aws:lambda:"),
+        "{own}"
+    );
+    let with = |arn: &str| {
+        let context = STANDARD.encode(r#"{"custom":{"k":"v"}}"#);
+        let flags = [
+            format!("x-amz-request-id: {id}"),
+            format!("x-amz-client-context: {context}"),
+            format!("x-amz-invoked-arn: {arn}"),
+            "x-amzn-trace-id: Root=1-2-3".to_owned(),
+        ];
+        let flags: Vec<&str> = flags.iter().flat_map(|h| ["-H", h.as_str()]).collect();
+        let reply = invoke_with(&server, &host, r#""context""#, &flags);
+        assert_eq!(reply.header("x-amz-request-id"), Some(id));
+        good(reply)
+    };
+    let expected = |arn: &str| format!(r#"{arn} {{"custom":{{"k":"v"}}}} {id} 993 Root=1-2-3"#);
+    let qualified = format!("{own}:live");
+    assert_eq!(with(&qualified), expected(&qualified));
+    // Nobody calls a function by another's name.
+    assert_eq!(with(&arn.replace(":told", ":other")), expected(own));
+    let bad = invoke_with(&server, &host, "1", &["-H", "x-amz-client-context: %%"]);
+    assert_eq!(bad.status, 400, "{bad:?}");
+    let remaining: u64 = good(invoke(&server, &host, r#""remaining""#))
+        .parse()
+        .unwrap();
+    assert!((1..=30_000).contains(&remaining), "{remaining}");
+    let _out = server.cli(&["rm", "told"]).ok();
+}
+
+#[test]
+fn errors_exits_and_crashes_are_told_in_aws_s_words() {
+    let server = server();
+    let host = deploy(&server, "broken", "shell", &[]);
+    let error = failed(&invoke(&server, &host, r#""error""#));
+    assert_eq!(
+        error,
+        json!({"errorType": "Own.Error", "errorMessage": "as asked"})
+    );
+    for (event, words) in [
+        (r#""exit 1""#, "Runtime exited with error: exit status 1"),
+        (r#""exit 0""#, "Runtime exited without providing a reason"),
+        (r#""crash""#, "signal: segmentation fault"),
+    ] {
+        let reply = invoke(&server, &host, event);
+        let error = failed(&reply);
+        assert_eq!(error["errorType"], "Runtime.ExitError", "{error}");
+        let message = error["errorMessage"].as_str().unwrap();
+        assert!(
+            message.starts_with("RequestId: ") && message.ends_with(words),
+            "{message}"
+        );
+        // The next event finds another instance, and its caller nothing amiss.
+        assert_eq!(good(invoke(&server, &host, "7")), "7");
+    }
+    let _out = server.cli(&["rm", "broken"]).ok();
+}
+
+#[test]
+fn a_timeout_ends_its_own_sandbox_in_time() {
+    let server = server();
+    let host = deploy(&server, "slow", "shell", &["--timeout", "2"]);
+    let other = deploy(&server, "bystander", "shell", &[]);
+    assert_eq!(good(invoke(&server, &other, "1")), "1");
+    let bystander = server.instances("bystander");
+    let (reply, took) = timed(|| invoke(&server, &host, r#""sleep""#));
+    let error = failed(&reply);
+    let message = error["errorMessage"].as_str().unwrap();
+    assert!(
+        message.ends_with("Task timed out after 2.00 seconds"),
+        "{error}"
+    );
+    assert!(took < deadline(20), "{took:?}");
+    assert_eq!(good(invoke(&server, &host, "2")), "2");
+    assert_eq!(server.instances("bystander"), bystander);
+    for name in ["slow", "bystander"] {
+        let _out = server.cli(&["rm", name]).ok();
+    }
+}
+
+#[test]
+fn a_late_answer_never_reaches_the_next_event() {
+    let server = server();
+    let host = deploy(&server, "late", "shell", &[]);
+    assert_eq!(good(invoke(&server, &host, r#""late""#)), r#""fresh none""#);
+    assert_eq!(good(invoke(&server, &host, r#""late""#)), r#""fresh 403""#);
+    let _out = server.cli(&["rm", "late"]).ok();
+}
+
+#[test]
+fn events_and_answers_have_aws_s_bounds() {
+    let server = server();
+    let host = deploy(&server, "large", "shell", &["--timeout", "60"]);
+    let event = format!("\"{}\"", "x".repeat(EVENT_BYTES - 2));
+    assert_eq!(good(invoke(&server, &host, &event)).len(), EVENT_BYTES);
+    let refused = invoke(&server, &host, &format!("{event} "));
+    assert_eq!(refused.status, 413, "{}", refused.head);
+    let whole = invoke(&server, &host, &format!("\"large {}\"", EVENT_BYTES + 100));
+    assert_eq!(good(whole).len(), EVENT_BYTES + 100);
+    let error = failed(&invoke(
+        &server,
+        &host,
+        &format!("\"large {}\"", EVENT_BYTES + 101),
+    ));
+    assert_eq!(
+        error["errorType"], "Function.ResponseSizeTooLarge",
+        "{error}"
+    );
+    assert_eq!(good(invoke(&server, &host, "1")), "1");
+    let _out = server.cli(&["rm", "large"]).ok();
+}
+
+#[test]
+fn a_streamed_answer_passes_as_it_comes() {
+    let server = server();
+    let host = deploy(&server, "stream", "shell", &["--timeout", "30"]);
+    let reply = invoke(&server, &host, r#""stream""#);
+    assert_eq!(
+        reply.header("content-type"),
+        Some("text/plain"),
+        "{reply:?}"
+    );
+    assert_eq!(good(reply), "first\nsecond\n");
+    let _out = server.cli(&["rm", "stream"]).ok();
+}
+
+#[test]
+fn the_end_of_its_log_comes_with_the_answer() {
+    let server = server();
+    let host = deploy(&server, "speak", "shell", &[]);
+    let tail = |reply: &Reply| {
+        let log = reply.header("x-amz-log-result").unwrap_or_default();
+        String::from_utf8(STANDARD.decode(log).unwrap()).unwrap()
+    };
+    let flags = ["-H", "x-amz-log-type: Tail"];
+    let reply = invoke_with(&server, &host, r#""speak""#, &flags);
+    let log = tail(&reply);
+    for line in [
+        "START RequestId: ",
+        "it says something\n",
+        "and complains\n",
+        "REPORT RequestId: ",
+    ] {
+        assert!(log.contains(line), "{line} is not in {log}");
+    }
+    // Of this invocation and not of the one before.
+    let log = tail(&invoke_with(&server, &host, "1", &flags));
+    assert!(log.contains("START") && !log.contains("says"), "{log}");
+    assert_eq!(invoke(&server, &host, "1").header("x-amz-log-result"), None);
+
+    let told = server.cli(&["invoke", "speak", "-d", r#""speak""#, "--log"]);
+    assert_eq!(told.out.trim(), r#""spoken""#, "{told:?}");
+    assert!(told.err.contains("it says something"), "{told:?}");
+    let told = server.cli_with_input(&["invoke", "speak", "-d", "-"], b"[1,2]");
+    assert_eq!(told.ok().trim(), "[1,2]");
+    let told = server.cli(&["invoke", "speak", "-d", r#""error""#]);
+    assert!(told.out.contains("as asked"), "{told:?}");
+    assert!(told.failed().contains("the function speak has failed"));
+    let _out = server.cli(&["rm", "speak"]).ok();
+}
+
+#[test]
+fn what_does_not_come_up_is_not_deployed() {
+    let server = server();
+    let refused = |name: &str, handler: &[&str]| {
+        let args = [
+            &[
+                "deploy",
+                name,
+                "--function",
+                "--image",
+                "shell-function:1",
+                "--init-timeout",
+                "3",
+            ],
+            handler,
+        ]
+        .concat();
+        server.cli(&args).failed()
+    };
+    let words = refused("init-error", &["--handler", "init.fails"]);
+    assert!(words.contains("it does not start"), "{words}");
+    let words = refused("init-exit", &["--handler", "init.exits"]);
+    assert!(words.contains("exited with code 7"), "{words}");
+    let words = refused("init-slow", &["--", "init.slow", "600"]);
+    assert!(words.contains("has not asked for an event"), "{words}");
+}
+
+#[test]
+fn idle_functions_are_frozen_and_thawed_by_the_next_event() {
+    let server = server();
+    let host = deploy(&server, "idle", "shell", &[]);
+    assert_eq!(good(invoke(&server, &host, "1")), "1");
+    wait_for("the idle instance is paused", 30, || {
+        let service = server.json(&["describe", "idle"]);
+        (service["instances"][0]["state"] == "paused").then_some(())
+    });
+    let before = server.instances("idle");
+    assert_eq!(good(invoke(&server, &host, "2")), "2");
+    assert_eq!(server.instances("idle"), before);
+    let _out = server.cli(&["rm", "idle"]).ok();
+}
+
+#[test]
+fn a_hundred_cold_starts_at_once_are_answered() {
+    // Of its own: they take all the room that there is.
+    let mut server = Server::start(ServerOptions::with(&["shell-function"]));
+    let args =
+        "deploy burst --function --image shell-function:1 --memory 64 --cpu 0.1 --timeout 300";
+    let _out = server.cli(&args.split(' ').collect::<Vec<_>>()).ok();
+    let host = server.host_of("burst");
+    let answers = at_once(100, |index| {
+        let reply = invoke(&server, &host, &index.to_string());
+        (reply.status, reply.body)
+    });
+    for (index, answer) in answers.into_iter().enumerate() {
+        assert_eq!(answer, (200, index.to_string()));
+    }
+    server.stop_all();
+    assert!(server.leaks().none(), "{:?}", server.leaks());
+}
+
+#[test]
+fn python_with_awslambdaric_answers_its_events() {
+    let server = server();
+    let flags = [
+        "--timeout",
+        "30",
+        "--handler",
+        "app.handler",
+        "--env",
+        "EQUALS=a=b",
+    ];
+    let host = deploy(&server, "python", "python", &flags);
+    assert_eq!(
+        json_of(invoke(&server, &host, r#"{"a":[1,"ü"]}"#)),
+        json!({"a": [1, "ü"]})
+    );
+    assert_eq!(
+        json_of(invoke(&server, &host, r#"{"env":"EQUALS"}"#)),
+        "a=b"
+    );
+    let context = STANDARD.encode(r#"{"custom":{"k":"v"}}"#);
+    let header = format!("x-amz-client-context: {context}");
+    let context = json_of(invoke_with(
+        &server,
+        &host,
+        r#""context""#,
+        &["-H", &header],
+    ));
+    assert_eq!(context["name"], "python");
+    assert_eq!(context["memory"], "128");
+    assert_eq!(context["custom"], json!({"k": "v"}));
+    assert_eq!(context["group"], "/aws/lambda/python");
+    assert!(
+        context["arn"]
+            .as_str()
+            .unwrap()
+            .ends_with(":function:python")
+    );
+    let remaining = context["remaining"].as_u64().unwrap();
+    assert!((1..=30_000).contains(&remaining), "{context}");
+
+    let error = failed(&invoke(&server, &host, r#"{"raise":"on purpose"}"#));
+    assert_eq!(error["errorType"], "Broken", "{error}");
+    assert_eq!(error["errorMessage"], "on purpose", "{error}");
+    assert!(error["stackTrace"].is_array(), "{error}");
+    let error = failed(&invoke(&server, &host, r#"{"exit":3}"#));
+    assert!(
+        error["errorMessage"]
+            .as_str()
+            .unwrap()
+            .ends_with("exit status 3"),
+        "{error}"
+    );
+    assert_eq!(json_of(invoke(&server, &host, "5")), 5);
+    let reply = invoke_with(
+        &server,
+        &host,
+        r#"{"say":"aloud"}"#,
+        &["-H", "x-amz-log-type: Tail"],
+    );
+    let log = STANDARD
+        .decode(reply.header("x-amz-log-result").unwrap())
+        .unwrap();
+    assert!(String::from_utf8_lossy(&log).contains("aloud"), "{reply:?}");
+    let _out = server.cli(&["rm", "python"]).ok();
+}
+
+#[test]
+fn a_server_that_was_killed_serves_its_functions_again() {
+    let mut server = Server::start(ServerOptions::with(&["shell-function", "python-function"]));
+    let shell = deploy(&server, "shell", "shell", &["--keep-alive", "600"]);
+    let python = deploy(
+        &server,
+        "python",
+        "python",
+        &["--keep-alive", "600", "--timeout", "30"],
+    );
+    for host in [&shell, &python] {
+        assert_eq!(good(invoke(&server, host, "1")), "1");
+    }
+    server.kill();
+    server.launch(&[]);
+    // The runtimes' calls ended with the server: theirs end, and others serve.
+    for host in [&shell, &python] {
+        assert_eq!(good(invoke(&server, host, "2")), "2");
+    }
+    for name in ["shell", "python"] {
+        let _out = server.cli(&["rm", name]).ok();
+    }
+    server.wait_for_instances_of_all(0);
+    server.stop_all();
+    assert!(server.leaks().none(), "{:?}", server.leaks());
+}
