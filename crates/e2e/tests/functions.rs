@@ -6,6 +6,7 @@ use std::io::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use skiff_base::{Clock as _, SystemClock};
 use skiff_e2e::{at_once, good, timed};
 use skiff_testkit::{Held, Reply, Server, ServerOptions, SharedServer, deadline, wait_for};
 
@@ -299,8 +300,85 @@ fn what_does_not_come_up_is_not_deployed() {
     assert!(words.contains("it does not start"), "{words}");
     let words = refused("init-exit", &["--handler", "init.exits"]);
     assert!(words.contains("exited with code 7"), "{words}");
-    let words = refused("init-slow", &["--", "init.slow", "600"]);
+    let words = refused("init-slow", &["--handler", "init.slow"]);
     assert!(words.contains("has not asked for an event"), "{words}");
+}
+
+/// Waits for a second of the wall clock.
+fn until(second: u64) {
+    wait_for("the time has come", 60, || {
+        (SystemClock.unix_ms() / 1000 >= second).then_some(())
+    });
+}
+
+#[test]
+fn an_event_whose_instance_does_not_come_up_is_told_why() {
+    let server = server();
+    for (how, kind, words) in [
+        ("init.fails", "Init.Broken", "it does not start"),
+        ("init.exits", "Runtime.ExitError", "exit status 7"),
+    ] {
+        let second = SystemClock.unix_ms() / 1000 + deadline(3).as_secs();
+        let name = how.replace('.', "-");
+        let until_then = second.to_string();
+        let flags = ["--", "init.until", &until_then, how];
+        let host = deploy(&server, &name, "shell", &flags);
+        until(second);
+        let _ended = failed(&invoke(&server, &host, r#""exit 1""#));
+        // Each event starts another one, and each is told.
+        for _ in 0..2 {
+            let error = failed(&invoke(&server, &host, "1"));
+            assert_eq!(error["errorType"], kind, "{error}");
+            let message = error["errorMessage"].as_str().unwrap();
+            assert!(message.ends_with(words), "{error}");
+        }
+        let _out = server.cli(&["rm", &name]).ok();
+    }
+}
+
+#[test]
+fn an_init_that_takes_long_goes_on_inside_the_first_invocation() {
+    let server = server();
+    let second = SystemClock.unix_ms() / 1000 + deadline(3).as_secs();
+    let until_then = second.to_string();
+    let flags = [
+        "--init-timeout",
+        "1",
+        "--timeout",
+        "60",
+        "--",
+        "init.until",
+        &until_then,
+    ];
+    let host = deploy(
+        &server,
+        "long",
+        "shell",
+        &[&flags[..], &["init.five"]].concat(),
+    );
+    until(second);
+    let _ended = failed(&invoke(&server, &host, r#""exit 1""#));
+    assert_eq!(good(invoke(&server, &host, "3")), "3");
+    let _out = server.cli(&["rm", "long"]).ok();
+}
+
+#[test]
+fn an_extension_works_on_after_the_answer_and_is_told_of_the_end() {
+    let server = server();
+    let host = deploy(&server, "extended", "shell", &["--handler", "extension"]);
+    assert_eq!(good(invoke(&server, &host, "1")), "1");
+    let log = |words: &str| {
+        wait_for(words, 30, || {
+            let log = server.cli(&["logs", "extended"]).ok();
+            log.contains(words).then_some(())
+        });
+    };
+    // It is not frozen before it has asked for its next event.
+    log(r#"the extension has seen {"deadlineMs":"#);
+    assert_eq!(good(invoke(&server, &host, "2")), "2");
+    let _out = server.cli(&["scale", "extended", "--max", "1"]).ok();
+    log("the extension ends");
+    let _out = server.cli(&["rm", "extended"]).ok();
 }
 
 #[test]
