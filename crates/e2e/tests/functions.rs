@@ -382,6 +382,49 @@ fn an_extension_works_on_after_the_answer_and_is_told_of_the_end() {
 }
 
 #[test]
+fn cloud_events_are_events_in_every_mode() {
+    let server = server();
+    let host = deploy(&server, "cloud", "shell", &[]);
+    let event = json!({"specversion": "1.0", "id": "7", "source": "/a", "type": "t"});
+    let send = |body: &str, headers: &[&str]| {
+        let flags: Vec<&str> = headers.iter().flat_map(|h| ["-H", *h]).collect();
+        invoke_with(&server, &host, body, &flags)
+    };
+    let structured = ["content-type: application/cloudevents+json"];
+    assert_eq!(json_of(send(&event.to_string(), &structured)), event);
+    let batch = json!([event, event]);
+    let batched = ["content-type: application/cloudevents-batch+json"];
+    assert_eq!(json_of(send(&batch.to_string(), &batched)), batch);
+    let binary = [
+        "content-type: application/json",
+        "ce-specversion: 1.0",
+        "ce-id: 7",
+        "ce-source: /a",
+        "ce-type: t",
+    ];
+    let got = json_of(send("[1]", &binary));
+    assert_eq!(
+        (&got["id"], &got["data"]),
+        (&json!("7"), &json!([1])),
+        "{got}"
+    );
+    let bad = send("{}", &structured);
+    assert_eq!(bad.status, 400, "{bad:?}");
+    let _out = server.cli(&["rm", "cloud"]).ok();
+    let host = deploy(
+        &server,
+        "cloud-exits",
+        "shell",
+        &["--handler", "exits.always"],
+    );
+    let flags: Vec<&str> = binary.iter().flat_map(|h| ["-H", *h]).collect();
+    let failed = invoke_with(&server, &host, "1", &flags);
+    assert_eq!(failed.status, 500, "{failed:?}");
+    assert_eq!(failed.header("x-amz-function-error"), Some("Unhandled"));
+    let _out = server.cli(&["rm", "cloud-exits"]).ok();
+}
+
+#[test]
 fn idle_functions_are_frozen_and_thawed_by_the_next_event() {
     let server = server();
     let host = deploy(&server, "idle", "shell", &[]);

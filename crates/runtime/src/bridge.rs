@@ -98,6 +98,8 @@ pub(crate) struct Outcome {
 pub(crate) struct Invocation {
     pub event: Event,
     pub wants_log: bool,
+    /// Whoever sent it looks at the status only.
+    pub is_cloud_event: bool,
 }
 
 /// Why an instance takes no event any more.

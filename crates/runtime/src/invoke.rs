@@ -21,7 +21,7 @@ use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bridge::{Bridge, Event, Invocation, Outcome, Piece, Reply, StreamError};
-use crate::words;
+use crate::{cloudevents, words};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 const CLIENT_CONTEXT: HeaderName = HeaderName::from_static("x-amz-client-context");
@@ -75,6 +75,7 @@ async fn answer(request: Request<Incoming>, bridge: Arc<Bridge>, tasks: &Tasks) 
         Err(refused) => return *refused,
     };
     let id = invocation.event.id.clone();
+    let is_cloud_event = invocation.is_cloud_event;
     let version = bridge.function.spec.version.clone();
     let (reply, outcome) = oneshot::channel();
     tasks.spawn("invocation", async move {
@@ -84,6 +85,10 @@ async fn answer(request: Request<Incoming>, bridge: Arc<Bridge>, tasks: &Tasks) 
         Ok(outcome) => told(outcome),
         Err(_cut_off) => gone(),
     };
+    if is_cloud_event && response.headers().contains_key(FUNCTION_ERROR) {
+        // Its sender knows no other sign to send it again by.
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    }
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, id);
@@ -114,9 +119,17 @@ async fn invocation(
     };
     let wants_log = given(headers, &LOG_TYPE).is_some_and(|kind| kind == "Tail");
     let body = whole(body).await?;
+    let cloud_event = cloudevents::event(headers, &body)
+        .map_err(|error| Box::new(text(StatusCode::BAD_REQUEST, &error.to_string())))?;
+    let is_cloud_event = cloud_event.is_some();
+    let body = cloud_event.unwrap_or(body);
+    if body.len() > EVENT_BYTES_MAX {
+        return Err(Box::new(too_large()));
+    }
     Ok(Invocation {
         event: Event { body, ..event },
         wants_log,
+        is_cloud_event,
     })
 }
 
@@ -146,21 +159,15 @@ fn client_context(headers: &HeaderMap) -> Result<Option<HeaderValue>, Box<Answer
 }
 
 async fn whole(mut body: Incoming) -> Result<Bytes, Box<Answered>> {
-    let too_large = || {
-        let line = format!("an event has at most {EVENT_BYTES_MAX} bytes");
-        let mut refused = text(StatusCode::PAYLOAD_TOO_LARGE, &line);
-        close(&mut refused);
-        Box::new(refused)
-    };
     if body.size_hint().lower() > EVENT_BYTES_MAX as u64 {
-        return Err(too_large());
+        return Err(Box::new(too_large()));
     }
     let mut all = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let broken = |_| Box::new(text(StatusCode::BAD_REQUEST, "the event broke off"));
         if let Ok(data) = frame.map_err(broken)?.into_data() {
             if all.len() + data.len() > EVENT_BYTES_MAX {
-                return Err(too_large());
+                return Err(Box::new(too_large()));
             }
             if all.is_empty() && body.is_end_stream() {
                 return Ok(data);
@@ -169,6 +176,13 @@ async fn whole(mut body: Incoming) -> Result<Bytes, Box<Answered>> {
         }
     }
     Ok(all.freeze())
+}
+
+fn too_large() -> Answered {
+    let line = format!("an event has at most {EVENT_BYTES_MAX} bytes");
+    let mut refused = text(StatusCode::PAYLOAD_TOO_LARGE, &line);
+    close(&mut refused);
+    refused
 }
 
 fn told(outcome: Outcome) -> Answered {

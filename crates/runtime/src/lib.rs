@@ -19,6 +19,7 @@
 
 mod api;
 mod bridge;
+mod cloudevents;
 mod host;
 mod invoke;
 mod machine;
