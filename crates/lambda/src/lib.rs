@@ -1,0 +1,23 @@
+//! What AWS Lambda's API says and how: function names and ARNs, errors,
+//! Signature Version 4 and event streams.
+//!
+//! It serves nothing, knows no function and reads no clock: who asks gives the
+//! time and the bytes. Bytes of clients are hostile: nothing here panics on
+//! them or keeps more than a named bound.
+//!
+//! Entry points: [`FunctionRef::parse`], [`LambdaError`], [`Signature::of`],
+//! [`Replays`], [`event_stream`].
+
+mod error;
+pub mod event_stream;
+mod name;
+mod percent;
+mod replay;
+mod sigv4;
+mod streamed;
+
+pub use error::{Code, LambdaError};
+pub use name::{Arns, FunctionRef, NameError, Qualifier};
+pub use percent::{decode, decode_query};
+pub use replay::{Replayed, Replays};
+pub use sigv4::{Request, Scope, Secret, Signature, SignatureError, payload_sha256};

@@ -1,0 +1,499 @@
+//! Signature Version 4, the verifying half (AWS, "Create a signed AWS API
+//! request"): in the `Authorization` header, in the query (presigned), and
+//! over a body that is sent in signed chunks ([`crate::streamed`]).
+//!
+//! ```text
+//!  request ─▶ Signature::of (whose key, when, what is signed)
+//!               │ the key's secret and the body are looked up
+//!               ▼
+//!             Signature::verify ─▶ the body that the client meant
+//! ```
+//! What is signed is what was sent: the path is encoded once more and without
+//! dot segments, as every service's but S3's.
+
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::{Digest as _, Sha256};
+use skiff_base::Date;
+use subtle::ConstantTimeEq as _;
+
+use crate::error::Code;
+use crate::percent::{decode, encode, hex, pairs};
+use crate::streamed;
+
+/// A signature's age, either way, seconds.
+pub(crate) const SKEW_S: u64 = 15 * 60;
+/// The longest life of a presigned request, seconds.
+const EXPIRES_S_MAX: u64 = 7 * 24 * 3600;
+/// Signed headers, at most.
+const SIGNED_HEADERS_MAX: usize = 64;
+const ALGORITHM: &str = "AWS4-HMAC-SHA256";
+const STREAMED: &str = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD";
+const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
+const END: &str = "aws4_request";
+
+/// A request's head as it was sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// `GET` and so on.
+    pub method: &'a str,
+    /// The path, still encoded.
+    pub path: &'a str,
+    /// The query, still encoded, without `?`.
+    pub query: &'a str,
+    /// Names in lower case, values as they were sent, in the order of sending.
+    pub headers: &'a [(String, String)],
+}
+
+impl Request<'_> {
+    fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.trim())
+    }
+}
+
+/// Where signatures count.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope<'a> {
+    /// `us-east-1`.
+    pub region: &'a str,
+    /// `lambda`.
+    pub service: &'a str,
+}
+
+/// An access key's secret. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// A request is not signed as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SignatureError {
+    /// Nothing of a signature is there.
+    #[error("the request is not signed: Signature Version 4 is expected")]
+    Missing,
+    /// A part is missing or has not its form.
+    #[error("the signature is not whole: {0}")]
+    Incomplete(&'static str),
+    /// It counts somewhere else.
+    #[error("the credential is for {given} and {expected} is expected")]
+    Scope {
+        /// What is signed for.
+        given: String,
+        /// What counts here.
+        expected: String,
+    },
+    /// The clocks differ, or it waited too long.
+    #[error(
+        "the request is signed at {signed} (Unix seconds) and it is {now}: {SKEW_S} s may lie between them"
+    )]
+    Skewed {
+        /// When it was signed.
+        signed: u64,
+        /// When it came.
+        now: u64,
+    },
+    /// A presigned request's life is over.
+    #[error("the presigned request has expired")]
+    Expired,
+    /// Another key, or something has changed on the way.
+    #[error(
+        "the request's signature is not the one that its key gives: look at the secret key and the signing method"
+    )]
+    Mismatch,
+}
+
+impl SignatureError {
+    /// AWS's name for it.
+    #[must_use]
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Missing => Code::MissingAuthenticationToken,
+            Self::Incomplete(_) => Code::IncompleteSignature,
+            Self::Scope { .. } | Self::Skewed { .. } | Self::Expired | Self::Mismatch => {
+                Code::InvalidSignature
+            }
+        }
+    }
+}
+
+/// What a request says of its signature; believed only after
+/// [`Signature::verify`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    access_key: String,
+    /// `20130524T000000Z`.
+    time: String,
+    unix_s: u64,
+    /// The credential's scope, from its date on.
+    scope: String,
+    signed_headers: Vec<String>,
+    signature: [u8; 32],
+    /// Seconds that a presigned request lives.
+    expires_s: Option<u64>,
+}
+
+impl Signature {
+    /// Reads the signature that a request carries.
+    ///
+    /// # Errors
+    /// When there is none, it is not whole, or it counts elsewhere.
+    pub fn of(request: &Request<'_>, scope: Scope<'_>) -> Result<Self, SignatureError> {
+        let signature = match request.header("authorization") {
+            Some(header) => Self::in_header(request, header)?,
+            None => Self::in_query(request)?,
+        };
+        signature.check(request, scope)?;
+        Ok(signature)
+    }
+
+    /// Whose key it is.
+    #[must_use]
+    pub fn access_key(&self) -> &str {
+        &self.access_key
+    }
+
+    /// When it was made, seconds since 1970.
+    #[must_use]
+    pub const fn unix_s(&self) -> u64 {
+        self.unix_s
+    }
+
+    /// The signature itself.
+    #[must_use]
+    pub const fn bytes(&self) -> &[u8; 32] {
+        &self.signature
+    }
+
+    fn in_header(request: &Request<'_>, header: &str) -> Result<Self, SignatureError> {
+        let fields = header
+            .strip_prefix(ALGORITHM)
+            .ok_or(SignatureError::Missing)?;
+        let field = |name: &str| {
+            let mut fields = fields.split(',').map(str::trim);
+            fields.find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
+        };
+        let missing = SignatureError::Incomplete;
+        let time = request
+            .header("x-amz-date")
+            .ok_or(missing("X-Amz-Date is missing"))?;
+        Self::assemble(
+            field("Credential").ok_or(missing("Credential is missing"))?,
+            time,
+            field("SignedHeaders").ok_or(missing("SignedHeaders is missing"))?,
+            field("Signature").ok_or(missing("Signature is missing"))?,
+            None,
+        )
+    }
+
+    fn in_query(request: &Request<'_>) -> Result<Self, SignatureError> {
+        let field = |name: &str| {
+            let mut pairs = pairs(request.query);
+            pairs.find_map(|(known, value)| if known == name { decode(value) } else { None })
+        };
+        let missing = SignatureError::Incomplete;
+        match field("X-Amz-Algorithm").as_deref() {
+            Some(ALGORITHM) => {}
+            Some(_) => return Err(missing("X-Amz-Algorithm is another one")),
+            None => return Err(SignatureError::Missing),
+        }
+        let expires = field("X-Amz-Expires").ok_or(missing("X-Amz-Expires is missing"))?;
+        let expires = expires
+            .parse()
+            .ok()
+            .filter(|s| (1..=EXPIRES_S_MAX).contains(s));
+        Self::assemble(
+            &field("X-Amz-Credential").ok_or(missing("X-Amz-Credential is missing"))?,
+            &field("X-Amz-Date").ok_or(missing("X-Amz-Date is missing"))?,
+            &field("X-Amz-SignedHeaders").ok_or(missing("X-Amz-SignedHeaders is missing"))?,
+            &field("X-Amz-Signature").ok_or(missing("X-Amz-Signature is missing"))?,
+            Some(expires.ok_or(missing("X-Amz-Expires is not 1 to 604800"))?),
+        )
+    }
+
+    fn assemble(
+        credential: &str,
+        time: &str,
+        signed_headers: &str,
+        signature: &str,
+        expires_s: Option<u64>,
+    ) -> Result<Self, SignatureError> {
+        let broken = SignatureError::Incomplete;
+        let (access_key, scope) = credential
+            .split_once('/')
+            .ok_or(broken("Credential has no scope"))?;
+        let signed_headers: Vec<String> = signed_headers.split(';').map(str::to_owned).collect();
+        if signed_headers.len() > SIGNED_HEADERS_MAX {
+            return Err(broken("SignedHeaders has over 64 names"));
+        }
+        Ok(Self {
+            access_key: access_key.to_owned(),
+            unix_s: unix_s(time).ok_or(broken("X-Amz-Date is not YYYYMMDDTHHMMSSZ"))?,
+            time: time.to_owned(),
+            scope: scope.to_owned(),
+            signed_headers,
+            signature: unhex(signature).ok_or(broken("Signature is not 64 hexadecimal digits"))?,
+            expires_s,
+        })
+    }
+
+    /// What has to be signed is, for the right place.
+    fn check(&self, request: &Request<'_>, scope: Scope<'_>) -> Result<(), SignatureError> {
+        let date = &self.time[..8];
+        let expected = format!("{date}/{}/{}/{END}", scope.region, scope.service);
+        if self.scope != expected {
+            return Err(SignatureError::Scope {
+                given: self.scope.chars().take(100).collect(),
+                expected,
+            });
+        }
+        let signed = |name: &str| self.signed_headers.iter().any(|known| known == name);
+        if !signed("host") {
+            return Err(SignatureError::Incomplete("the header host is not signed"));
+        }
+        let open = |(name, _): &&(String, String)| name.starts_with("x-amz-") && !signed(name);
+        if request.headers.iter().any(|header| open(&header)) {
+            return Err(SignatureError::Incomplete(
+                "a header that begins with x-amz- is not signed",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether this request with this body was signed by that key, now enough.
+    /// Answers the body that was meant: without the signatures of its chunks,
+    /// if it has some.
+    ///
+    /// # Errors
+    /// Why the request is not to be believed.
+    pub fn verify(
+        &self,
+        request: &Request<'_>,
+        body: Vec<u8>,
+        secret: &Secret,
+        now_unix_s: u64,
+    ) -> Result<Vec<u8>, SignatureError> {
+        self.check_time(now_unix_s)?;
+        let declared = request.header("x-amz-content-sha256");
+        let streamed = declared == Some(STREAMED);
+        let payload = match declared {
+            Some(UNSIGNED) => {
+                return Err(SignatureError::Incomplete(
+                    "the body is not signed (UNSIGNED-PAYLOAD)",
+                ));
+            }
+            Some(STREAMED) => STREAMED.to_owned(),
+            Some(declared) if declared != payload_sha256(&body) => {
+                return Err(SignatureError::Mismatch);
+            }
+            _ => payload_sha256(&body),
+        };
+        let canonical = self.canonical(request, &payload);
+        let to_sign = format!(
+            "{ALGORITHM}\n{}\n{}\n{}",
+            self.time,
+            self.scope,
+            payload_sha256(canonical.as_bytes())
+        );
+        let key = signing_key(secret, &self.scope);
+        let expected = hmac(&key, to_sign.as_bytes());
+        if !bool::from(expected.ct_eq(&self.signature)) {
+            return Err(SignatureError::Mismatch);
+        }
+        if !streamed {
+            return Ok(body);
+        }
+        let length = request.header("x-amz-decoded-content-length");
+        let length = length.and_then(|length| length.parse::<usize>().ok());
+        let length = length.ok_or(SignatureError::Incomplete(
+            "X-Amz-Decoded-Content-Length is missing",
+        ))?;
+        let seal = streamed::Seal {
+            key,
+            time: &self.time,
+            scope: &self.scope,
+        };
+        streamed::open(&body, &seal, self.signature, length)
+    }
+
+    fn check_time(&self, now: u64) -> Result<(), SignatureError> {
+        let skewed = SignatureError::Skewed {
+            signed: self.unix_s,
+            now,
+        };
+        match self.expires_s {
+            Some(_) if self.unix_s > now.saturating_add(SKEW_S) => Err(skewed),
+            Some(lives) if now > self.unix_s.saturating_add(lives) => Err(SignatureError::Expired),
+            None if self.unix_s.abs_diff(now) > SKEW_S => Err(skewed),
+            _ => Ok(()),
+        }
+    }
+
+    fn canonical(&self, request: &Request<'_>, payload: &str) -> String {
+        let headers: String = self
+            .signed_headers
+            .iter()
+            .map(|name| format!("{name}:{}\n", canonical_value(request, name)))
+            .collect();
+        format!(
+            "{}\n{}\n{}\n{headers}\n{}\n{payload}",
+            request.method,
+            canonical_path(request.path),
+            canonical_query(request.query),
+            self.signed_headers.join(";"),
+        )
+    }
+}
+
+/// Lower-case hexadecimal SHA-256.
+#[must_use]
+pub fn payload_sha256(bytes: &[u8]) -> String {
+    hex(&sha256(bytes))
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+pub(crate) fn hmac(key: &[u8], bytes: &[u8]) -> [u8; 32] {
+    // HMAC takes keys of any length: this cannot fail.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else {
+        return [0; 32];
+    };
+    mac.update(bytes);
+    mac.finalize().into_bytes().into()
+}
+
+pub(crate) fn signing_key(secret: &Secret, scope: &str) -> [u8; 32] {
+    let first = format!("AWS4{}", secret.0).into_bytes();
+    let mut parts = scope.split('/');
+    let date = hmac(&first, parts.next().unwrap_or_default().as_bytes());
+    parts.fold(date, |key, part| hmac(&key, part.as_bytes()))
+}
+
+pub(crate) fn unhex(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+/// Reads `20130524T000000Z`.
+fn unix_s(time: &str) -> Option<u64> {
+    let digits = time.strip_suffix('Z')?.replacen('T', "", 1);
+    let right = time.as_bytes().get(8) == Some(&b'T')
+        && digits.len() == 14
+        && digits.bytes().all(|b| b.is_ascii_digit());
+    if !right {
+        return None;
+    }
+    let number = |from: usize, to: usize| digits[from..to].parse::<u64>().ok();
+    let date = Date {
+        year: number(0, 4)?,
+        month: number(4, 6)?,
+        day: number(6, 8)?,
+    };
+    let (hour, minute, second) = (number(8, 10)?, number(10, 12)?, number(12, 14)?);
+    if hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    Some(((date.days()? * 24 + hour) * 60 + minute) * 60 + second)
+}
+
+/// Values of one name in the order of sending, trimmed, blanks in a row as one.
+fn canonical_value(request: &Request<'_>, name: &str) -> String {
+    let values = request.headers.iter().filter(|(known, _)| known == name);
+    let clean = |(_, value): &(String, String)| {
+        let words = value.split(' ').filter(|word| !word.is_empty());
+        words.collect::<Vec<_>>().join(" ")
+    };
+    values.map(clean).collect::<Vec<_>>().join(",")
+}
+
+/// RFC 3986 §5.2.4 and one slash in a row, then encoded once more.
+fn canonical_path(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = path.split('/').peekable();
+    let mut open = false;
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        match segment {
+            "" | "." => open = last,
+            ".." => {
+                kept.pop();
+                open = last;
+            }
+            other => kept.push(other),
+        }
+    }
+    let end = if open && !kept.is_empty() { "/" } else { "" };
+    encode(format!("/{}{end}", kept.join("/")).as_bytes(), true)
+}
+
+/// Sorted by encoded name, then value; the signature itself is not in it.
+fn canonical_query(query: &str) -> String {
+    let again = |text: &str| match crate::percent::decode_bytes(text) {
+        Some(bytes) => encode(&bytes, false),
+        None => text.to_owned(),
+    };
+    let mut kept: Vec<(String, String)> = pairs(query)
+        .filter(|(name, _)| *name != "X-Amz-Signature")
+        .map(|(name, value)| (again(name), again(value)))
+        .collect();
+    kept.sort();
+    let one = |(name, value): &(String, String)| format!("{name}={value}");
+    kept.iter().map(one).collect::<Vec<_>>().join("&")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read() {
+        for (text, expected) in [
+            ("20130524T000000Z", Some(1_369_353_600)),
+            ("19700101T000001Z", Some(1)),
+            ("20130524000000Z", None),
+            ("20130524T000000", None),
+            ("20131324T000000Z", None),
+            ("20130524T250000Z", None),
+            ("2013052äT00000Z", None),
+            ("", None),
+        ] {
+            assert_eq!(unix_s(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn paths_and_queries_are_made_canonical() {
+        for (path, expected) in [
+            ("/", "/"),
+            ("", "/"),
+            ("//a//b/", "/a/b/"),
+            ("/a/./b/../c", "/a/c"),
+            ("/..", "/"),
+            ("/arn%3Aaws", "/arn%253Aaws"),
+        ] {
+            assert_eq!(canonical_path(path), expected, "{path}");
+        }
+        for (query, expected) in [
+            ("", ""),
+            ("b=2&a=1&a=0", "a=0&a=1&b=2"),
+            ("a", "a="),
+            ("a=%7e+", "a=~%2B"),
+            ("X-Amz-Signature=x&a=b", "a=b"),
+        ] {
+            assert_eq!(canonical_query(query), expected, "{query}");
+        }
+    }
+}
