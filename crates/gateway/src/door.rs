@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +38,15 @@ impl Door {
         Self {
             scope: Scope::Outside,
             caller: Ipv4Addr::UNSPECIFIED.into(),
+            seats: None,
+        }
+    }
+
+    /// From this process to every revision.
+    fn within() -> Self {
+        Self {
+            scope: Scope::Revisions,
+            caller: Ipv4Addr::LOCALHOST.into(),
             seats: None,
         }
     }
@@ -95,6 +105,15 @@ pub(crate) async fn accept(
                 tokio::time::sleep(backoff.next(random)).await;
             }
         }
+    }
+}
+
+/// Serves a connection from within the process.
+pub(crate) fn take_within(lane: &Arc<Lane>, stream: UnixStream) {
+    let door = Door::within();
+    match tokio::net::UnixStream::from_std(stream) {
+        Ok(stream) => take(lane, ByteStream::Unix(stream), door.caller, &door),
+        Err(error) => tracing::warn!(%error, "a connection within the process is lost"),
     }
 }
 

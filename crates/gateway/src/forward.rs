@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use skiff_base::Monotonic;
-use skiff_types::ProjectId;
+use skiff_types::{ProjectId, RevisionId};
 
 use crate::access::AccessLine;
 use crate::answer::{self, Own};
@@ -38,6 +38,8 @@ pub(crate) enum Scope {
     Outside,
     /// Those of one project, as `NAME.skiff.internal`.
     Inside(ProjectId),
+    /// Every revision, as `NAME-00001.PROJECT`; for this process alone.
+    Revisions,
 }
 
 /// A line of the access log for a request whose place is known.
@@ -70,6 +72,7 @@ pub(crate) fn route(
     let target = match &client.scope {
         Scope::Outside => shared.table.host(&name),
         Scope::Inside(project) => shared.table.inside(project, &name),
+        Scope::Revisions => return admit(client, visit, named(client, &name)?),
     };
     let Some(target) = target else {
         shared.metrics.no_route.up();
@@ -81,6 +84,30 @@ pub(crate) fn route(
         let line = format!("the service of `{name}` has no revision with traffic");
         return Err(answer::later(StatusCode::SERVICE_UNAVAILABLE, 5, line));
     };
+    admit(client, visit, revision)
+}
+
+/// The revision of `NAME-00001.PROJECT`.
+fn named(client: &Client, name: &str) -> Result<Arc<Revision>, Own> {
+    let shared = &client.lane.shared;
+    let parse = |(revision, project): (&str, &str)| {
+        RevisionId::parse(&project.parse().ok()?, revision).ok()
+    };
+    let id = name.split_once('.').and_then(parse);
+    id.and_then(|id| shared.revision(&id)).ok_or_else(|| {
+        shared.metrics.no_route.up();
+        let line = format!("there is no revision `{name}`");
+        answer::text(StatusCode::NOT_FOUND, line)
+    })
+}
+
+/// As long as the project's quota has room.
+fn admit(
+    client: &Client,
+    visit: &mut Visit,
+    revision: Arc<Revision>,
+) -> Result<Arc<Revision>, Own> {
+    let shared = &client.lane.shared;
     visit.admission = revision.project.admit();
     if visit.admission.is_none() {
         shared.metrics.over_quota.up();

@@ -1,6 +1,7 @@
 //! The gateway as the rest of the server steers it.
 
 use std::net::{IpAddr, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -226,6 +227,19 @@ impl Gateway {
         threads: usize,
     ) -> Result<ServeHandle, ServeError> {
         serve::start(&self.shared, self.lanes.clone(), listeners, threads)
+    }
+
+    /// A connection from within this process on which hosts name revisions:
+    /// `NAME-00001.PROJECT`. Nobody else can come by it. Its requests are
+    /// queued, counted and recorded as all are. After [`Gateway::serve`].
+    ///
+    /// # Errors
+    /// When there are no sockets left, or nothing serves.
+    pub fn connect_to_revisions(&self) -> Result<UnixStream, ServeError> {
+        let (near, far) = UnixStream::pair().map_err(ServeError::Listener)?;
+        far.set_nonblocking(true).map_err(ServeError::Listener)?;
+        self.lanes.take(far)?;
+        Ok(near)
     }
 
     /// Serves an instance's calls to its project: hosts are

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -73,6 +74,7 @@ enum Word {
         door: Door,
         stop: watch::Receiver<bool>,
     },
+    Take(UnixStream),
     Drain {
         deadline: Duration,
         done: oneshot::Sender<usize>,
@@ -101,6 +103,11 @@ impl Lanes {
             stop,
         })?;
         Ok(InnerHandle { _stop: stop_sender })
+    }
+
+    /// Serves a connection from within the process on one of the threads.
+    pub(crate) fn take(&self, stream: UnixStream) -> Result<(), ServeError> {
+        self.say(Word::Take(stream))
     }
 
     /// Runs a task on one of the threads.
@@ -243,6 +250,7 @@ async fn run(lane: Arc<Lane>, listeners: Vec<TcpListener>, mut words: mpsc::Rece
                     let accepting = door::accept(lane.clone(), listener, door, stop);
                     lane.background.spawn("accept inside", accepting);
                 }
+                Some(Word::Take(stream)) => door::take_within(&lane, stream),
                 Some(Word::Run(task)) => lane.background.spawn("probe", task),
                 Some(Word::Drain { deadline, done }) => {
                     drop(stop);

@@ -3,6 +3,7 @@
 
 mod rig;
 
+use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -644,6 +645,33 @@ fn three_failed_probes_make_an_instance_dead() {
     wait_for("the death", || rig.dead().len() == 1);
     assert_eq!(rig.dead()[0].0, instance.id);
     assert!(rig.dead()[0].1.contains("three times"));
+}
+
+#[test]
+fn a_connection_within_the_process_leads_to_revisions_by_name() {
+    let rig = Rig::new(|_| {});
+    rig.add(http_app(|request| ok(request.field("host").unwrap())));
+    let ask = |host: &str| {
+        let mut inside = rig.gateway.connect_to_revisions().unwrap();
+        let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        inside.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        inside.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let name = format!("hello-00001.{}", ProjectId::default_project());
+    let answer = ask(&name);
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(&name),
+        "{answer}"
+    );
+    for stranger in ["hello-00009.000000000001", "hello-00001", HOST] {
+        assert!(ask(stranger).starts_with("HTTP/1.1 404 "), "{stranger}");
+    }
+    wait_for("its record", || rig.records().len() == 1);
+    let mut outside = rig.client();
+    outside.send(format!("GET / HTTP/1.1\r\nhost: {name}\r\n\r\n"));
+    assert_eq!(outside.message().status(), 404);
 }
 
 #[test]
