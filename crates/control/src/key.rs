@@ -5,6 +5,7 @@ use skiff_types::{Digest, ProjectId, ProjectName, RevisionId, SecretName, Servic
 
 pub(crate) const PROJECTS: &str = "_/project/";
 pub(crate) const TOKENS: &str = "_/token/";
+pub(crate) const ACCESS_KEYS: &str = "_/access-key/";
 pub(crate) const USED: &str = "_/used/";
 
 pub(crate) fn project(id: &ProjectId) -> String {
@@ -72,6 +73,20 @@ pub(crate) fn secrets(project: &ProjectId) -> String {
 
 pub(crate) fn secret(project: &ProjectId, name: &SecretName) -> String {
     format!("{project}/secret/{name}")
+}
+
+/// Whose an access key is.
+pub(crate) fn access_key(id: &str) -> String {
+    format!("{ACCESS_KEYS}{id}")
+}
+
+/// The secrets of a project's access keys.
+pub(crate) fn key_secrets(project: &ProjectId) -> String {
+    format!("{project}/key-secret/")
+}
+
+pub(crate) fn key_secret(project: &ProjectId, id: &str) -> String {
+    format!("{project}/key-secret/{id}")
 }
 
 /// What stands behind the last `/`.

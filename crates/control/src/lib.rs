@@ -11,6 +11,7 @@
 //! then [`Control::start`] (the rest, which needs the fleet that needs the
 //! resolver).
 
+mod access_keys;
 mod cipher;
 mod compose;
 mod config;

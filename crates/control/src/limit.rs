@@ -18,7 +18,9 @@ pub(crate) const REKEY_BATCH: usize = 32;
 pub(crate) const TOKENS_MAX: usize = 1000;
 /// Secrets of one project.
 pub(crate) const SECRETS_MAX: usize = 1000;
-/// A token's name, bytes.
+/// Access keys of one project.
+pub(crate) const ACCESS_KEYS_MAX: usize = 100;
+/// A token's or an access key's name, bytes.
 pub(crate) const TOKEN_NAME_BYTES_MAX: usize = 100;
 /// An image reference, bytes.
 pub(crate) const REFERENCE_BYTES_MAX: usize = 512;

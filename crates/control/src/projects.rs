@@ -123,7 +123,8 @@ impl Control {
     async fn sweep_project(&self, id: &ProjectId) {
         let swept = async {
             self.sweep_numbers(id).await?;
-            self.sweep_tokens(id).await
+            self.sweep_tokens(id).await?;
+            self.sweep_access_keys(id).await
         };
         if let Err(error) = swept.await {
             tracing::warn!(%error, project = %id, "keys of a deleted project are left behind");

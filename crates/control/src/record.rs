@@ -94,6 +94,14 @@ pub(crate) struct TokenRecord {
     pub created_unix_ms: u64,
 }
 
+/// Whose an access key is; its secret is a [`SecretRecord`] of the project.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AccessKeyRecord {
+    pub name: String,
+    pub project: ProjectId,
+    pub created_unix_ms: u64,
+}
+
 /// A secret, encrypted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SecretRecord {

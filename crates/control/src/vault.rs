@@ -146,13 +146,23 @@ impl Vault {
                 )));
             }
         }
-        let ring = self.ring();
-        let key = ring.next.unwrap_or(ring.current);
-        let record = seal(&key, &place, value, now_unix_ms)?;
+        let record = self.sealed(&place, value, now_unix_ms)?;
         self.db
             .commit(Change::default().put(&place, &record)?)
             .await?;
         Ok(to_api(name, &record))
+    }
+
+    /// A value as it is stored at that place, and nowhere else.
+    pub(crate) fn sealed(
+        &self,
+        place: &str,
+        value: &[u8],
+        now_unix_ms: u64,
+    ) -> Result<SecretRecord, ControlError> {
+        let ring = self.ring();
+        let key = ring.next.unwrap_or(ring.current);
+        seal(&key, place, value, now_unix_ms)
     }
 
     pub(crate) async fn list(&self, project: &ProjectId) -> Result<Vec<Secret>, ControlError> {
@@ -215,7 +225,10 @@ impl Vault {
         let (next, next_file) = self.next_key(key_file).await?;
         let mut secrets = 0;
         for project in self.db.all::<ProjectRecord>(key::PROJECTS).await? {
-            secrets += self.rekey_project(&project.record.id, &next).await?;
+            let id = &project.record.id;
+            for prefix in [key::secrets(id), key::key_secrets(id)] {
+                secrets += self.rekey_all(&prefix, &next).await?;
+            }
         }
         let key_id = next.id().to_owned();
         self.mark(&key_id, Some((&next_file, &next))).await?;
@@ -282,14 +295,13 @@ impl Vault {
         Ok((next, file))
     }
 
-    async fn rekey_project(&self, project: &ProjectId, next: &Key) -> Result<usize, ControlError> {
-        let prefix = key::secrets(project);
+    async fn rekey_all(&self, prefix: &str, next: &Key) -> Result<usize, ControlError> {
         let mut after: Option<String> = None;
         let mut done = 0;
         loop {
             let page = self
                 .db
-                .page(&prefix, after.as_deref(), REKEY_BATCH)
+                .page(prefix, after.as_deref(), REKEY_BATCH)
                 .await?
                 .items;
             let Some(last) = page.last() else {

@@ -23,6 +23,7 @@
 //! | `POST …/exec` with `Upgrade: skiff-exec` | [`Exec`] → 101, then the frames of `skiff_wire::exec` |
 //! | `GET …/traces?service=&limit=` | → list of [`ColdStart`], newest first |
 //! | `GET …/secrets`; `PUT`, `DELETE …/secrets/{name}` | → list of [`Secret`]; [`SetSecret`] → [`Secret`]; → 204 |
+//! | `GET`, `POST …/keys`; `DELETE …/keys/{name}` | → list of [`AccessKey`]; [`CreateAccessKey`] → [`AccessKey`]; → 204 |
 //! | `POST /v1/secrets/rekey` | [`Rekey`], or nothing → [`Rekeyed`] |
 //! | `GET /v1/tokens`, `POST /v1/tokens`, `DELETE /v1/tokens/{id}` | → list of [`Token`]; [`CreateToken`] → [`Token`]; → 204 |
 //! | `GET /v1/images` | → list of [`Image`] |
@@ -504,6 +505,37 @@ pub struct Token {
     /// The token itself, only in the answer to its making.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+}
+
+/// `POST …/keys`: a key for AWS's clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateAccessKey {
+    /// What it is for.
+    pub name: String,
+}
+
+/// A key of a project that requests of AWS's clients are signed with.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AccessKey {
+    /// The access key id; names it in `DELETE …/keys/{name}`.
+    pub id: String,
+    /// What it is for.
+    pub name: String,
+    /// When it was made, milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// The secret access key, only in the answer to its making.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+}
+
+impl std::fmt::Debug for AccessKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AccessKey")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One line of a log.

@@ -3,6 +3,7 @@
 mod exec;
 mod extract;
 mod images;
+mod keys;
 mod observe;
 mod operator;
 mod secrets;
@@ -39,7 +40,7 @@ pub(crate) enum Transport {
 #[openapi(info(
     title = "Skiff admin API",
     version = "1",
-    description = "Services, projects, images, secrets, tokens, logs and usage of one Skiff server. \
+    description = "Services, projects, images, secrets, access keys, tokens, logs and usage of one Skiff server. \
                    Served on a Unix socket, whose permissions are the authentication, and, when \
                    configured, over TCP with bearer tokens. Every failed call answers an ApiError.",
     license(name = "Apache-2.0")
@@ -65,6 +66,8 @@ fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(observe::traces))
         .routes(routes!(secrets::list))
         .routes(routes!(secrets::set, secrets::delete))
+        .routes(routes!(keys::list, keys::create))
+        .routes(routes!(keys::delete))
         .routes(routes!(operator::rekey))
         .routes(routes!(operator::list_tokens, operator::create_token))
         .routes(routes!(operator::delete_token))

@@ -9,6 +9,7 @@ mod deploy;
 mod document;
 mod exec;
 mod images;
+mod keys;
 mod observe;
 mod projects;
 mod secrets;

@@ -1,4 +1,4 @@
-//! Projects, secrets and tokens.
+//! Projects, secrets, access keys and tokens.
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -7,11 +7,12 @@ use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use http::Method;
 use skiff_types::api::{
-    CreateProject, CreateToken, Project, Quota, Rekey, Rekeyed, Secret, SetSecret, Token,
+    AccessKey, CreateAccessKey, CreateProject, CreateToken, Project, Quota, Rekey, Rekeyed, Secret,
+    SetSecret, Token,
 };
 use skiff_types::limits::SECRET_BYTES_MAX;
 
-use super::args::{Output, ProjectCommand, QuotaArgs, SecretCommand, TokenCommand};
+use super::args::{KeyCommand, Output, ProjectCommand, QuotaArgs, SecretCommand, TokenCommand};
 use super::{Scope, output};
 
 /// `skiff project …`.
@@ -154,6 +155,44 @@ fn read_secret(file: Option<PathBuf>) -> anyhow::Result<Vec<u8>> {
         bail!("the value is over the limit of {SECRET_BYTES_MAX} bytes");
     }
     Ok(value)
+}
+
+/// `skiff key …`.
+pub async fn key(scope: &Scope, command: KeyCommand) -> anyhow::Result<()> {
+    match command {
+        KeyCommand::Ls => {
+            let keys: Vec<AccessKey> = scope.client.get(&scope.path("keys")).await?;
+            output::show(scope.output, &keys, |keys| {
+                let row = |k: &AccessKey| {
+                    vec![
+                        k.id.clone(),
+                        k.name.clone(),
+                        output::time(k.created_unix_ms),
+                    ]
+                };
+                output::table(
+                    &["ID", "NAME", "CREATED"],
+                    &keys.iter().map(row).collect::<Vec<_>>(),
+                );
+            })
+        }
+        KeyCommand::Create { name } => {
+            let path = scope.path("keys");
+            let key: AccessKey = scope
+                .client
+                .call(Method::POST, &path, Some(&CreateAccessKey { name }))
+                .await?;
+            output::show(scope.output, &key, |key| {
+                output::line(format!("AWS_ACCESS_KEY_ID={}", key.id));
+                let secret = key.secret.as_deref().unwrap_or_default();
+                output::line(format!("AWS_SECRET_ACCESS_KEY={secret}"));
+            })
+        }
+        KeyCommand::Rm { id } => {
+            let path = scope.path(&format!("keys/{}", super::segment(&id)));
+            remove(scope, &path, &id).await
+        }
+    }
 }
 
 /// `skiff token …`.

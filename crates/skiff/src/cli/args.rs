@@ -100,6 +100,9 @@ pub enum Command {
     /// Secrets of a project
     #[command(subcommand)]
     Secret(SecretCommand),
+    /// Keys of a project for AWS's clients
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Bearer tokens for the API
     #[command(subcommand)]
     Token(TokenCommand),
@@ -536,6 +539,22 @@ pub enum SecretCommand {
         /// Without it a new key takes the old one's place
         #[arg(long)]
         key_file: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// List keys, never their secrets
+    Ls,
+    /// Make a key; its secret is shown once
+    Create {
+        /// What it is for
+        name: String,
+    },
+    /// Revoke a key
+    Rm {
+        /// Its access key id
+        id: String,
     },
 }
 

@@ -52,6 +52,7 @@ async fn obey(scope: &Scope, command: Command) -> anyhow::Result<()> {
         Command::Image(command) => images::execute(scope, command).await,
         Command::Project(command) => admin::project(scope, command).await,
         Command::Secret(command) => admin::secret(scope, command).await,
+        Command::Key(command) => admin::key(scope, command).await,
         Command::Token(command) => admin::token(scope, command).await,
         Command::Doctor(_)
         | Command::Exec(_)
