@@ -112,6 +112,7 @@ pub(crate) fn known_keys() -> Vec<String> {
         "api.listen",
         "api.tls_certificate",
         "api.tls_key",
+        "lambda.listen",
         "secrets.key_file",
     ];
     if let Ok(table) = Table::try_from(Config::default()) {

@@ -19,6 +19,8 @@ pub struct Config {
     pub gateway: Gateway,
     /// The door for the operator.
     pub api: Api,
+    /// The door for AWS's clients.
+    pub lambda: Lambda,
     /// Where images come from.
     pub images: Images,
     /// What this machine gives.
@@ -65,6 +67,18 @@ pub struct Api {
     pub tls_certificate: Option<PathBuf>,
     /// Its key, PEM.
     pub tls_key: Option<PathBuf>,
+}
+
+/// The door for AWS's clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lambda {
+    /// An address for AWS Lambda's API; absent serves none.
+    pub listen: Option<SocketAddr>,
+    /// The region that signatures and ARNs name.
+    pub region: String,
+    /// Whether functions that are made over it reach the public internet.
+    pub egress: bool,
 }
 
 /// Where images come from.
@@ -243,6 +257,7 @@ impl Default for Config {
             user: "62914".to_owned(),
             gateway: Gateway::default(),
             api: Api::default(),
+            lambda: Lambda::default(),
             images: Images::default(),
             worker: Worker::default(),
             microvm: Microvm::default(),
@@ -262,6 +277,16 @@ impl Default for Gateway {
             threads: 0,
             access_log: false,
             overload_wait_ms: 300,
+        }
+    }
+}
+
+impl Default for Lambda {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            region: "us-east-1".to_owned(),
+            egress: false,
         }
     }
 }
@@ -376,6 +401,12 @@ impl Config {
                 ),
             ));
         }
+        if !is_region(&self.lambda.region) {
+            return Err((
+                "lambda.region",
+                format!("`{}` is not a region as us-east-1 is", self.lambda.region),
+            ));
+        }
         for (key, factor) in [
             ("worker.memory_overcommit", self.worker.memory_overcommit),
             ("worker.cpu_overcommit", self.worker.cpu_overcommit),
@@ -430,6 +461,11 @@ impl Network {
         }
         Ok(())
     }
+}
+
+fn is_region(text: &str) -> bool {
+    let good = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    (1..=32).contains(&text.len()) && text.bytes().all(good)
 }
 
 fn is_domain(text: &str) -> bool {

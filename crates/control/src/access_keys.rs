@@ -1,15 +1,19 @@
 //! Keys that AWS's clients sign with. A signature can only be verified with
 //! the secret itself, so secrets are kept, encrypted as all secrets are.
 
+use std::sync::Arc;
+
+use skiff_lambda::Secret;
 use skiff_types::api::AccessKey;
 use skiff_types::{ProjectId, ProjectName};
 
 use crate::control::Control;
 use crate::db::{Change, Found};
-use crate::error::{ControlError, exhausted, invalid, not_found};
+use crate::error::{ControlError, exhausted, internal, invalid, not_found};
 use crate::key;
+use crate::lambda::KnownKey;
 use crate::limit::{ACCESS_KEYS_MAX, TOKEN_NAME_BYTES_MAX};
-use crate::record::{AccessKeyRecord, SecretRecord};
+use crate::record::{AccessKeyRecord, ProjectRecord, SecretRecord};
 
 /// What ids begin with: nobody takes one for AWS's own.
 const PREFIX: &str = "SKIF";
@@ -107,7 +111,39 @@ impl Control {
             .expect(&found.key, found.version)
             .delete(&found.key)
             .delete(key::key_secret(project, id));
-        self.db().commit(change).await
+        let committed = self.db().commit(change).await;
+        self.inner.keys.forget(&id.to_owned());
+        committed
+    }
+
+    /// The project and the secret of a key.
+    pub(crate) async fn access_secret(
+        &self,
+        id: &str,
+    ) -> Result<Option<Arc<KnownKey>>, ControlError> {
+        let changes = match self.inner.keys.get(&id.to_owned()) {
+            Ok(known) => return Ok(Some(known)),
+            Err(changes) => changes,
+        };
+        let Some(found) = self.access_key(id).await? else {
+            return Ok(None);
+        };
+        let owner = &found.record.project;
+        let project = self.db().get::<ProjectRecord>(&key::project(owner)).await?;
+        let place = key::key_secret(owner, id);
+        let sealed = self.db().get::<SecretRecord>(&place).await?;
+        let (Some(project), Some(sealed)) = (project, sealed) else {
+            return Ok(None);
+        };
+        let secret = self.inner.base.vault.opened(&place, &sealed.record)?;
+        let secret =
+            String::from_utf8(secret).map_err(|_| internal("a key's secret is no text"))?;
+        let known = Arc::new(KnownKey {
+            project: project.record,
+            secret: Secret(secret),
+        });
+        self.inner.keys.keep(id.to_owned(), &known, changes);
+        Ok(Some(known))
     }
 
     /// Whose a key is.

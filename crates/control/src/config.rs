@@ -17,6 +17,8 @@ pub struct Config {
     pub url_port: Option<u16>,
     /// Where the gateway listens, as told to clients.
     pub gateway: Vec<String>,
+    /// Where AWS's clients are served, as told to clients.
+    pub lambda: Option<String>,
     /// The data folder: the key may not be in it.
     pub data_dir: PathBuf,
     /// The file of the key that encrypts secrets; made when it is absent.

@@ -10,6 +10,7 @@ use crate::db::{Db, Found};
 use crate::error::{ControlError, conflict, exhausted, not_found, timeout, unavailable};
 use crate::hold::{Ticket, Turns};
 use crate::key;
+use crate::lambda::{Keys, Views};
 use crate::library::Library;
 use crate::limit::{EXECS_MAX, OPERATIONS_MAX, PORT_TIMEOUT, SERVICE_WAITERS_MAX};
 use crate::port::Ports;
@@ -31,6 +32,8 @@ pub(crate) struct Inner {
     pub ports: Ports,
     pub library: Library,
     pub turns: Turns<ServiceKey>,
+    pub views: Views,
+    pub keys: Keys,
     /// Read while something is put into a project, written while one ends.
     pub projects: RwLock<()>,
     /// Read while a token is made, written never: see `tokens`.
@@ -52,6 +55,8 @@ impl Control {
         let inner = Inner {
             library: Library::new(Arc::clone(&base.images), base.db.clone()),
             turns: Turns::new(SERVICE_WAITERS_MAX),
+            views: Views::default(),
+            keys: Keys::default(),
             projects: RwLock::new(()),
             tokens: tokio::sync::Mutex::new(()),
             operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),

@@ -486,6 +486,7 @@ impl Deployment {
             .put(&place, &new)?
             .delete(key::pending(id));
         db.commit(change).await?;
+        self.control.forget_view(&id.project, &id.service);
         told.apply(&self.control.inner.ports);
         Ok(())
     }
@@ -533,6 +534,7 @@ fn new_service(created_unix_ms: u64) -> ServiceRecord {
             percent: 100,
             tag: None,
         }],
+        kept: Default::default(),
     }
 }
 

@@ -89,6 +89,19 @@ pub(crate) fn key_secret(project: &ProjectId, id: &str) -> String {
     format!("{project}/key-secret/{id}")
 }
 
+pub(crate) fn functions(project: &ProjectId) -> String {
+    format!("{project}/function/")
+}
+
+pub(crate) fn function(project: &ProjectId, name: &ServiceName) -> String {
+    format!("{project}/function/{name}")
+}
+
+/// A version of a function; keys sort by number.
+pub(crate) fn function_version(project: &ProjectId, name: &ServiceName, number: u32) -> String {
+    format!("{project}/function-version/{name}/{number:010}")
+}
+
 /// What stands behind the last `/`.
 pub(crate) fn last_part(key: &str) -> &str {
     key.rsplit('/').next().unwrap_or_default()

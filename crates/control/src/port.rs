@@ -197,6 +197,15 @@ pub trait Router: Debug + Send + Sync + 'static {
     fn remove_revision(&self, revision: &RevisionId);
 }
 
+/// The way to revisions, by name.
+pub trait Revisions: Debug + Send + Sync + 'static {
+    /// A connection on which hosts are `NAME-00001.PROJECT`.
+    ///
+    /// # Errors
+    /// When none can be made.
+    fn connect(&self) -> io::Result<std::os::unix::net::UnixStream>;
+}
+
 /// Which lines of whose log.
 #[derive(Clone, Debug)]
 pub struct LogQuery {

@@ -83,13 +83,15 @@ impl Control {
         let change = Change::default()
             .expect(&found.key, found.version)
             .put(&found.key, &record)?;
-        self.db().commit(change).await?;
+        let committed = self.db().commit(change).await;
+        self.inner.keys.forget_all();
+        committed?;
         self.inner.ports.fleet.set_quota(&record.id, quota);
         Ok(to_api(record))
     }
 
-    /// Ends a project that has no services and no secrets; its tokens end
-    /// with it.
+    /// Ends a project that has no services and no secrets; its tokens and
+    /// keys end with it.
     pub(crate) async fn delete_project(&self, name: &ProjectName) -> Result<(), ControlError> {
         let _projects = self.inner.projects.write().await;
         let found = self.project(name).await?;
@@ -103,6 +105,11 @@ impl Control {
                 "the project {name} has services: delete them first"
             )));
         }
+        if self.db().any(&key::functions(id)).await? {
+            return Err(conflict(format!(
+                "the project {name} has functions: delete them first"
+            )));
+        }
         let secrets = key::secrets(id);
         if self.db().any(&secrets).await? {
             return Err(conflict(format!(
@@ -113,7 +120,9 @@ impl Control {
             .expect(&found.key, found.version)
             .delete(&found.key)
             .delete(key::project_name(name));
-        self.db().commit(change).await?;
+        let committed = self.db().commit(change).await;
+        self.inner.keys.forget_all();
+        committed?;
         self.sweep_project(id).await;
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! What is saved, apart from what is live. Each value in the store is an
 //! envelope with the version of its form, so that a later form can be told.
 
+use std::collections::BTreeSet;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use skiff_types::api::{Quota, RevisionState};
@@ -59,6 +61,9 @@ pub(crate) struct ServiceRecord {
     pub latest_ready: Option<u32>,
     /// Percentages sum to 100, or there is none yet.
     pub targets: Vec<Target>,
+    /// Kept and ready for requests although no share leads to them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub kept: BTreeSet<u32>,
 }
 
 /// One share of a service's requests.

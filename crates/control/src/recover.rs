@@ -17,6 +17,7 @@ impl Control {
         for project in self.db().all::<ProjectRecord>(key::PROJECTS).await? {
             let project = project.record;
             self.end_pending(&project).await?;
+            self.settle_functions(&project).await?;
             self.inner.ports.fleet.set_quota(&project.id, project.quota);
             self.tell_services(&project).await?;
         }

@@ -134,7 +134,7 @@ impl Control {
         Ok(revisions)
     }
 
-    async fn turn(
+    pub(crate) async fn turn(
         &self,
         project: &ProjectId,
         service: &ServiceName,
@@ -229,6 +229,7 @@ impl Control {
             .expect(&place, current.version)
             .put(&place, &new)?;
         self.db().commit(change).await?;
+        self.forget_view(&project.id, service);
         told.apply(&self.inner.ports);
         Ok(())
     }
@@ -294,9 +295,11 @@ impl Control {
         let change = Change::default()
             .expect(&place, current.version)
             .delete(&place);
+        let change = self.without_function(change, &project.id, service).await?;
         self.db()
             .commit(without(change, &project.id, service, &revisions))
             .await?;
+        self.forget_view(&project.id, service);
         self.inner.ports.router.remove_service(&project.id, service);
         self.forget_revisions(&project.id, service, &revisions);
         Ok(())

@@ -34,10 +34,15 @@ impl ServiceRecord {
         self.targets.iter().filter_map(tagged).collect()
     }
 
-    /// Every revision that a request can reach.
+    /// Every revision that a request or an event can reach.
     pub(crate) fn routed(&self) -> BTreeSet<u32> {
         let tagged = self.tags().into_values();
-        self.shares().into_keys().chain(tagged).collect()
+        let kept = self.kept.iter().copied();
+        self.shares()
+            .into_keys()
+            .chain(tagged)
+            .chain(kept)
+            .collect()
     }
 
     /// The newest revision with a share.
@@ -77,6 +82,7 @@ impl ServiceRecord {
             created_unix_ms: self.created_unix_ms,
             latest_ready: Some(number.max(self.latest_ready.unwrap_or(0))),
             targets,
+            kept: self.kept.clone(),
         }
     }
 
@@ -247,6 +253,7 @@ mod tests {
             created_unix_ms: 0,
             latest_ready: latest,
             targets,
+            kept: BTreeSet::new(),
         }
     }
 

@@ -165,6 +165,15 @@ impl Vault {
         seal(&key, place, value, now_unix_ms)
     }
 
+    /// What was stored at that place.
+    pub(crate) fn opened(
+        &self,
+        place: &str,
+        record: &SecretRecord,
+    ) -> Result<Vec<u8>, ControlError> {
+        unseal(&self.ring(), place, record)
+    }
+
     pub(crate) async fn list(&self, project: &ProjectId) -> Result<Vec<Secret>, ControlError> {
         let found = self.db.all::<SecretRecord>(&key::secrets(project)).await?;
         let tell = |found: Found<SecretRecord>| {

@@ -1,10 +1,14 @@
 //! Which signatures have been used: a call that changes something is taken
-//! once.
+//! once, and again only for a moment. Signatures know the second and nothing
+//! finer, and AWS's clients sign no nonce: equal calls of one second have
+//! equal signatures, and all of them are meant.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use crate::sigv4::SKEW_S;
 
+/// For so long after its first use a signature is taken again, seconds.
+const REPEAT_S: u64 = 5;
 /// Signatures remembered at once. Over it the oldest are forgotten, and with
 /// them whatever is signed as early: the window shrinks, nothing is taken twice.
 const REPLAYS_MAX: usize = 1 << 20;
@@ -14,14 +18,15 @@ const SPAN_S: u64 = 10;
 /// The signature was used already, or is older than what is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the signature was used already, or is older than the signatures that are remembered: sign the request anew"
+    "the signature was used before, or is older than the signatures that are remembered: sign the request anew"
 )]
 pub struct Replayed;
 
 /// Signatures that were taken, by when they were made.
 #[derive(Debug)]
 pub struct Replays {
-    spans: BTreeMap<u64, HashSet<[u8; 16]>>,
+    /// With the second of each one's first use.
+    spans: BTreeMap<u64, HashMap<[u8; 16], u64>>,
     count: usize,
     most: usize,
     /// Spans up to this one are forgotten.
@@ -44,7 +49,7 @@ impl Replays {
         }
     }
 
-    /// Takes a verified signature once.
+    /// Takes a verified signature, unless it was first taken too long ago.
     ///
     /// # Errors
     /// When it was taken, or may have been.
@@ -66,9 +71,12 @@ impl Replays {
         }
         let mut short = [0; 16];
         short.copy_from_slice(&signature[..16]);
-        if !self.spans.entry(span).or_default().insert(short) {
-            return Err(Replayed);
+        let signatures = self.spans.entry(span).or_default();
+        if let Some(first) = signatures.get(&short) {
+            let repeats = now_unix_s.saturating_sub(*first) <= REPEAT_S;
+            return if repeats { Ok(()) } else { Err(Replayed) };
         }
+        signatures.insert(short, now_unix_s);
         self.count += 1;
         if self.count > self.most {
             self.forget_first();
@@ -89,9 +97,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signature_is_taken_once_and_forgotten_when_it_is_too_old_anyway() {
+    fn a_signature_is_taken_for_a_moment_and_forgotten_when_it_is_too_old_anyway() {
         let mut replays = Replays::default();
         assert_eq!(replays.take(&[1; 32], 10_000, 10_000), Ok(()));
+        assert_eq!(replays.take(&[1; 32], 10_000, 10_005), Ok(()));
+        assert_eq!(replays.take(&[1; 32], 10_000, 10_006), Err(Replayed));
         assert_eq!(replays.take(&[1; 32], 10_000, 10_890), Err(Replayed));
         assert_eq!(replays.take(&[2; 32], 10_000, 10_900), Ok(()));
         assert_eq!(replays.take(&[3; 32], 20_000, 20_000), Ok(()));

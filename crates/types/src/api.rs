@@ -63,6 +63,9 @@ pub struct Version {
     pub server_id: String,
     /// Where the gateway listens.
     pub gateway: Vec<String>,
+    /// Where AWS's clients are served, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lambda: Option<String>,
     /// The domain that services are under.
     pub domain: String,
 }

@@ -59,6 +59,7 @@ pub(crate) async fn version(State(api): State<Api>, _caller: Caller) -> axum::Js
         version: config.version.clone(),
         server_id: config.server_id.to_string(),
         gateway: config.gateway.clone(),
+        lambda: config.lambda.clone(),
         domain: config.domain.clone(),
     })
 }

@@ -23,7 +23,7 @@ use crate::limit::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT, HEADER_TIMEOUT};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where connections come from.
-trait Listener: Sync {
+pub(crate) trait Listener: Sync {
     type Stream: Send + 'static;
     fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 }
@@ -49,8 +49,13 @@ impl Control {
     /// operator. Returns after [`Self::stop`].
     pub async fn serve_unix(&self, listener: UnixListener) {
         let router = router(self.clone(), Transport::Unix);
-        self.accept_all(&listener, |stream| ready(Some(stream)), router)
-            .await;
+        self.accept_all(
+            &listener,
+            |stream| ready(Some(stream)),
+            router,
+            CONNECTIONS_MAX,
+        )
+        .await;
     }
 
     /// Serves the API over TCP to bearers of tokens; with TLS unless the
@@ -59,8 +64,13 @@ impl Control {
     pub async fn serve_tcp(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>) {
         let router = router(self.clone(), Transport::Tcp);
         let Some(tls) = tls else {
-            self.accept_all(&listener, |stream| ready(Some(stream)), router)
-                .await;
+            self.accept_all(
+                &listener,
+                |stream| ready(Some(stream)),
+                router,
+                CONNECTIONS_MAX,
+            )
+            .await;
             return;
         };
         let tls = TlsAcceptor::from(tls);
@@ -71,20 +81,22 @@ impl Control {
                 shaken.ok()?.ok()
             }
         };
-        self.accept_all(&listener, shake, router).await;
+        self.accept_all(&listener, shake, router, CONNECTIONS_MAX)
+            .await;
     }
 
-    async fn accept_all<L, T, F>(
+    pub(crate) async fn accept_all<L, T, F>(
         &self,
         listener: &L,
         prepare: impl Fn(L::Stream) -> F,
         router: Router,
+        connections: usize,
     ) where
         L: Listener,
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         F: Future<Output = Option<T>> + Send + 'static,
     {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let places = Arc::new(Semaphore::new(connections));
         loop {
             let next = async {
                 // Never closed: there is always a place in the end.

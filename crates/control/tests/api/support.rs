@@ -487,6 +487,7 @@ impl World {
             domain: "skiff.localhost".into(),
             url_scheme: "http".into(),
             url_port: Some(8080),
+            lambda: None,
             gateway: vec!["127.0.0.1:8080".into()],
             data_dir,
             secret_key_file: self.key_file(),

@@ -23,6 +23,8 @@ pub struct Doors {
     pub api: UnixListener,
     /// The operator's, over TCP.
     pub api_tcp: Option<TcpListener>,
+    /// For AWS's clients.
+    pub lambda: Option<TcpListener>,
 }
 
 impl Doors {
@@ -40,6 +42,11 @@ impl Doors {
             api: self.api.try_clone()?,
             api_tcp: self
                 .api_tcp
+                .as_ref()
+                .map(TcpListener::try_clone)
+                .transpose()?,
+            lambda: self
+                .lambda
                 .as_ref()
                 .map(TcpListener::try_clone)
                 .transpose()?,
@@ -64,16 +71,11 @@ impl Doors {
             Some(api) => api,
             None => api_socket(config, home)?,
         };
-        let api_tcp = match config.api.listen {
-            Some(address) => {
-                Some(bind(address, false).with_context(|| refused("api.listen", address))?)
-            }
-            None => None,
-        };
         Ok(Self {
             gateway,
             api,
-            api_tcp,
+            api_tcp: one("api.listen", config.api.listen)?,
+            lambda: one("lambda.listen", config.lambda.listen)?,
         })
     }
 }
@@ -109,6 +111,12 @@ impl Given {
 
 fn refused(key: &str, address: SocketAddr) -> String {
     format!("{key}: {address} cannot be listened on")
+}
+
+/// One socket, where an address is set.
+fn one(key: &str, address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+    let bind = |address| bind(address, false).with_context(|| refused(key, address));
+    address.map(bind).transpose()
 }
 
 /// As many sockets on one address. A socket that does not share finds out

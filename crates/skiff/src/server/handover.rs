@@ -46,6 +46,8 @@ struct Manifest {
     api: usize,
     api_tcp: usize,
     gateway: usize,
+    #[serde(default)]
+    lambda: usize,
 }
 
 /// The old server's last word.
@@ -148,8 +150,9 @@ pub fn ask(run_dir: &Path) -> anyhow::Result<Option<Taken>> {
     let mut fds = receive(line.0.get_ref())?;
     let manifest: Manifest =
         serde_json::from_str(&line.hear()?).context("the old server's doors cannot be read")?;
-    let expected = manifest.locks + manifest.api + manifest.api_tcp + manifest.gateway;
-    if manifest.version != 1 || manifest.api != 1 || manifest.api_tcp > 1 || fds.len() != expected {
+    let doors = manifest.api + manifest.api_tcp + manifest.gateway + manifest.lambda;
+    let single = manifest.api == 1 && manifest.api_tcp <= 1 && manifest.lambda <= 1;
+    if manifest.version != 1 || !single || fds.len() != manifest.locks + doors {
         bail!("the old server hands its doors over in another way: end it and start this one");
     }
     let mut next = |count: usize| fds.drain(..count).collect::<Vec<_>>();
@@ -163,12 +166,14 @@ pub fn ask(run_dir: &Path) -> anyhow::Result<Option<Taken>> {
         .into_iter()
         .map(TcpListener::from)
         .collect();
+    let lambda = next(manifest.lambda).pop().map(TcpListener::from);
     Ok(Some(Taken {
         locks,
         doors: Doors {
             gateway,
             api,
             api_tcp,
+            lambda,
         },
         line,
     }))
@@ -189,11 +194,13 @@ pub fn answer(stream: UnixStream, locks: &[BorrowedFd<'_>], doors: &Doors) -> an
         api: 1,
         api_tcp: usize::from(doors.api_tcp.is_some()),
         gateway: doors.gateway.len(),
+        lambda: usize::from(doors.lambda.is_some()),
     };
     let mut fds: Vec<BorrowedFd<'_>> = locks.to_vec();
     fds.push(doors.api.as_fd());
     fds.extend(doors.api_tcp.as_ref().map(|listener| listener.as_fd()));
     fds.extend(doors.gateway.iter().map(|listener| listener.as_fd()));
+    fds.extend(doors.lambda.as_ref().map(|listener| listener.as_fd()));
     send(line.0.get_ref(), &fds)?;
     line.say(&serde_json::to_string(&manifest)?)?;
     // The next server leaves root and makes its runtime before it goes on.
@@ -262,6 +269,7 @@ mod tests {
             ],
             api: UnixListener::bind(folder.path().join("api")).unwrap(),
             api_tcp: None,
+            lambda: Some(TcpListener::bind("127.0.0.1:0").unwrap()),
         }
     }
 
@@ -282,6 +290,7 @@ mod tests {
         });
         let mut taken = ask(folder.path()).unwrap().unwrap();
         assert_eq!((taken.locks.len(), taken.doors.gateway.len()), (1, 2));
+        assert!(taken.doors.lambda.is_some());
         assert_eq!(
             taken.line.take().unwrap().busy,
             [InstanceId::from_parts(1, 2)]

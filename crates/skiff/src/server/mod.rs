@@ -35,7 +35,7 @@ use anyhow::{Context as _, bail};
 use skiff_base::{Clock, SystemClock, Tasks, chain};
 use skiff_config::{Config, LogFormat};
 use skiff_control::port::Ports;
-use skiff_control::{Control, Resolver};
+use skiff_control::{Control, LambdaConfig, Resolver};
 use skiff_fleet::{Adopted, Fleet, FleetConfig, Parts};
 use skiff_gateway::{Gateway, GatewayConfig, ServeHandle};
 use skiff_image::ImageStore;
@@ -326,7 +326,7 @@ impl Server {
         });
         let ports = Ports {
             fleet: Arc::clone(&steering) as Arc<dyn skiff_control::port::Fleet>,
-            router: steering,
+            router: Arc::clone(&steering) as Arc<dyn skiff_control::port::Router>,
             logs: Arc::new(logs::WorkerLogs(Arc::clone(&worker))),
             traces: Arc::clone(&meter) as Arc<dyn skiff_control::port::Traces>,
             usage: Arc::clone(&meter) as Arc<dyn skiff_control::port::UsageSource>,
@@ -355,6 +355,18 @@ impl Server {
             let on_tcp = control.clone();
             tasks.spawn("api over TCP", async move {
                 on_tcp.serve_tcp(listener, tls).await
+            });
+        }
+        if let Some(listener) = doors.lambda {
+            let listener = tokio::net::TcpListener::from_std(listener)
+                .context("lambda.listen cannot be served")?;
+            let settings = LambdaConfig {
+                region: config.lambda.region.clone(),
+                egress: config.lambda.egress,
+            };
+            let front = control.clone();
+            tasks.spawn("lambda", async move {
+                front.serve_lambda(listener, settings, steering).await
             });
         }
         tracing::info!(addresses = ?served.addresses(), run_dir = %home.run_dir.display(), "the server is ready");
@@ -528,6 +540,7 @@ async fn resolver(config: &Config, home: &Home, doors: &Doors) -> anyhow::Result
         .first()
         .and_then(|listener| listener.local_addr().ok())
         .map(|address| address.port());
+    let lambda = doors.lambda.as_ref().map(std::net::TcpListener::local_addr);
     let control = skiff_control::Config {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         server_id: home.server,
@@ -535,6 +548,7 @@ async fn resolver(config: &Config, home: &Home, doors: &Doors) -> anyhow::Result
         url_scheme: "http".to_owned(),
         url_port: port.filter(|port| *port != 80),
         gateway,
+        lambda: lambda.transpose()?.map(|address| address.to_string()),
         data_dir: home.data_dir.clone(),
         secret_key_file: key_file(config),
         allow_null: config.worker.allow_null,

@@ -344,6 +344,13 @@ impl control::ExecProcess for ClientProcess {
     }
 }
 
+impl control::Revisions for Steering {
+    fn connect(&self) -> std::io::Result<std::os::unix::net::UnixStream> {
+        let connected = self.gateway.connect_to_revisions();
+        connected.map_err(std::io::Error::other)
+    }
+}
+
 impl control::Fleet for Steering {
     fn put_revision(&self, plan: control::RevisionPlan) {
         if plan.function && plan.serving {

@@ -1,0 +1,878 @@
+//! Functions and their versions.
+//!
+//! ```text
+//!  CreateFunction ─▶ stored, Pending ─ deployment ─┬─▶ Active    (a revision serves it)
+//!  Update…        ─▶ stored, InProgress ───────────┴─▶ Failed    (the old one serves on)
+//!                         │ crash: the next start tells how it ended
+//! ```
+//! `$LATEST` is the newest revision of the function's service; a version is a
+//! revision that is kept.
+
+use std::collections::BTreeMap;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use skiff_lambda::{Code, FunctionRef, LambdaError, Qualifier};
+use skiff_types::api::{Deploy, DeployContainer, DeployEvent};
+use skiff_types::{
+    CpuMode, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, ProjectId, Resources,
+    Scaling, ServiceName,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::body::{self, CreateFunction, ImageConfig};
+use super::call::{Call, Reply, body as parse, invalid};
+use super::record::{self, Configuration, FunctionRecord, Update, Version};
+use super::{Front, show, state::missing};
+use crate::control::Control;
+use crate::db::Change;
+use crate::deploy::Wish;
+use crate::events::events;
+use crate::key;
+use crate::publish::Publication;
+use crate::record::{RevisionRecord, ServiceRecord};
+use crate::traffic::revision_id;
+
+const TIMEOUT_S: u32 = 3;
+const TIMEOUT_S_MAX: u32 = 900;
+const MEMORY_MIB: u32 = 128;
+const MEMORY_MIB_MAX: u32 = 32_768;
+const EPHEMERAL_MIB: u32 = 512;
+const DESCRIPTION_CHARS_MAX: usize = 256;
+const ENVIRONMENT_BYTES_MAX: usize = 4096;
+const TAGS_MAX: usize = 50;
+/// Versions of one function.
+const VERSIONS_MAX: usize = 100;
+/// Functions or versions in one reply.
+const PAGE_MAX: usize = 50;
+
+/// How a deployment ended, for who waits for it.
+type Settled = oneshot::Receiver<Result<(), LambdaError>>;
+
+impl Front {
+    pub(crate) async fn create_function(&self, call: &Call) -> Result<Reply, LambdaError> {
+        let wanted: CreateFunction = parse(call)?;
+        let target = FunctionRef::parse(&wanted.function_name).map_err(invalid)?;
+        let target = self.own(call, target)?;
+        if target.qualifier.is_some() {
+            return Err(invalid("a new function's name has no qualifier"));
+        }
+        let name = target.name;
+        check_package(
+            wanted.package_type.as_deref(),
+            wanted.architectures.as_deref(),
+        )?;
+        let mut config = Configuration {
+            revision_id: call.new_id(),
+            modified_unix_ms: call.now_ms,
+            description: String::new(),
+            role: String::new(),
+            timeout_s: TIMEOUT_S,
+            memory_mib: MEMORY_MIB,
+            environment: BTreeMap::new(),
+            image_uri: wanted.code.image_uri,
+            entry_point: Vec::new(),
+            command: Vec::new(),
+            revision: None,
+            digest: None,
+            update: Update::InProgress,
+        };
+        apply(
+            &mut config,
+            body::UpdateFunctionConfiguration {
+                role: Some(wanted.role),
+                description: wanted.description,
+                timeout: wanted.timeout,
+                memory_size: wanted.memory_size,
+                environment: wanted.environment,
+                image_config: wanted.image_config,
+                ephemeral_storage: wanted.ephemeral_storage,
+                revision_id: None,
+            },
+        )?;
+        let tags = wanted.tags.unwrap_or_default();
+        check_tags(&tags)?;
+        let record = FunctionRecord {
+            latest: config.clone(),
+            last_version: 0,
+            versions: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+            tags,
+            reserved_concurrency: None,
+            policies: BTreeMap::new(),
+        };
+        self.store_new(call, &name, &record).await?;
+        let settled = self.deploy(call, &name, &config, None).await?;
+        let publish = wanted.publish == Some(true);
+        self.told(call, &name, settled, publish, StatusCode::CREATED)
+            .await
+    }
+
+    /// One transaction: nothing of that name is there, and then this is.
+    async fn store_new(
+        &self,
+        call: &Call,
+        name: &ServiceName,
+        record: &FunctionRecord,
+    ) -> Result<(), LambdaError> {
+        let place = key::function(&call.project.id, name);
+        let _projects = self.control.inner.projects.read().await;
+        let project = key::project(&call.project.id);
+        if !self.control.db().exists(&project).await? {
+            return Err(LambdaError::new(Code::AccessDenied, "the project is gone"));
+        }
+        let change = Change::default()
+            .expect_absent(key::service(&call.project.id, name))
+            .expect_absent(&place)
+            .put(&place, record)?;
+        if self.control.db().try_commit(change).await? {
+            return Ok(());
+        }
+        let message = format!("Function already exist: {name} (or a service of that name)");
+        Err(LambdaError::new(Code::ResourceConflict, message))
+    }
+
+    /// Starts to deploy a configuration that is stored; what is refused at
+    /// once is as if it had never been stored.
+    async fn deploy(
+        &self,
+        call: &Call,
+        name: &ServiceName,
+        config: &Configuration,
+        before: Option<Configuration>,
+    ) -> Result<Settled, LambdaError> {
+        let (teller, listener) = events();
+        let arn = self.arns(&call.project.id).function(name);
+        let wish = Wish::Deploy(Box::new(self.wanted(config, arn)));
+        let control = &self.control;
+        let project = call.project.clone();
+        let begun = control
+            .begin_deploy(project, name.clone(), wish, teller)
+            .await;
+        if let Err(error) = begun {
+            self.undo(call, name, &config.revision_id, before).await?;
+            return Err(error.into());
+        }
+        let (done, settled) = oneshot::channel();
+        let settling = Settling {
+            control: control.clone(),
+            project: call.project.id.clone(),
+            name: name.clone(),
+            revision_id: config.revision_id.clone(),
+        };
+        control.inner.tasks.spawn("function", async move {
+            let ended = settling.run(listener).await;
+            if let Err(Err(error)) = done.send(ended) {
+                tracing::debug!(%error, "nobody waits for a function's deployment");
+            }
+        });
+        Ok(settled)
+    }
+
+    async fn undo(
+        &self,
+        call: &Call,
+        name: &ServiceName,
+        revision_id: &str,
+        before: Option<Configuration>,
+    ) -> Result<(), LambdaError> {
+        let Some(before) = before else {
+            let change = Change::default();
+            let project = &call.project.id;
+            let change = self.control.without_function(change, project, name).await?;
+            return Ok(self.control.db().commit(change).await?);
+        };
+        let back = |record: &mut FunctionRecord| {
+            if record.latest.revision_id == revision_id {
+                record.latest = before.clone();
+            }
+            Ok(())
+        };
+        let changed = self.control.change_function(&call.project.id, name, back);
+        changed.await.map(|_| ())
+    }
+
+    fn wanted(&self, config: &Configuration, arn: String) -> Deploy {
+        let variable = |(name, value): (&String, &String)| EnvVar {
+            name: name.clone(),
+            value: EnvValue::Value(value.clone()),
+        };
+        let container = DeployContainer {
+            name: "main".to_owned(),
+            image: config.image_uri.clone(),
+            command: config.entry_point.clone(),
+            args: config.command.clone(),
+            env: config.environment.iter().map(variable).collect(),
+            port: skiff_types::limits::DEFAULT_PORT,
+            probe: Probe::default(),
+            essential: true,
+        };
+        Deploy {
+            containers: vec![container],
+            resources: Resources {
+                memory_mib: config.memory_mib,
+                cpu_mode: CpuMode::Request,
+                ..Resources::default()
+            },
+            scaling: Scaling {
+                concurrency: 1,
+                ..Scaling::default()
+            },
+            timeout_s: config.timeout_s,
+            egress: self.egress,
+            isolation: IsolationRequest::Auto,
+            function: Some(FunctionSpec {
+                arn,
+                ..FunctionSpec::default()
+            }),
+            tag: None,
+            no_traffic: false,
+            force: false,
+            registry_auth: None,
+        }
+    }
+
+    /// The reply to a change: at once, or after its version is published.
+    async fn told(
+        &self,
+        call: &Call,
+        name: &ServiceName,
+        settled: Settled,
+        publish: bool,
+        status: StatusCode,
+    ) -> Result<Reply, LambdaError> {
+        if publish {
+            let gone = |_| LambdaError::new(Code::Service, "the server is stopping");
+            settled.await.map_err(gone)??;
+            let wanted = body::PublishVersion::default();
+            let shown = self.publish(call, name, &wanted).await?;
+            return Ok(Reply::json(status, shown));
+        }
+        let record = self.control.function(&call.project.id, name).await?.record;
+        let arns = self.arns(&call.project.id);
+        let shown = show::configuration(&arns, name, None, "$LATEST", &record.latest);
+        Ok(Reply::json(status, shown))
+    }
+
+    pub(crate) async fn get_function(
+        &self,
+        call: &Call,
+        text: &str,
+        whole: bool,
+    ) -> Result<Reply, LambdaError> {
+        let target = self.target(call, text)?;
+        let record = self
+            .control
+            .function(&call.project.id, &target.name)
+            .await?;
+        let record = record.record;
+        let qualifier = target.qualifier.as_ref();
+        let (version, config) = self.version(call, &target.name, &record, qualifier).await?;
+        let arns = self.arns(&call.project.id);
+        let shown = show::configuration(&arns, &target.name, qualifier, &version, &config);
+        let shown = match whole {
+            true => show::function(&record, &config, shown),
+            false => shown,
+        };
+        Ok(Reply::json(StatusCode::OK, shown))
+    }
+
+    /// The version that a qualifier means, and its configuration.
+    async fn version(
+        &self,
+        call: &Call,
+        name: &ServiceName,
+        record: &FunctionRecord,
+        qualifier: Option<&Qualifier>,
+    ) -> Result<(String, Configuration), LambdaError> {
+        let number = match qualifier {
+            None | Some(Qualifier::Latest) => None,
+            Some(Qualifier::Version(number)) => Some(*number),
+            Some(Qualifier::Alias(alias)) => {
+                let alias = record.aliases.get(alias).ok_or_else(|| missing(name))?;
+                alias.version.parse().ok()
+            }
+        };
+        let Some(number) = number else {
+            return Ok(("$LATEST".to_owned(), record.latest.clone()));
+        };
+        let place = key::function_version(&call.project.id, name, number);
+        let found = self.control.db().get::<Configuration>(&place).await?;
+        let found = found.ok_or_else(|| missing(name))?;
+        Ok((number.to_string(), found.record))
+    }
+
+    pub(crate) async fn list_functions(&self, call: &Call) -> Result<Reply, LambdaError> {
+        if call.param("FunctionVersion").is_some() {
+            return Err(invalid("FunctionVersion is not served: $LATEST is listed"));
+        }
+        let limit = call.page(PAGE_MAX)?;
+        let marker = call.param("Marker").map(str::parse::<ServiceName>);
+        let marker = marker.transpose().map_err(invalid)?;
+        let after = marker.map(|name| key::function(&call.project.id, &name));
+        let prefix = key::functions(&call.project.id);
+        let db = self.control.db();
+        let mut found = db
+            .first::<FunctionRecord>(&prefix, after.as_deref(), limit + 1)
+            .await?;
+        let more = found.len() > limit;
+        found.truncate(limit);
+        let arns = self.arns(&call.project.id);
+        let mut shown = Vec::with_capacity(found.len());
+        let mut last = String::new();
+        for found in &found {
+            last = key::last_part(&found.key).to_owned();
+            let name: ServiceName = last.parse().map_err(invalid)?;
+            let latest = &found.record.latest;
+            shown.push(show::configuration(&arns, &name, None, "$LATEST", latest));
+        }
+        Ok(Reply::page("Functions", shown, more.then_some(last)))
+    }
+
+    pub(crate) async fn list_versions(
+        &self,
+        call: &Call,
+        text: &str,
+    ) -> Result<Reply, LambdaError> {
+        let name = self.target(call, text)?.name;
+        let limit = call.page(PAGE_MAX)?;
+        let record = self.control.function(&call.project.id, &name).await?.record;
+        let arns = self.arns(&call.project.id);
+        let mut shown = Vec::new();
+        let after: u32 = match call.param("Marker") {
+            Some(marker) => marker.parse().map_err(invalid)?,
+            None => {
+                let latest = Qualifier::Latest;
+                let latest = Some(&latest);
+                shown.push(show::configuration(
+                    &arns,
+                    &name,
+                    latest,
+                    "$LATEST",
+                    &record.latest,
+                ));
+                0
+            }
+        };
+        let mut numbers = record.versions.keys().filter(|number| **number > after);
+        let mut last = after;
+        while shown.len() < limit
+            && let Some(number) = numbers.next()
+        {
+            let place = key::function_version(&call.project.id, &name, *number);
+            let found = self.control.db().get::<Configuration>(&place).await?;
+            let config = found.ok_or_else(|| missing(&name))?.record;
+            let version = Qualifier::Version(*number);
+            let number_text = number.to_string();
+            shown.push(show::configuration(
+                &arns,
+                &name,
+                Some(&version),
+                &number_text,
+                &config,
+            ));
+            last = *number;
+        }
+        let more = numbers.next().is_some();
+        Ok(Reply::page(
+            "Versions",
+            shown,
+            more.then(|| last.to_string()),
+        ))
+    }
+
+    pub(crate) async fn update_code(&self, call: &Call, text: &str) -> Result<Reply, LambdaError> {
+        let wanted: body::UpdateFunctionCode = parse(call)?;
+        check_package(None, wanted.architectures.as_deref())?;
+        let name = self.unqualified(call, text)?;
+        let id = call.new_id();
+        let set = |config: &mut Configuration| {
+            config.image_uri.clone_from(&wanted.image_uri);
+            config.digest = None;
+            Ok(())
+        };
+        if wanted.dry_run == Some(true) {
+            return self
+                .dry_update(call, &name, wanted.revision_id.as_deref(), set)
+                .await;
+        }
+        let expected = wanted.revision_id.as_deref();
+        let settled = self.update(call, &name, expected, &id, set).await?;
+        let publish = wanted.publish == Some(true);
+        self.told(call, &name, settled, publish, StatusCode::OK)
+            .await
+    }
+
+    async fn dry_update(
+        &self,
+        call: &Call,
+        name: &ServiceName,
+        expected: Option<&str>,
+        set: impl Fn(&mut Configuration) -> Result<(), LambdaError>,
+    ) -> Result<Reply, LambdaError> {
+        let mut record = self.control.function(&call.project.id, name).await?.record;
+        check_changeable(&record, name, expected)?;
+        set(&mut record.latest)?;
+        let arns = self.arns(&call.project.id);
+        let shown = show::configuration(&arns, name, None, "$LATEST", &record.latest);
+        Ok(Reply::json(StatusCode::OK, shown))
+    }
+
+    pub(crate) async fn update_configuration(
+        &self,
+        call: &Call,
+        text: &str,
+    ) -> Result<Reply, LambdaError> {
+        let wanted: body::UpdateFunctionConfiguration = parse(call)?;
+        let name = self.unqualified(call, text)?;
+        let id = call.new_id();
+        let expected = wanted.revision_id.clone();
+        let set = |config: &mut Configuration| apply(config, wanted.clone());
+        let settled = self
+            .update(call, &name, expected.as_deref(), &id, set)
+            .await?;
+        self.told(call, &name, settled, false, StatusCode::OK).await
+    }
+
+    /// Stores the changed configuration and starts to deploy it.
+    async fn update(
+        &self,
+        call: &Call,
+        name: &ServiceName,
+        expected: Option<&str>,
+        id: &str,
+        set: impl Fn(&mut Configuration) -> Result<(), LambdaError>,
+    ) -> Result<Settled, LambdaError> {
+        let change = |record: &mut FunctionRecord| {
+            check_changeable(record, name, expected)?;
+            let before = record.latest.clone();
+            set(&mut record.latest)?;
+            record.latest.revision_id = id.to_owned();
+            record.latest.modified_unix_ms = call.now_ms;
+            record.latest.update = Update::InProgress;
+            Ok(before)
+        };
+        let control = &self.control;
+        let changed = control.change_function(&call.project.id, name, change);
+        let (before, record) = changed.await?;
+        self.deploy(call, name, &record.latest, Some(before)).await
+    }
+
+    pub(crate) async fn delete_function(
+        &self,
+        call: &Call,
+        text: &str,
+    ) -> Result<Reply, LambdaError> {
+        let target = self.target(call, text)?;
+        match target.qualifier {
+            None => self.delete_whole(call, &target.name).await?,
+            Some(Qualifier::Version(number)) => {
+                self.delete_version(call, &target.name, number).await?;
+            }
+            Some(_) => {
+                return Err(invalid(
+                    "only a version or the whole function can be deleted",
+                ));
+            }
+        }
+        Ok(Reply::json(StatusCode::OK, json!({"StatusCode": 204})))
+    }
+
+    async fn delete_whole(&self, call: &Call, name: &ServiceName) -> Result<(), LambdaError> {
+        let record = self.control.function(&call.project.id, name).await?.record;
+        check_settled(&record, name)?;
+        let place = key::service(&call.project.id, name);
+        if self.control.db().exists(&place).await? {
+            return Ok(self.control.delete_service(&call.project, name).await?);
+        }
+        // Its first deployment never came to a revision.
+        let change = Change::default().expect_absent(place);
+        let project = &call.project.id;
+        let change = self.control.without_function(change, project, name).await?;
+        self.control.db().commit(change).await?;
+        self.control.forget_view(&call.project.id, name);
+        Ok(())
+    }
+
+    async fn delete_version(
+        &self,
+        call: &Call,
+        name: &ServiceName,
+        number: u32,
+    ) -> Result<(), LambdaError> {
+        self.rekept(call, name, |record, service| {
+            let version = record.versions.remove(&number);
+            let revision = version.ok_or_else(|| missing(name))?.revision;
+            let used = |alias: &record::Alias| {
+                alias.version == number.to_string()
+                    || alias.second.is_some_and(|(second, _)| second == number)
+            };
+            if record.aliases.values().any(used) {
+                let message = format!("an alias of {name} leads to the version {number}");
+                return Err(LambdaError::new(Code::ResourceConflict, message));
+            }
+            record.policies.remove(&number.to_string());
+            if !record
+                .versions
+                .values()
+                .any(|kept| kept.revision == revision)
+            {
+                service.kept.remove(&revision);
+            }
+            let place = key::function_version(&call.project.id, name, number);
+            Ok(((), Change::default().delete(place)))
+        })
+        .await
+    }
+
+    pub(crate) async fn publish_version(
+        &self,
+        call: &Call,
+        text: &str,
+    ) -> Result<Reply, LambdaError> {
+        let wanted: body::PublishVersion = parse(call)?;
+        let name = self.unqualified(call, text)?;
+        let shown = self.publish(call, &name, &wanted).await?;
+        Ok(Reply::json(StatusCode::CREATED, shown))
+    }
+
+    /// Makes a version of `$LATEST`; the last one, if it is the same.
+    async fn publish(
+        &self,
+        call: &Call,
+        name: &ServiceName,
+        wanted: &body::PublishVersion,
+    ) -> Result<Value, LambdaError> {
+        let id = call.new_id();
+        let (number, config) = self
+            .rekept(call, name, |record, service| {
+                check_changeable(record, name, wanted.revision_id.as_deref())?;
+                let latest = &record.latest;
+                let Some(revision) = latest.revision else {
+                    let message = format!("the function {name} has no revision that serves");
+                    return Err(LambdaError::new(Code::ResourceConflict, message));
+                };
+                let sum = latest.digest.as_ref().map(|digest| digest.hex());
+                if wanted
+                    .code_sha256
+                    .as_deref()
+                    .is_some_and(|code| Some(code) != sum)
+                {
+                    return Err(invalid("CodeSha256 is not that of $LATEST"));
+                }
+                if let Some((number, same)) = record.versions.last_key_value()
+                    && same.revision == revision
+                {
+                    return Ok(((*number, None), Change::default()));
+                }
+                if record.versions.len() >= VERSIONS_MAX {
+                    let message = format!("{name} has {VERSIONS_MAX} versions: delete some");
+                    return Err(LambdaError::new(Code::ResourceConflict, message));
+                }
+                let mut config = latest.clone();
+                config.revision_id.clone_from(&id);
+                config.modified_unix_ms = call.now_ms;
+                if let Some(description) = &wanted.description {
+                    config.description.clone_from(description);
+                }
+                let number = record.last_version + 1;
+                record.last_version = number;
+                let version = Version {
+                    revision,
+                    timeout_s: config.timeout_s,
+                };
+                record.versions.insert(number, version);
+                service.kept.insert(revision);
+                let place = key::function_version(&call.project.id, name, number);
+                let change = Change::default()
+                    .expect_absent(&place)
+                    .put(&place, &config)?;
+                Ok(((number, Some(config)), change))
+            })
+            .await?;
+        let config = match config {
+            Some(config) => config,
+            None => {
+                let place = key::function_version(&call.project.id, name, number);
+                let found = self.control.db().get::<Configuration>(&place).await?;
+                found.ok_or_else(|| missing(name))?.record
+            }
+        };
+        let arns = self.arns(&call.project.id);
+        let qualifier = Qualifier::Version(number);
+        let number = number.to_string();
+        Ok(show::configuration(
+            &arns,
+            name,
+            Some(&qualifier),
+            &number,
+            &config,
+        ))
+    }
+
+    /// One transaction over a function and the revisions that its service
+    /// keeps; gateway and fleet are told.
+    async fn rekept<T>(
+        &self,
+        call: &Call,
+        name: &ServiceName,
+        change: impl FnOnce(&mut FunctionRecord, &mut ServiceRecord) -> Result<(T, Change), LambdaError>,
+    ) -> Result<T, LambdaError> {
+        let control = &self.control;
+        let project = &call.project;
+        let function = control.function(&project.id, name).await?;
+        check_settled(&function.record, name)?;
+        let _turn = control.turn(&project.id, name).await?;
+        let function = control.function(&project.id, name).await?;
+        let service = control.service(&project.id, name).await?;
+        let before = service.record.routed();
+        let (mut record, mut kept) = (function.record, service.record);
+        let (answer, write) = change(&mut record, &mut kept)?;
+        let config = &control.inner.base.config;
+        let told =
+            Publication::prepare(control.db(), config, project, name, &before, &kept).await?;
+        let write = write
+            .expect(&function.key, function.version)
+            .expect(&service.key, service.version)
+            .put(&function.key, &record)?
+            .put(&service.key, &kept)?;
+        control.db().commit(write).await?;
+        control.forget_view(&project.id, name);
+        told.apply(&control.inner.ports);
+        Ok(answer)
+    }
+
+    pub(crate) async fn tag(&self, call: &Call, arn: &str) -> Result<Reply, LambdaError> {
+        let wanted: body::TagResource = parse(call)?;
+        let name = self.unqualified(call, arn)?;
+        let change = |record: &mut FunctionRecord| {
+            record.tags.extend(wanted.tags.clone());
+            check_tags(&record.tags)
+        };
+        let changed = self
+            .control
+            .change_function(&call.project.id, &name, change);
+        changed.await.map(|_| Reply::empty())
+    }
+
+    pub(crate) async fn untag(&self, call: &Call, arn: &str) -> Result<Reply, LambdaError> {
+        let name = self.unqualified(call, arn)?;
+        let change = |record: &mut FunctionRecord| {
+            record
+                .tags
+                .retain(|tag, _| !call.params("tagKeys").any(|gone| gone == tag));
+            Ok(())
+        };
+        let changed = self
+            .control
+            .change_function(&call.project.id, &name, change);
+        changed.await.map(|_| Reply::empty())
+    }
+
+    pub(crate) async fn list_tags(&self, call: &Call, arn: &str) -> Result<Reply, LambdaError> {
+        let name = self.unqualified(call, arn)?;
+        let record = self.control.function(&call.project.id, &name).await?.record;
+        Ok(Reply::json(StatusCode::OK, json!({"Tags": record.tags})))
+    }
+}
+
+/// Waits for a deployment's end and writes it into the function.
+#[derive(Debug)]
+struct Settling {
+    control: Control,
+    project: ProjectId,
+    name: ServiceName,
+    revision_id: String,
+}
+
+impl Settling {
+    async fn run(self, mut listener: mpsc::Receiver<DeployEvent>) -> Result<(), LambdaError> {
+        let mut failed = Some("the server stopped while it was being deployed".to_owned());
+        while let Some(event) = listener.recv().await {
+            match event {
+                DeployEvent::Done { .. } => failed = None,
+                DeployEvent::Failed { error, log } => failed = Some(reason(&error.message, &log)),
+                _ => {}
+            }
+        }
+        let served = match &failed {
+            None => self.served().await?,
+            Some(_) => None,
+        };
+        let settle = |record: &mut FunctionRecord| {
+            let latest = &mut record.latest;
+            if latest.revision_id != self.revision_id {
+                return Ok(());
+            }
+            latest.update = match (&failed, &served) {
+                (None, Some((number, digest))) => {
+                    latest.revision = Some(*number);
+                    latest.digest = Some(digest.clone());
+                    Update::Done
+                }
+                (reason, _) => Update::Failed {
+                    reason: reason.clone().unwrap_or_default(),
+                },
+            };
+            Ok(())
+        };
+        let changed = self
+            .control
+            .change_function(&self.project, &self.name, settle);
+        changed.await?;
+        match failed {
+            None => Ok(()),
+            Some(reason) => Err(LambdaError::new(Code::InvalidParameterValue, reason)),
+        }
+    }
+
+    /// The newest ready revision and its image.
+    async fn served(&self) -> Result<Option<(u32, skiff_types::Digest)>, LambdaError> {
+        let service = self.control.service(&self.project, &self.name).await?;
+        let Some(number) = service.record.latest_ready else {
+            return Ok(None);
+        };
+        let id = revision_id(&self.project, &self.name, number);
+        let found = self
+            .control
+            .db()
+            .get::<RevisionRecord>(&key::revision(&id))
+            .await?;
+        let container = found.and_then(|found| found.record.spec.containers.into_iter().next());
+        Ok(container.map(|container| (number, container.digest)))
+    }
+}
+
+/// One text of at most a kilobyte: why, and what its instance wrote last.
+fn reason(message: &str, log: &[String]) -> String {
+    let mut text = message.to_owned();
+    for line in log {
+        text.push_str("; ");
+        text.push_str(line);
+    }
+    text.chars().take(1000).collect()
+}
+
+fn check_package(
+    package: Option<&str>,
+    architectures: Option<&[String]>,
+) -> Result<(), LambdaError> {
+    if package.is_some_and(|package| package != "Image") {
+        return Err(invalid("PackageType Image is served; Zip is not"));
+    }
+    if architectures.is_some_and(|all| all.iter().any(|one| one != "x86_64")) {
+        return Err(invalid("Architectures: x86_64 is served"));
+    }
+    Ok(())
+}
+
+fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), LambdaError> {
+    let fits = |(name, value): (&String, &String)| {
+        (1..=128).contains(&name.chars().count()) && value.chars().count() <= 256
+    };
+    if tags.len() > TAGS_MAX || !tags.iter().all(fits) {
+        return Err(invalid(format!(
+            "at most {TAGS_MAX} tags with names of 1 to 128 and values of at most 256 characters are expected"
+        )));
+    }
+    Ok(())
+}
+
+/// Sets what is given, if it may be.
+fn apply(
+    config: &mut Configuration,
+    wanted: body::UpdateFunctionConfiguration,
+) -> Result<(), LambdaError> {
+    if let Some(role) = wanted.role {
+        if role.len() > 512 {
+            return Err(invalid("Role is over 512 bytes"));
+        }
+        config.role = role;
+    }
+    if let Some(description) = wanted.description {
+        if description.chars().count() > DESCRIPTION_CHARS_MAX {
+            return Err(invalid(format!(
+                "Description is over {DESCRIPTION_CHARS_MAX} characters"
+            )));
+        }
+        config.description = description;
+    }
+    if let Some(timeout) = wanted.timeout {
+        if !(1..=TIMEOUT_S_MAX).contains(&timeout) {
+            return Err(invalid(format!(
+                "Timeout is {timeout}: 1 to {TIMEOUT_S_MAX} are expected"
+            )));
+        }
+        config.timeout_s = timeout;
+    }
+    if let Some(memory) = wanted.memory_size {
+        if !(MEMORY_MIB..=MEMORY_MIB_MAX).contains(&memory) {
+            return Err(invalid(format!(
+                "MemorySize is {memory}: {MEMORY_MIB} to {MEMORY_MIB_MAX} are expected"
+            )));
+        }
+        config.memory_mib = memory;
+    }
+    if let Some(environment) = wanted.environment {
+        let variables = environment.variables;
+        let bytes: usize = variables
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        if bytes > ENVIRONMENT_BYTES_MAX {
+            return Err(invalid(format!(
+                "the environment has {bytes} bytes: at most {ENVIRONMENT_BYTES_MAX} are expected"
+            )));
+        }
+        config.environment = variables;
+    }
+    if let Some(ImageConfig {
+        entry_point,
+        command,
+    }) = wanted.image_config
+    {
+        config.entry_point = entry_point;
+        config.command = command;
+    }
+    if wanted
+        .ephemeral_storage
+        .is_some_and(|storage| storage.size != EPHEMERAL_MIB)
+    {
+        return Err(invalid(format!(
+            "EphemeralStorage: {EPHEMERAL_MIB} is served"
+        )));
+    }
+    Ok(())
+}
+
+fn check_settled(record: &FunctionRecord, name: &ServiceName) -> Result<(), LambdaError> {
+    if record.latest.update == Update::InProgress {
+        let message = format!(
+            "The operation cannot be performed at this time. An update is in progress for the function {name}"
+        );
+        return Err(LambdaError::new(Code::ResourceConflict, message));
+    }
+    Ok(())
+}
+
+/// Nothing is under way, and the revision id is the expected one.
+fn check_changeable(
+    record: &FunctionRecord,
+    name: &ServiceName,
+    expected: Option<&str>,
+) -> Result<(), LambdaError> {
+    check_settled(record, name)?;
+    same_revision(expected, Some(&record.latest.revision_id))
+}
+
+/// A precondition, if one is given.
+pub(crate) fn same_revision(
+    expected: Option<&str>,
+    current: Option<&str>,
+) -> Result<(), LambdaError> {
+    if expected.is_some() && expected != current {
+        let message = "The RevisionId provided does not match the latest RevisionId: get the resource anew and look at its RevisionId";
+        return Err(LambdaError::new(Code::PreconditionFailed, message));
+    }
+    Ok(())
+}

@@ -1,0 +1,453 @@
+//! Invocations: from an event to the revision that serves it, and back.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use serde::de::IgnoredAny;
+use serde_json::json;
+use skiff_lambda::event_stream::{self, InvokeComplete};
+use skiff_lambda::{Code, FunctionRef, LambdaError, Qualifier};
+
+use super::cache::View;
+use super::call::{Call, Reply, invalid};
+use super::links::{Link, LinkError};
+use super::policies::allows;
+use super::sign::EVENT_BYTES_MAX;
+use super::{Front, not_yours};
+use crate::control::ServiceKey;
+use crate::traffic::revision_id;
+
+/// What a function may answer, bytes (AWS's limit).
+const ANSWER_BYTES_MAX: usize = 6 * 1024 * 1024 + 100;
+/// The longest timeout, twice for a slow init, the queue, and a minute for the
+/// gateway to say why: it and who hands an instance its events end it earlier.
+const DEADLINE: Duration = Duration::from_secs(900 * 2 + 30 + 60);
+const CLIENT_CONTEXT_BYTES_MAX: usize = 3583;
+const PATH: &str = "/2015-03-31/functions/function/invocations";
+
+const FUNCTION_ERROR: &str = "x-amz-function-error";
+const LOG_RESULT: &str = "x-amz-log-result";
+const EXECUTED_VERSION: &str = "x-amz-executed-version";
+
+type Running = Arc<Mutex<HashMap<ServiceKey, u32>>>;
+
+/// Where an invocation goes.
+#[derive(Debug)]
+struct Way {
+    key: ServiceKey,
+    revision: u32,
+    /// `$LATEST` or a number.
+    version: String,
+    arn: String,
+    timeout_s: u32,
+    reserved: Option<u32>,
+}
+
+/// One invocation of a function with a reservation; dropping ends it.
+#[derive(Debug)]
+struct Place {
+    key: ServiceKey,
+    running: Running,
+}
+
+impl Place {
+    fn take(running: &Running, way: &Way) -> Result<Option<Self>, LambdaError> {
+        let Some(most) = way.reserved else {
+            return Ok(None);
+        };
+        let mut counts = running.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(way.key.clone()).or_default();
+        if *count >= most {
+            let reason = "ReservedFunctionConcurrentInvocationLimitExceeded";
+            let message = format!("Rate Exceeded: {most} invocations at once are reserved");
+            return Err(LambdaError::throttled(reason, message));
+        }
+        *count += 1;
+        Ok(Some(Self {
+            key: way.key.clone(),
+            running: Arc::clone(running),
+        }))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.key);
+            }
+        }
+    }
+}
+
+impl Front {
+    pub(crate) async fn invoke(&self, call: &mut Call, text: &str) -> Result<Reply, LambdaError> {
+        let way = self.way(call, text).await?;
+        match call.header("x-amz-invocation-type") {
+            None | Some("RequestResponse") => {}
+            Some("DryRun") => {
+                let mut reply = Reply::empty();
+                set(&mut reply.headers, EXECUTED_VERSION, &way.version);
+                return Ok(reply);
+            }
+            Some(_) => {
+                return Err(invalid(
+                    "X-Amz-Invocation-Type: RequestResponse and DryRun are served; Event is not",
+                ));
+            }
+        }
+        let _place = Place::take(&self.running, &way)?;
+        let request = event(call, &way)?;
+        let invoked = tokio::time::timeout(DEADLINE, async {
+            let (response, link) = self.links.send(&*self.revisions, request).await?;
+            let (parts, body) = response.into_parts();
+            let read = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            if read.is_ok() {
+                self.links.keep(link);
+            }
+            Ok::<_, LinkError>((parts, read.map(|read| read.to_bytes())))
+        });
+        let (parts, body) = match invoked.await {
+            Ok(answered) => answered.map_err(broken)?,
+            Err(_) => return Ok(timed_out(call, &way)),
+        };
+        let body = match body {
+            Ok(body) => body,
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+                return Ok(failed(
+                    &way,
+                    &json!({
+                        "errorType": "Function.ResponseSizeTooLarge",
+                        "errorMessage": format!(
+                            "Response payload size exceeded maximum allowed payload size ({ANSWER_BYTES_MAX} bytes)."
+                        ),
+                    }),
+                ));
+            }
+            Err(_) => return Ok(exited(call, &way, "its answer ended early")),
+        };
+        if parts.status != StatusCode::OK {
+            return refused(call, &way, parts.status, &body);
+        }
+        let mut reply = Reply {
+            status: StatusCode::OK,
+            headers: function_headers(&parts.headers, &way),
+            body: Body::from(body),
+        };
+        let json = HeaderValue::from_static("application/json");
+        reply.headers.insert(http::header::CONTENT_TYPE, json);
+        Ok(reply)
+    }
+
+    pub(crate) async fn invoke_streaming(
+        &self,
+        call: &mut Call,
+        text: &str,
+    ) -> Result<Reply, LambdaError> {
+        let way = self.way(call, text).await?;
+        if call.header("x-amz-invocation-type") == Some("DryRun") {
+            let mut reply = Reply::empty();
+            set(&mut reply.headers, EXECUTED_VERSION, &way.version);
+            return Ok(reply);
+        }
+        let place = Place::take(&self.running, &way)?;
+        let request = event(call, &way)?;
+        let sent = self.links.send(&*self.revisions, request);
+        let sent = tokio::time::timeout(DEADLINE, sent).await;
+        let (response, link) = sent
+            .map_err(|_| LambdaError::new(Code::Service, "the function did not answer in time"))?
+            .map_err(broken)?;
+        if response.status() != StatusCode::OK {
+            let status = response.status();
+            let read = Limited::new(response.into_body(), 4096).collect().await;
+            let text = read.map(|read| read.to_bytes()).unwrap_or_default();
+            let reply = refused(call, &way, status, &text)?;
+            let body = reply.body.collect().await;
+            let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+            let end = complete(Some("Unhandled"), &body, None);
+            let pieces = stream::once(async move { Ok::<_, hyper::Error>(Bytes::from(end)) });
+            return Ok(streamed(&way, Body::from_stream(pieces)));
+        }
+        let pieces = framed(response, (place, link));
+        Ok(streamed(&way, Body::from_stream(pieces)))
+    }
+
+    /// Which revision an invocation is for, if the caller may make it.
+    async fn way(&self, call: &Call, text: &str) -> Result<Way, LambdaError> {
+        let target = self.named(call, text)?;
+        let owner = target
+            .account
+            .clone()
+            .unwrap_or_else(|| call.project.id.clone());
+        let is_own = owner == call.project.id;
+        let view = self.control.function_view(&owner, &target.name).await;
+        let view = match view {
+            Err(error) if !is_own && error.code == Code::ResourceNotFound => {
+                return Err(not_yours());
+            }
+            view => view?,
+        };
+        if !is_own && !allows(&view.record, target.qualifier.as_ref(), &call.project.id) {
+            return Err(not_yours());
+        }
+        let chosen = choose(&view, &target)?;
+        let arns = self.arns(&owner);
+        let arn = match &target.qualifier {
+            Some(qualifier) => arns.qualified(&target.name, qualifier),
+            None => arns.function(&target.name),
+        };
+        Ok(Way {
+            key: (owner, target.name),
+            revision: chosen.revision,
+            version: chosen.version,
+            arn,
+            timeout_s: chosen.timeout_s,
+            reserved: view.record.reserved_concurrency,
+        })
+    }
+}
+
+/// What serves an invocation.
+struct Chosen {
+    version: String,
+    revision: u32,
+    timeout_s: u32,
+}
+
+/// The version and the revision that a qualifier leads to, by weight.
+fn choose(view: &View, target: &FunctionRef) -> Result<Chosen, LambdaError> {
+    let missing = || super::state::missing(&target.name);
+    let latest = || {
+        let revision = view.latest.ok_or_else(|| {
+            let message = format!("the function {} is not Active yet", target.name);
+            LambdaError::new(Code::ResourceConflict, message)
+        })?;
+        Ok(Chosen {
+            version: "$LATEST".to_owned(),
+            revision,
+            timeout_s: view.record.latest.timeout_s,
+        })
+    };
+    let number = match &target.qualifier {
+        None | Some(Qualifier::Latest) => return latest(),
+        Some(Qualifier::Version(number)) => *number,
+        Some(Qualifier::Alias(name)) => {
+            let alias = view.record.aliases.get(name).ok_or_else(missing)?;
+            let drawn = f64::from(skiff_base::random::u32()) / (f64::from(u32::MAX) + 1.0);
+            match (alias.second, alias.version.parse()) {
+                (Some((second, weight)), _) if drawn < weight => second,
+                (_, Ok(number)) => number,
+                (_, Err(_)) => return latest(),
+            }
+        }
+    };
+    let version = view.record.versions.get(&number).ok_or_else(missing)?;
+    Ok(Chosen {
+        version: number.to_string(),
+        revision: version.revision,
+        timeout_s: version.timeout_s,
+    })
+}
+
+/// The event as an instance gets it.
+fn event(call: &mut Call, way: &Way) -> Result<Request<Full<Bytes>>, LambdaError> {
+    if call.body.len() > EVENT_BYTES_MAX {
+        let message = format!("Request must be smaller than {EVENT_BYTES_MAX} bytes");
+        return Err(LambdaError::new(Code::RequestTooLarge, message));
+    }
+    let body = match std::mem::take(&mut call.body) {
+        none if none.is_empty() => Bytes::from_static(b"{}"),
+        body => Bytes::from(body),
+    };
+    serde_json::from_slice::<IgnoredAny>(&body).map_err(|error| {
+        let message = format!("Could not parse request body into json: {error}");
+        LambdaError::new(Code::InvalidRequestContent, message)
+    })?;
+    let id = revision_id(&way.key.0, &way.key.1, way.revision);
+    let mut request = Request::builder()
+        .method("POST")
+        .uri(PATH)
+        .header("host", format!("{}.{}", id.name(), way.key.0))
+        .header("content-type", "application/json")
+        .header("x-amz-request-id", &call.request_id)
+        .header("x-amz-invoked-arn", &way.arn);
+    for name in ["x-amz-log-type", "x-amz-client-context", "x-amzn-trace-id"] {
+        if let Some(value) = call.headers.get(name) {
+            if value.len() > CLIENT_CONTEXT_BYTES_MAX {
+                return Err(invalid(format!(
+                    "{name} is over {CLIENT_CONTEXT_BYTES_MAX} bytes"
+                )));
+            }
+            request = request.header(name, value);
+        }
+    }
+    let request = request.body(Full::new(body));
+    request.map_err(|error| LambdaError::new(Code::Service, format!("no event: {error}")))
+}
+
+fn broken(error: LinkError) -> LambdaError {
+    let message = skiff_base::chain(&error).to_string();
+    tracing::error!(error = %message, "an event did not reach the gateway");
+    LambdaError::new(Code::Service, message)
+}
+
+/// What the function's answer says beside its body.
+fn function_headers(answered: &HeaderMap, way: &Way) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for name in [FUNCTION_ERROR, LOG_RESULT] {
+        if let Some(value) = answered.get(name) {
+            headers.insert(name, value.clone());
+        }
+    }
+    set(&mut headers, EXECUTED_VERSION, &way.version);
+    headers
+}
+
+/// Values are ours, and visible ASCII.
+fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// A function's answer is 200: everything else is the gateway's own.
+fn refused(call: &Call, way: &Way, status: StatusCode, text: &[u8]) -> Result<Reply, LambdaError> {
+    let text: String = String::from_utf8_lossy(text)
+        .trim()
+        .chars()
+        .take(500)
+        .collect();
+    match status {
+        StatusCode::GATEWAY_TIMEOUT => Ok(timed_out(call, way)),
+        StatusCode::BAD_GATEWAY => Ok(exited(call, way, &text)),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            let reason = match way.reserved {
+                Some(_) => "ReservedFunctionConcurrentInvocationLimitExceeded",
+                None => "ConcurrentInvocationLimitExceeded",
+            };
+            Err(LambdaError::throttled(
+                reason,
+                format!("Rate Exceeded: {text}"),
+            ))
+        }
+        StatusCode::BAD_REQUEST => Err(LambdaError::new(Code::InvalidRequestContent, text)),
+        StatusCode::PAYLOAD_TOO_LARGE => Err(LambdaError::new(Code::RequestTooLarge, text)),
+        _ => {
+            let message = format!("the function was not reached ({}): {text}", status.as_u16());
+            Err(LambdaError::new(Code::Service, message))
+        }
+    }
+}
+
+fn timed_out(call: &Call, way: &Way) -> Reply {
+    let message = format!(
+        "{} Task timed out after {}.00 seconds",
+        call.request_id, way.timeout_s
+    );
+    failed(
+        way,
+        &json!({"errorType": "Sandbox.Timedout", "errorMessage": message}),
+    )
+}
+
+fn exited(call: &Call, way: &Way, why: &str) -> Reply {
+    let message = format!(
+        "RequestId: {} Error: Runtime exited: {why}",
+        call.request_id
+    );
+    failed(
+        way,
+        &json!({"errorType": "Runtime.ExitError", "errorMessage": message}),
+    )
+}
+
+fn failed(way: &Way, body: &serde_json::Value) -> Reply {
+    let mut reply = Reply::json(StatusCode::OK, body.clone());
+    set(&mut reply.headers, FUNCTION_ERROR, "Unhandled");
+    set(&mut reply.headers, EXECUTED_VERSION, &way.version);
+    reply
+}
+
+fn streamed(way: &Way, body: Body) -> Reply {
+    let mut headers = HeaderMap::new();
+    set(&mut headers, "content-type", event_stream::CONTENT_TYPE);
+    set(&mut headers, EXECUTED_VERSION, &way.version);
+    Reply {
+        status: StatusCode::OK,
+        headers,
+        body,
+    }
+}
+
+fn complete(error: Option<&str>, details: &[u8], log: Option<String>) -> Vec<u8> {
+    let details = String::from_utf8_lossy(details).into_owned();
+    InvokeComplete {
+        error_code: error.map(str::to_owned),
+        error_details: error.map(|_| details),
+        log_result: log,
+    }
+    .message()
+}
+
+/// The answer in messages, as it comes; an error is told at the end.
+fn framed(
+    response: Response<Incoming>,
+    held: (Option<Place>, Link),
+) -> impl futures_util::Stream<Item = Result<Bytes, hyper::Error>> + Send + 'static {
+    let (parts, body) = response.into_parts();
+    let field = |name: &str| Some(parts.headers.get(name)?.to_str().ok()?.to_owned());
+    let (error, log) = (field(FUNCTION_ERROR), field(LOG_RESULT));
+    let state = Framing {
+        body: body.into_data_stream().boxed(),
+        error,
+        log,
+        details: Vec::new(),
+        _held: held,
+    };
+    stream::unfold(Some(state), |state| async move { state?.next().await })
+}
+
+struct Framing {
+    body: stream::BoxStream<'static, Result<Bytes, hyper::Error>>,
+    error: Option<String>,
+    log: Option<String>,
+    details: Vec<u8>,
+    _held: (Option<Place>, Link),
+}
+
+type Step = Option<(Result<Bytes, hyper::Error>, Option<Framing>)>;
+
+impl Framing {
+    async fn next(mut self) -> Step {
+        loop {
+            match self.body.next().await {
+                Some(Ok(piece)) if self.error.is_some() => {
+                    let room = EVENT_BYTES_MAX.saturating_sub(self.details.len());
+                    self.details.extend(&piece[..piece.len().min(room)]);
+                }
+                Some(Ok(piece)) if piece.is_empty() => {}
+                Some(Ok(piece)) => {
+                    let message = Bytes::from(event_stream::payload_chunk(&piece));
+                    return Some((Ok(message), Some(self)));
+                }
+                Some(Err(_)) => {
+                    let end = complete(Some("Unhandled"), b"the answer ended early", self.log);
+                    return Some((Ok(end.into()), None));
+                }
+                None => {
+                    let end = complete(self.error.as_deref(), &self.details, self.log);
+                    return Some((Ok(end.into()), None));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! AWS Lambda's API: functions over HTTP, for clients that sign as AWS's do.
+//!
+//! ```text
+//!  request ─ key known? ─ operation served? ─ body ─ signature ─ replayed? ─▶ operation
+//!              403            501           400, 413     403         403
+//! ```
+//! Every call is signed by a key of a project, which is the account; nothing
+//! is answered without. Invocations go to the gateway within this process.
+
+mod aliases;
+mod body;
+mod cache;
+mod call;
+mod functions;
+mod invoke;
+mod links;
+mod operation;
+mod policies;
+mod record;
+mod show;
+mod sign;
+mod state;
+
+use std::collections::HashMap;
+use std::future::ready;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode};
+use serde_json::json;
+use skiff_lambda::{Arns, Code, FunctionRef, LambdaError, Replays, decode_query};
+use skiff_types::{ProjectId, ServiceName};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::control::{Control, ServiceKey};
+use crate::key;
+use crate::port::Revisions;
+use call::{Call, Reply, invalid, uuid};
+use links::Links;
+use operation::Operation;
+
+pub(crate) use cache::{Keys, KnownKey, Views};
+
+/// Memory for the bodies of all calls under way, KiB.
+const BODIES_KIB: usize = 256 * 1024;
+/// Clients' connections; each has one call at a time.
+const CONNECTIONS_MAX: usize = 4096;
+/// Concurrent executions of a project without a quota, as is told.
+const CONCURRENT_EXECUTIONS: u32 = 1000;
+
+/// How the API is served.
+#[derive(Clone, Debug)]
+pub struct LambdaConfig {
+    /// The region that signatures and ARNs name.
+    pub region: String,
+    /// Whether functions that are made here reach the public internet.
+    pub egress: bool,
+}
+
+/// What serves the API.
+#[derive(Debug)]
+pub(crate) struct Front {
+    control: Control,
+    region: String,
+    egress: bool,
+    revisions: Arc<dyn Revisions>,
+    links: Links,
+    replays: Mutex<Replays>,
+    bodies: Semaphore,
+    /// Invocations under way of functions with a reservation.
+    running: Arc<Mutex<HashMap<ServiceKey, u32>>>,
+}
+
+impl Control {
+    /// Serves AWS Lambda's API. Returns after [`Self::stop`].
+    pub async fn serve_lambda(
+        &self,
+        listener: TcpListener,
+        config: LambdaConfig,
+        revisions: Arc<dyn Revisions>,
+    ) {
+        let front = Front {
+            control: self.clone(),
+            region: config.region,
+            egress: config.egress,
+            revisions,
+            links: Links::default(),
+            replays: Mutex::default(),
+            bodies: Semaphore::new(BODIES_KIB),
+            running: Arc::default(),
+        };
+        let router = Router::new().fallback(answer).with_state(Arc::new(front));
+        let prepare = |stream| ready(Some(stream));
+        self.accept_all(&listener, prepare, router, CONNECTIONS_MAX)
+            .await;
+    }
+}
+
+async fn answer(State(front): State<Arc<Front>>, request: axum::extract::Request) -> Response {
+    let request_id = uuid();
+    let reply = match front.reply(request, &request_id).await {
+        Ok(reply) => reply,
+        Err(error) => Reply::error(&error),
+    };
+    let mut response = (reply.status, reply.headers, reply.body).into_response();
+    if let Ok(id) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert("x-amzn-requestid", id);
+    }
+    response
+}
+
+impl Front {
+    async fn reply(
+        &self,
+        request: axum::extract::Request,
+        request_id: &str,
+    ) -> Result<Reply, LambdaError> {
+        let (parts, body) = request.into_parts();
+        let signed = self.signed(&parts).await?;
+        let operation = Operation::of(parts.method.as_str(), parts.uri.path())?;
+        let (body, _room) = self.read(&parts, body, operation.invokes()).await?;
+        let now_ms = self.control.inner.base.now();
+        let body = self.verify(&signed, body, operation.only_reads(), now_ms)?;
+        let query = decode_query(parts.uri.query().unwrap_or_default());
+        let call = Call {
+            project: signed.key.project.clone(),
+            now_ms,
+            request_id: request_id.to_owned(),
+            query: query.ok_or_else(|| invalid("the query is not percent-encoded UTF-8"))?,
+            headers: parts.headers,
+            body,
+        };
+        self.run(operation, call).await
+    }
+
+    async fn run(&self, operation: Operation, mut call: Call) -> Result<Reply, LambdaError> {
+        use Operation as O;
+        match operation {
+            O::CreateFunction => self.create_function(&call).await,
+            O::ListFunctions => self.list_functions(&call).await,
+            O::GetFunction(name) => self.get_function(&call, &name, true).await,
+            O::DeleteFunction(name) => self.delete_function(&call, &name).await,
+            O::GetFunctionConfiguration(name) => self.get_function(&call, &name, false).await,
+            O::UpdateFunctionConfiguration(name) => self.update_configuration(&call, &name).await,
+            O::UpdateFunctionCode(name) => self.update_code(&call, &name).await,
+            O::PublishVersion(name) => self.publish_version(&call, &name).await,
+            O::ListVersionsByFunction(name) => self.list_versions(&call, &name).await,
+            O::Invoke(name) => self.invoke(&mut call, &name).await,
+            O::InvokeWithResponseStream(name) => self.invoke_streaming(&mut call, &name).await,
+            O::CreateAlias(name) => self.create_alias(&call, &name).await,
+            O::ListAliases(name) => self.list_aliases(&call, &name).await,
+            O::GetAlias(name, alias) => self.get_alias(&call, &name, &alias).await,
+            O::UpdateAlias(name, alias) => self.update_alias(&call, &name, &alias).await,
+            O::DeleteAlias(name, alias) => self.delete_alias(&call, &name, &alias).await,
+            O::AddPermission(name) => self.add_permission(&call, &name).await,
+            O::GetPolicy(name) => self.get_policy(&call, &name).await,
+            O::RemovePermission(name, sid) => self.remove_permission(&call, &name, &sid).await,
+            O::PutFunctionConcurrency(name) => self.put_concurrency(&call, &name).await,
+            O::GetFunctionConcurrency(name) => self.get_concurrency(&call, &name).await,
+            O::DeleteFunctionConcurrency(name) => self.delete_concurrency(&call, &name).await,
+            O::GetAccountSettings => self.account_settings(&call).await,
+            O::ListTags(arn) => self.list_tags(&call, &arn).await,
+            O::TagResource(arn) => self.tag(&call, &arn).await,
+            O::UntagResource(arn) => self.untag(&call, &arn).await,
+        }
+    }
+
+    async fn account_settings(&self, call: &Call) -> Result<Reply, LambdaError> {
+        let prefix = key::functions(&call.project.id);
+        let functions = self
+            .control
+            .db()
+            .all::<record::FunctionRecord>(&prefix)
+            .await?;
+        let reserved = functions
+            .iter()
+            .filter_map(|found| found.record.reserved_concurrency);
+        let most = call.project.quota.requests.unwrap_or(CONCURRENT_EXECUTIONS);
+        let open = most.saturating_sub(reserved.fold(0, u32::saturating_add));
+        let reply = json!({
+            "AccountLimit": {
+                "TotalCodeSize": 0,
+                "CodeSizeUnzipped": 0,
+                "CodeSizeZipped": 0,
+                "ConcurrentExecutions": most,
+                "UnreservedConcurrentExecutions": open,
+            },
+            "AccountUsage": {"TotalCodeSize": 0, "FunctionCount": functions.len()},
+        });
+        Ok(Reply::json(StatusCode::OK, reply))
+    }
+
+    fn arns(&self, account: &ProjectId) -> Arns {
+        Arns {
+            region: self.region.clone(),
+            account: account.clone(),
+        }
+    }
+
+    fn arn(&self, call: &Call, target: &FunctionRef) -> String {
+        let arns = self.arns(&call.project.id);
+        match &target.qualifier {
+            Some(qualifier) => arns.qualified(&target.name, qualifier),
+            None => arns.function(&target.name),
+        }
+    }
+
+    /// The function of the path and of `Qualifier`, whoever it belongs to.
+    fn named(&self, call: &Call, text: &str) -> Result<FunctionRef, LambdaError> {
+        let mut target = FunctionRef::parse(text).map_err(invalid)?;
+        if target
+            .region
+            .as_ref()
+            .is_some_and(|region| *region != self.region)
+        {
+            let message = format!("the ARN is of another region: {} is served", self.region);
+            return Err(LambdaError::new(Code::ResourceNotFound, message));
+        }
+        let asked = call.param("Qualifier").map(str::parse).transpose();
+        let asked = asked.map_err(invalid)?;
+        if asked.is_some() && target.qualifier.is_some() && asked != target.qualifier {
+            return Err(invalid(
+                "The derived qualifier from the function name does not match the specified qualifier.",
+            ));
+        }
+        target.qualifier = target.qualifier.or(asked);
+        Ok(target)
+    }
+
+    /// The same, of the caller's project.
+    fn target(&self, call: &Call, text: &str) -> Result<FunctionRef, LambdaError> {
+        let target = self.named(call, text)?;
+        self.own(call, target)
+    }
+
+    fn own(&self, call: &Call, target: FunctionRef) -> Result<FunctionRef, LambdaError> {
+        match &target.account {
+            Some(account) if *account != call.project.id => Err(not_yours()),
+            _ => Ok(target),
+        }
+    }
+
+    /// The same, where a qualifier has no meaning.
+    fn unqualified(&self, call: &Call, text: &str) -> Result<ServiceName, LambdaError> {
+        let target = self.target(call, text)?;
+        match target.qualifier {
+            None => Ok(target.name),
+            Some(_) => Err(invalid("this operation takes no version and no alias")),
+        }
+    }
+}
+
+/// Whether there is such a function is not told.
+fn not_yours() -> LambdaError {
+    let message = "the key is of another project, and no policy of the function lets it in";
+    LambdaError::new(Code::AccessDenied, message)
+}

@@ -1,0 +1,175 @@
+//! Which operation a request is (the paths of botocore's service model).
+
+use skiff_lambda::{Code, LambdaError, decode};
+
+/// An operation with what its path names, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    CreateFunction,
+    ListFunctions,
+    GetFunction(String),
+    DeleteFunction(String),
+    GetFunctionConfiguration(String),
+    UpdateFunctionConfiguration(String),
+    UpdateFunctionCode(String),
+    PublishVersion(String),
+    ListVersionsByFunction(String),
+    Invoke(String),
+    InvokeWithResponseStream(String),
+    CreateAlias(String),
+    ListAliases(String),
+    GetAlias(String, String),
+    UpdateAlias(String, String),
+    DeleteAlias(String, String),
+    AddPermission(String),
+    GetPolicy(String),
+    RemovePermission(String, String),
+    PutFunctionConcurrency(String),
+    GetFunctionConcurrency(String),
+    DeleteFunctionConcurrency(String),
+    GetAccountSettings,
+    ListTags(String),
+    TagResource(String),
+    UntagResource(String),
+}
+
+/// What is told to who asks for another one.
+const SERVED: &str = "CreateFunction, GetFunction, GetFunctionConfiguration, ListFunctions, \
+UpdateFunctionCode, UpdateFunctionConfiguration, DeleteFunction, PublishVersion, \
+ListVersionsByFunction, Invoke, InvokeWithResponseStream, CreateAlias, GetAlias, ListAliases, \
+UpdateAlias, DeleteAlias, AddPermission, GetPolicy, RemovePermission, PutFunctionConcurrency, \
+GetFunctionConcurrency, DeleteFunctionConcurrency, GetAccountSettings, ListTags, TagResource \
+and UntagResource";
+
+impl Operation {
+    /// Reads a method and a path as it was sent.
+    pub(crate) fn of(method: &str, path: &str) -> Result<Self, LambdaError> {
+        let parts: Option<Vec<String>> = path
+            .split('/')
+            .filter(|part| !part.is_empty())
+            .map(decode)
+            .collect();
+        let parts = parts.unwrap_or_default();
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let found = match parts[..] {
+            ["2015-03-31", "functions", ref rest @ ..] => of_functions(method, rest),
+            [
+                "2021-11-15",
+                "functions",
+                name,
+                "response-streaming-invocations",
+            ] => (method == "POST").then(|| Self::InvokeWithResponseStream(name.to_owned())),
+            ["2017-10-31", "functions", name, "concurrency"] => match method {
+                "PUT" => Some(Self::PutFunctionConcurrency(name.to_owned())),
+                "DELETE" => Some(Self::DeleteFunctionConcurrency(name.to_owned())),
+                _ => None,
+            },
+            ["2019-09-30", "functions", name, "concurrency"] => {
+                (method == "GET").then(|| Self::GetFunctionConcurrency(name.to_owned()))
+            }
+            ["2016-08-19", "account-settings"] => {
+                (method == "GET").then_some(Self::GetAccountSettings)
+            }
+            ["2017-03-31", "tags", arn] => match method {
+                "GET" => Some(Self::ListTags(arn.to_owned())),
+                "POST" => Some(Self::TagResource(arn.to_owned())),
+                "DELETE" => Some(Self::UntagResource(arn.to_owned())),
+                _ => None,
+            },
+            _ => None,
+        };
+        found.ok_or_else(|| {
+            let message = format!("this operation is not served here: {SERVED} are");
+            LambdaError::new(Code::NotImplemented, message)
+        })
+    }
+
+    /// Whether it changes nothing: a copy of it may be sent again.
+    pub(crate) const fn only_reads(&self) -> bool {
+        matches!(
+            self,
+            Self::ListFunctions
+                | Self::GetFunction(_)
+                | Self::GetFunctionConfiguration(_)
+                | Self::ListVersionsByFunction(_)
+                | Self::ListAliases(_)
+                | Self::GetAlias(..)
+                | Self::GetPolicy(_)
+                | Self::GetFunctionConcurrency(_)
+                | Self::GetAccountSettings
+                | Self::ListTags(_)
+        )
+    }
+
+    /// Whether its body is an event.
+    pub(crate) const fn invokes(&self) -> bool {
+        matches!(self, Self::Invoke(_) | Self::InvokeWithResponseStream(_))
+    }
+}
+
+fn of_functions(method: &str, rest: &[&str]) -> Option<Operation> {
+    use Operation as O;
+    let own = |name: &&str| (*name).to_owned();
+    match (method, rest) {
+        ("POST", []) => Some(O::CreateFunction),
+        ("GET", []) => Some(O::ListFunctions),
+        ("GET", [name]) => Some(O::GetFunction(own(name))),
+        ("DELETE", [name]) => Some(O::DeleteFunction(own(name))),
+        ("GET", [name, "configuration"]) => Some(O::GetFunctionConfiguration(own(name))),
+        ("PUT", [name, "configuration"]) => Some(O::UpdateFunctionConfiguration(own(name))),
+        ("PUT", [name, "code"]) => Some(O::UpdateFunctionCode(own(name))),
+        ("POST", [name, "versions"]) => Some(O::PublishVersion(own(name))),
+        ("GET", [name, "versions"]) => Some(O::ListVersionsByFunction(own(name))),
+        ("POST", [name, "invocations"]) => Some(O::Invoke(own(name))),
+        ("POST", [name, "aliases"]) => Some(O::CreateAlias(own(name))),
+        ("GET", [name, "aliases"]) => Some(O::ListAliases(own(name))),
+        ("GET", [name, "aliases", alias]) => Some(O::GetAlias(own(name), own(alias))),
+        ("PUT", [name, "aliases", alias]) => Some(O::UpdateAlias(own(name), own(alias))),
+        ("DELETE", [name, "aliases", alias]) => Some(O::DeleteAlias(own(name), own(alias))),
+        ("POST", [name, "policy"]) => Some(O::AddPermission(own(name))),
+        ("GET", [name, "policy"]) => Some(O::GetPolicy(own(name))),
+        ("DELETE", [name, "policy", sid]) => Some(O::RemovePermission(own(name), own(sid))),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_is_known_by_its_method_and_path() {
+        let name = || "a".to_owned();
+        for (method, path, expected) in [
+            ("POST", "/2015-03-31/functions/", Operation::CreateFunction),
+            ("GET", "/2015-03-31/functions", Operation::ListFunctions),
+            (
+                "POST",
+                "/2015-03-31/functions/arn%3Aaws%3Ax/invocations",
+                Operation::Invoke("arn:aws:x".to_owned()),
+            ),
+            (
+                "DELETE",
+                "/2015-03-31/functions/a/policy/s",
+                Operation::RemovePermission(name(), "s".to_owned()),
+            ),
+            (
+                "GET",
+                "/2019-09-30/functions/a/concurrency",
+                Operation::GetFunctionConcurrency(name()),
+            ),
+        ] {
+            assert_eq!(Operation::of(method, path), Ok(expected), "{path}");
+        }
+        for (method, path) in [
+            ("PATCH", "/2015-03-31/functions/a"),
+            ("POST", "/2021-10-31/functions/a/url"),
+            ("GET", "/"),
+            ("GET", "/%zz"),
+        ] {
+            let error = Operation::of(method, path).unwrap_err();
+            assert_eq!(error.code, Code::NotImplemented, "{path}");
+            assert!(error.message.contains("InvokeWithResponseStream"));
+        }
+    }
+}

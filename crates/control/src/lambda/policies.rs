@@ -1,0 +1,224 @@
+//! Who may invoke a function besides its project, and how often at once.
+
+use http::StatusCode;
+use serde_json::json;
+use skiff_lambda::{Code, LambdaError, Qualifier};
+use skiff_types::ProjectId;
+
+use super::body;
+use super::call::{Call, Reply, body as parse, invalid};
+use super::functions::same_revision;
+use super::record::{FunctionRecord, Policy, Statement};
+use super::{Front, show};
+
+/// A policy's size, bytes (AWS's limit).
+const POLICY_BYTES_MAX: usize = 20 * 1024;
+const INVOKE: &str = "lambda:InvokeFunction";
+
+fn missing(what: &str) -> LambdaError {
+    LambdaError::new(Code::ResourceNotFound, format!("there is no such {what}"))
+}
+
+impl Front {
+    pub(crate) async fn add_permission(
+        &self,
+        call: &Call,
+        text: &str,
+    ) -> Result<Reply, LambdaError> {
+        let wanted: body::AddPermission = parse(call)?;
+        let target = self.target(call, text)?;
+        let sid = wanted.statement_id;
+        let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        if !(1..=100).contains(&sid.len()) || !sid.bytes().all(good) {
+            return Err(invalid("StatementId is 1 to 100 of a-z, A-Z, 0-9, - and _"));
+        }
+        if ![INVOKE, "lambda:*", "*"].contains(&wanted.action.as_str()) {
+            return Err(invalid(format!("Action: {INVOKE} is served")));
+        }
+        let statement = Statement {
+            action: wanted.action,
+            principal: account_of(&wanted.principal).to_owned(),
+            source_arn: wanted.source_arn,
+            source_account: wanted.source_account,
+        };
+        let arn = self.arn(call, &target);
+        let place = target
+            .qualifier
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let revision_id = call.new_id();
+        let expected = wanted.revision_id.as_deref();
+        let change = |record: &mut FunctionRecord| {
+            known(record, target.qualifier.as_ref())?;
+            let current = record.policies.get(&place);
+            same_revision(expected, current.map(|policy| policy.revision_id.as_str()))?;
+            let mut policy = current.cloned().unwrap_or_else(|| Policy {
+                revision_id: String::new(),
+                statements: Default::default(),
+            });
+            if policy.statements.contains_key(&sid) {
+                let message = format!("The statement id ({sid}) provided already exists");
+                return Err(LambdaError::new(Code::ResourceConflict, message));
+            }
+            policy.statements.insert(sid.clone(), statement.clone());
+            policy.revision_id.clone_from(&revision_id);
+            if show::policy(&arn, &policy).to_string().len() > POLICY_BYTES_MAX {
+                let message = format!("the policy is over {POLICY_BYTES_MAX} bytes");
+                return Err(LambdaError::new(Code::PolicyLengthExceeded, message));
+            }
+            record.policies.insert(place.clone(), policy);
+            Ok(())
+        };
+        let changed = self
+            .control
+            .change_function(&call.project.id, &target.name, change);
+        changed.await?;
+        let shown = show::statement(&arn, &sid, &statement).to_string();
+        Ok(Reply::json(
+            StatusCode::CREATED,
+            json!({"Statement": shown}),
+        ))
+    }
+
+    pub(crate) async fn get_policy(&self, call: &Call, text: &str) -> Result<Reply, LambdaError> {
+        let target = self.target(call, text)?;
+        let record = self
+            .control
+            .function(&call.project.id, &target.name)
+            .await?
+            .record;
+        let place = target
+            .qualifier
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let policy = record
+            .policies
+            .get(&place)
+            .ok_or_else(|| missing("policy"))?;
+        let shown = show::policy(&self.arn(call, &target), policy).to_string();
+        let reply = json!({"Policy": shown, "RevisionId": policy.revision_id});
+        Ok(Reply::json(StatusCode::OK, reply))
+    }
+
+    pub(crate) async fn remove_permission(
+        &self,
+        call: &Call,
+        text: &str,
+        sid: &str,
+    ) -> Result<Reply, LambdaError> {
+        let target = self.target(call, text)?;
+        let place = target
+            .qualifier
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let revision_id = call.new_id();
+        let change = |record: &mut FunctionRecord| {
+            let policy = record.policies.get_mut(&place);
+            let policy = policy.ok_or_else(|| missing("policy"))?;
+            same_revision(call.param("RevisionId"), Some(&policy.revision_id))?;
+            let removed = policy.statements.remove(sid);
+            removed.ok_or_else(|| missing("statement"))?;
+            policy.revision_id.clone_from(&revision_id);
+            if policy.statements.is_empty() {
+                record.policies.remove(&place);
+            }
+            Ok(())
+        };
+        let changed = self
+            .control
+            .change_function(&call.project.id, &target.name, change);
+        changed.await.map(|_| Reply::empty())
+    }
+
+    pub(crate) async fn put_concurrency(
+        &self,
+        call: &Call,
+        text: &str,
+    ) -> Result<Reply, LambdaError> {
+        let wanted: body::PutFunctionConcurrency = parse(call)?;
+        let name = self.unqualified(call, text)?;
+        let reserved = wanted.reserved_concurrent_executions;
+        let change = |record: &mut FunctionRecord| {
+            record.reserved_concurrency = Some(reserved);
+            Ok(())
+        };
+        let changed = self
+            .control
+            .change_function(&call.project.id, &name, change);
+        changed.await?;
+        let reply = json!({"ReservedConcurrentExecutions": reserved});
+        Ok(Reply::json(StatusCode::OK, reply))
+    }
+
+    pub(crate) async fn get_concurrency(
+        &self,
+        call: &Call,
+        text: &str,
+    ) -> Result<Reply, LambdaError> {
+        let name = self.unqualified(call, text)?;
+        let record = self.control.function(&call.project.id, &name).await?.record;
+        let reply = match record.reserved_concurrency {
+            Some(reserved) => json!({"ReservedConcurrentExecutions": reserved}),
+            None => json!({}),
+        };
+        Ok(Reply::json(StatusCode::OK, reply))
+    }
+
+    pub(crate) async fn delete_concurrency(
+        &self,
+        call: &Call,
+        text: &str,
+    ) -> Result<Reply, LambdaError> {
+        let name = self.unqualified(call, text)?;
+        let change = |record: &mut FunctionRecord| {
+            record.reserved_concurrency = None;
+            Ok(())
+        };
+        let changed = self
+            .control
+            .change_function(&call.project.id, &name, change);
+        changed.await.map(|_| Reply::empty())
+    }
+}
+
+/// `arn:aws:iam::ACCOUNT:root` means the account.
+fn account_of(principal: &str) -> &str {
+    let inner = principal.strip_prefix("arn:aws:iam::");
+    inner
+        .and_then(|inner| inner.strip_suffix(":root"))
+        .unwrap_or(principal)
+}
+
+fn known(record: &FunctionRecord, qualifier: Option<&Qualifier>) -> Result<(), LambdaError> {
+    let known = match qualifier {
+        None => true,
+        Some(Qualifier::Latest) => {
+            return Err(invalid("$LATEST takes no policy of its own"));
+        }
+        Some(Qualifier::Version(number)) => record.versions.contains_key(number),
+        Some(Qualifier::Alias(alias)) => record.aliases.contains_key(alias),
+    };
+    known
+        .then_some(())
+        .ok_or_else(|| missing("version or alias"))
+}
+
+/// Whether another project may invoke the function, as it names it. A
+/// condition on where an event comes from never holds for a signed call.
+pub(crate) fn allows(
+    record: &FunctionRecord,
+    qualifier: Option<&Qualifier>,
+    caller: &ProjectId,
+) -> bool {
+    let place = qualifier.map(ToString::to_string).unwrap_or_default();
+    let Some(policy) = record.policies.get(&place) else {
+        return false;
+    };
+    policy.statements.values().any(|statement| {
+        let named = statement.principal == "*" || statement.principal == caller.as_str();
+        named && statement.source_arn.is_none() && statement.source_account.is_none()
+    })
+}

@@ -1,0 +1,88 @@
+//! What is stored of a function beside its service and its revisions.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use skiff_types::Digest;
+
+/// A function: `$LATEST`, what its versions and aliases are, and who may
+/// invoke it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FunctionRecord {
+    pub latest: Configuration,
+    /// The last number given to a version; never given again.
+    pub last_version: u32,
+    /// What serves each version.
+    pub versions: BTreeMap<u32, Version>,
+    pub aliases: BTreeMap<String, Alias>,
+    pub tags: BTreeMap<String, String>,
+    /// Invocations at once; absent is what the project may have.
+    pub reserved_concurrency: Option<u32>,
+    /// By qualifier; empty is the function without one.
+    pub policies: BTreeMap<String, Policy>,
+}
+
+/// What invocations need to know of a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Version {
+    pub revision: u32,
+    pub timeout_s: u32,
+}
+
+/// How a function, or one of its versions, is run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Configuration {
+    /// Changes with every change.
+    pub revision_id: String,
+    pub modified_unix_ms: u64,
+    pub description: String,
+    pub role: String,
+    pub timeout_s: u32,
+    pub memory_mib: u32,
+    pub environment: BTreeMap<String, String>,
+    pub image_uri: String,
+    pub entry_point: Vec<String>,
+    pub command: Vec<String>,
+    /// The revision that serves it; absent until the first one does.
+    pub revision: Option<u32>,
+    /// What the image was pinned to.
+    pub digest: Option<Digest>,
+    pub update: Update,
+}
+
+/// How the last change of a configuration went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Update {
+    InProgress,
+    Done,
+    Failed { reason: String },
+}
+
+/// A name for a version, or for two with weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Alias {
+    pub revision_id: String,
+    pub description: String,
+    /// A version, or `$LATEST`.
+    pub version: String,
+    /// Another version and its share, 0 to 1.
+    pub second: Option<(u32, f64)>,
+}
+
+/// Who may invoke a function besides its project.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Policy {
+    pub revision_id: String,
+    pub statements: BTreeMap<String, Statement>,
+}
+
+/// One permission.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Statement {
+    pub action: String,
+    /// 12 digits, `*`, or a service's name.
+    pub principal: String,
+    pub source_arn: Option<String>,
+    pub source_account: Option<String>,
+}

@@ -1,0 +1,192 @@
+//! Replies, in the shapes of botocore's service model.
+
+use serde_json::{Map, Value, json};
+use skiff_base::Date;
+use skiff_lambda::{Arns, Qualifier};
+use skiff_types::ServiceName;
+
+use super::record::{Alias, Configuration, FunctionRecord, Policy, Statement, Update};
+
+/// `FunctionConfiguration` of a version, as it was asked for.
+pub(crate) fn configuration(
+    arns: &Arns,
+    name: &ServiceName,
+    asked: Option<&Qualifier>,
+    version: &str,
+    config: &Configuration,
+) -> Value {
+    let arn = match asked {
+        Some(qualifier) => arns.qualified(name, qualifier),
+        None => arns.function(name),
+    };
+    let mut shown = json!({
+        "FunctionName": name.as_str(),
+        "FunctionArn": arn,
+        "Role": config.role,
+        "CodeSize": 0,
+        "Description": config.description,
+        "Timeout": config.timeout_s,
+        "MemorySize": config.memory_mib,
+        "LastModified": time(config.modified_unix_ms),
+        "CodeSha256": config.digest.as_ref().map(|digest| digest.hex()).unwrap_or_default(),
+        "Version": version,
+        "TracingConfig": {"Mode": "PassThrough"},
+        "RevisionId": config.revision_id,
+        "PackageType": "Image",
+        "Architectures": ["x86_64"],
+        "EphemeralStorage": {"Size": 512},
+        "SnapStart": {"ApplyOn": "None", "OptimizationStatus": "Off"},
+        "LoggingConfig": {"LogFormat": "Text", "LogGroup": format!("/aws/lambda/{name}")},
+    });
+    let Some(fields) = shown.as_object_mut() else {
+        return shown;
+    };
+    if !config.environment.is_empty() {
+        let variables = json!({"Variables": config.environment});
+        fields.insert("Environment".to_owned(), variables);
+    }
+    if !config.entry_point.is_empty() || !config.command.is_empty() {
+        let image = json!({"EntryPoint": config.entry_point, "Command": config.command});
+        let image = json!({"ImageConfig": image});
+        fields.insert("ImageConfigResponse".to_owned(), image);
+    }
+    state(fields, config);
+    shown
+}
+
+fn state(fields: &mut Map<String, Value>, config: &Configuration) {
+    let (state, update) = match (&config.update, config.revision) {
+        (Update::InProgress, None) => ("Pending", "InProgress"),
+        (Update::InProgress, Some(_)) => ("Active", "InProgress"),
+        (Update::Done, _) => ("Active", "Successful"),
+        (Update::Failed { .. }, None) => ("Failed", "Failed"),
+        (Update::Failed { .. }, Some(_)) => ("Active", "Failed"),
+    };
+    let mut set = |name: &str, value: &str| fields.insert(name.to_owned(), json!(value));
+    set("State", state);
+    set("LastUpdateStatus", update);
+    if state == "Pending" {
+        set("StateReason", "The function is being created.");
+        set("StateReasonCode", "Creating");
+    }
+    if let Update::Failed { reason } = &config.update {
+        set("LastUpdateStatusReason", reason);
+        set("LastUpdateStatusReasonCode", "FunctionError");
+        if state == "Failed" {
+            set("StateReason", reason);
+            set("StateReasonCode", "FunctionError");
+        }
+    }
+}
+
+/// `GetFunctionResponse`.
+pub(crate) fn function(record: &FunctionRecord, config: &Configuration, shown: Value) -> Value {
+    let resolved = match &config.digest {
+        Some(digest) => format!("{}@{digest}", repository(&config.image_uri)),
+        None => config.image_uri.clone(),
+    };
+    let mut reply = json!({
+        "Configuration": shown,
+        "Code": {
+            "RepositoryType": "ECR",
+            "ImageUri": config.image_uri,
+            "ResolvedImageUri": resolved,
+        },
+        "Tags": record.tags,
+    });
+    if let (Some(reserved), Some(fields)) = (record.reserved_concurrency, reply.as_object_mut()) {
+        let concurrency = json!({"ReservedConcurrentExecutions": reserved});
+        fields.insert("Concurrency".to_owned(), concurrency);
+    }
+    reply
+}
+
+/// A reference without its tag or digest.
+fn repository(reference: &str) -> &str {
+    let name = reference.split('@').next().unwrap_or(reference);
+    match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => name,
+    }
+}
+
+/// `AliasConfiguration`.
+pub(crate) fn alias(arns: &Arns, function: &ServiceName, name: &str, alias: &Alias) -> Value {
+    let qualifier = Qualifier::Alias(name.to_owned());
+    let mut shown = json!({
+        "AliasArn": arns.qualified(function, &qualifier),
+        "Name": name,
+        "FunctionVersion": alias.version,
+        "Description": alias.description,
+        "RevisionId": alias.revision_id,
+    });
+    if let (Some((version, weight)), Some(fields)) = (alias.second, shown.as_object_mut()) {
+        let weights = json!({version.to_string(): weight});
+        let routing = json!({"AdditionalVersionWeights": weights});
+        fields.insert("RoutingConfig".to_owned(), routing);
+    }
+    shown
+}
+
+/// One statement of a policy.
+pub(crate) fn statement(arn: &str, sid: &str, statement: &Statement) -> Value {
+    let principal = match statement.principal.as_str() {
+        "*" => json!("*"),
+        account if account.bytes().all(|b| b.is_ascii_digit()) => {
+            json!({"AWS": format!("arn:aws:iam::{account}:root")})
+        }
+        service => json!({"Service": service}),
+    };
+    let mut shown = json!({
+        "Sid": sid,
+        "Effect": "Allow",
+        "Principal": principal,
+        "Action": statement.action,
+        "Resource": arn,
+    });
+    let mut condition = Map::new();
+    if let Some(source) = &statement.source_arn {
+        condition.insert("ArnLike".to_owned(), json!({"AWS:SourceArn": source}));
+    }
+    if let Some(account) = &statement.source_account {
+        let equals = json!({"AWS:SourceAccount": account});
+        condition.insert("StringEquals".to_owned(), equals);
+    }
+    if let (false, Some(fields)) = (condition.is_empty(), shown.as_object_mut()) {
+        fields.insert("Condition".to_owned(), Value::Object(condition));
+    }
+    shown
+}
+
+/// A whole policy.
+pub(crate) fn policy(arn: &str, policy: &Policy) -> Value {
+    let statements = policy.statements.iter();
+    let statements: Vec<Value> = statements.map(|(sid, s)| statement(arn, sid, s)).collect();
+    json!({"Version": "2012-10-17", "Id": "default", "Statement": statements})
+}
+
+/// `2026-11-26T19:00:00.000+0000`.
+fn time(unix_ms: u64) -> String {
+    let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
+    let Date { year, month, day } = Date::of_days(seconds / 86_400);
+    let of_day = seconds % 86_400;
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}+0000")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_repositories_are_told_as_aws_does() {
+        assert_eq!(time(1_369_353_600_007), "2013-05-24T00:00:00.007+0000");
+        for (reference, expected) in [
+            ("hello:1", "hello"),
+            ("localhost:5000/hello", "localhost:5000/hello"),
+            ("localhost:5000/hello:1@sha256:ab", "localhost:5000/hello"),
+        ] {
+            assert_eq!(repository(reference), expected);
+        }
+    }
+}

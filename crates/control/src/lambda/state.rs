@@ -1,0 +1,143 @@
+//! A function's record in the store: read, changed as a whole, removed with
+//! its service.
+
+use std::sync::Arc;
+
+use skiff_lambda::{Code, LambdaError};
+use skiff_types::{ProjectId, ServiceName};
+
+use super::cache::View;
+use super::record::{FunctionRecord, Update};
+use crate::control::Control;
+use crate::db::{Change, Found};
+use crate::error::ControlError;
+use crate::key;
+use crate::record::{ProjectRecord, ServiceRecord};
+
+/// How often a change is tried that another one has overtaken.
+const TRIES: usize = 8;
+
+impl From<ControlError> for LambdaError {
+    fn from(error: ControlError) -> Self {
+        if crate::control::is_fault(&error) {
+            tracing::error!(%error, "a call of the Lambda API failed");
+        }
+        Self::new(Self::code_of(error.kind), error.to_api().message)
+    }
+}
+
+pub(crate) fn missing(name: &ServiceName) -> LambdaError {
+    let message = format!("Function not found: {name}");
+    LambdaError::new(Code::ResourceNotFound, message)
+}
+
+impl Control {
+    pub(crate) async fn function(
+        &self,
+        project: &ProjectId,
+        name: &ServiceName,
+    ) -> Result<Found<FunctionRecord>, LambdaError> {
+        let found = self.db().get(&key::function(project, name)).await?;
+        found.ok_or_else(|| missing(name))
+    }
+
+    /// The function as invocations see it.
+    pub(crate) async fn function_view(
+        &self,
+        project: &ProjectId,
+        name: &ServiceName,
+    ) -> Result<Arc<View>, LambdaError> {
+        let key = (project.clone(), name.clone());
+        let changes = match self.inner.views.get(&key) {
+            Ok(view) => return Ok(view),
+            Err(changes) => changes,
+        };
+        let record = self.function(project, name).await?.record;
+        let place = key::service(project, name);
+        let service = self.db().get::<ServiceRecord>(&place).await?;
+        let latest = service.and_then(|found| found.record.latest_ready);
+        let view = Arc::new(View { record, latest });
+        self.inner.views.keep(key, &view, changes);
+        Ok(view)
+    }
+
+    /// Invocations look again: something of it has changed.
+    pub(crate) fn forget_view(&self, project: &ProjectId, name: &ServiceName) {
+        let key = (project.clone(), name.clone());
+        self.inner.views.forget(&key);
+    }
+
+    /// Changes a function as `change` says, of what it is at that moment.
+    pub(crate) async fn change_function<T>(
+        &self,
+        project: &ProjectId,
+        name: &ServiceName,
+        mut change: impl FnMut(&mut FunctionRecord) -> Result<T, LambdaError>,
+    ) -> Result<(T, FunctionRecord), LambdaError> {
+        for _ in 0..TRIES {
+            let found = self.function(project, name).await?;
+            let mut record = found.record;
+            let changed = change(&mut record)?;
+            let write = Change::default()
+                .expect(&found.key, found.version)
+                .put(&found.key, &record)?;
+            let committed = self.db().try_commit(write).await;
+            // Also when nobody knows whether it happened.
+            self.forget_view(project, name);
+            if committed? {
+                return Ok((changed, record));
+            }
+        }
+        let message = format!("the function {name} is being changed by others: try again");
+        Err(LambdaError::new(Code::ResourceConflict, message))
+    }
+
+    /// The change, with all that is stored of a function removed.
+    pub(crate) async fn without_function(
+        &self,
+        change: Change,
+        project: &ProjectId,
+        name: &ServiceName,
+    ) -> Result<Change, ControlError> {
+        let place = key::function(project, name);
+        let Some(found) = self.db().get::<FunctionRecord>(&place).await? else {
+            return Ok(change.expect_absent(place));
+        };
+        let versions = found.record.versions.keys();
+        let change = versions.fold(change, |change, number| {
+            change.delete(key::function_version(project, name, *number))
+        });
+        Ok(change.expect(&place, found.version).delete(place))
+    }
+
+    /// After a crash: what was being deployed is told as it ended.
+    pub(crate) async fn settle_functions(
+        &self,
+        project: &ProjectRecord,
+    ) -> Result<(), ControlError> {
+        let prefix = key::functions(&project.id);
+        for found in self.db().all::<FunctionRecord>(&prefix).await? {
+            let mut record = found.record;
+            if record.latest.update != Update::InProgress {
+                continue;
+            }
+            let service = format!("{}/service/{}", project.id, key::last_part(&found.key));
+            let service = self.db().get::<ServiceRecord>(&service).await?;
+            let ready = service.and_then(|found| found.record.latest_ready);
+            record.latest.update = if ready > record.latest.revision {
+                record.latest.revision = ready;
+                Update::Done
+            } else {
+                let reason = "interrupted: the server ended while it was being deployed";
+                Update::Failed {
+                    reason: reason.to_owned(),
+                }
+            };
+            let change = Change::default()
+                .expect(&found.key, found.version)
+                .put(&found.key, &record)?;
+            self.db().commit(change).await?;
+        }
+        Ok(())
+    }
+}
