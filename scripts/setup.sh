@@ -4,7 +4,7 @@ set -euo pipefail
 
 packages=(
   attr binutils busybox-static curl docker-registry erofs-utils iproute2 jq kmod mmdebstrap
-  nftables openssl procps python3 qemu-system-x86 runc skopeo umoci e2fsprogs xz-utils
+  nftables openssl procps python3 python3-venv qemu-system-x86 runc skopeo umoci e2fsprogs xz-utils
 )
 if [ "${1:-}" = bench ]; then
   packages+=(containerd haproxy nginx-light wrk)

@@ -176,6 +176,16 @@ pub fn fixture(name: &str) -> PathBuf {
     folder.join(name)
 }
 
+/// A Python environment with AWS's clients, made by `scripts/aws.sh`.
+///
+/// # Panics
+/// When it cannot be made.
+#[must_use]
+pub fn aws_clients() -> PathBuf {
+    let made = run(workspace().join("scripts/aws.sh"), [""; 0]);
+    made.ok().trim().into()
+}
+
 /// The binary under test: `SKIFF_BINARY`, else the one that was built beside
 /// the test.
 ///

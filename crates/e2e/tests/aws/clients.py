@@ -1,0 +1,504 @@
+"""What AWS's own clients see of a server: `clients.py CASE`.
+
+Each reply is checked against the shapes of botocore's service model. The
+environment says where the server is (`AWS_ENDPOINT_URL_LAMBDA`) and has a
+key of the default project, and one of another (`OTHER_ACCESS_KEY_ID`,
+`OTHER_SECRET_ACCESS_KEY`, `OTHER_ACCOUNT`).
+"""
+
+import base64
+import concurrent.futures
+import contextlib
+import datetime
+import http.client
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.parse
+
+import boto3
+import botocore.auth
+import botocore.awsrequest
+import botocore.credentials
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from botocore.validate import ParamValidator
+
+ENDPOINT = os.environ["AWS_ENDPOINT_URL_LAMBDA"]
+REGION = "us-east-1"
+ACCOUNT = "000000000001"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/nobody"
+# A runtime: it answers its event and what came with it, or fails as it is told to.
+HANDLER = """
+import http.client, json, os, time
+api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+base = "/2018-06-01/runtime/invocation/"
+while True:
+    api.request("GET", base + "next")
+    next = api.getresponse()
+    event = json.loads(next.read())
+    told = dict((name.lower(), value) for name, value in next.headers.items())
+    answer, way = {"event": event, "told": told, "stage": os.environ.get("STAGE", "")}, "response"
+    if isinstance(event, dict) and "fail" in event:
+        answer, way = {"errorType": "Failed", "errorMessage": event["fail"]}, "error"
+    if isinstance(event, dict) and "exit" in event:
+        os._exit(event["exit"])
+    if isinstance(event, dict) and "sleep" in event:
+        time.sleep(event["sleep"])
+    print("log", flush=True)
+    api.request("POST", base + told["lambda-runtime-aws-request-id"] + "/" + way, json.dumps(answer))
+    api.getresponse().read()
+"""
+FUNCTION = {
+    "Role": ROLE,
+    "PackageType": "Image",
+    "Code": {"ImageUri": "hello-python:1"},
+    "ImageConfig": {"EntryPoint": ["python3", "-c"], "Command": [HANDLER]},
+    "Timeout": 60,
+}
+
+
+def check_shape(parsed, model, http_response, **_):
+    """Fails when a reply has not the shape of its operation."""
+    if http_response.status_code >= 300:
+        return
+    shape = model.output_shape
+    if shape is None:
+        return
+    reply = {name: value for name, value in parsed.items() if name != "ResponseMetadata"}
+    for name, member in shape.members.items():
+        if member.type_name == "blob" or member.serialization.get("eventstream"):
+            reply.pop(name, None)
+        if getattr(member, "is_eventstream", False) or name == "EventStream":
+            reply.pop(name, None)
+    report = ParamValidator().validate(reply, shape)
+    assert not report.has_errors(), f"{model.name}: {report.generate_report()}"
+    payload = shape.serialization.get("payload")
+    if payload is None and http_response.content:
+        told = json.loads(http_response.content)
+        known = {m.serialization.get("name", n) for n, m in shape.members.items()}
+        assert set(told) - {"StatusCode"} <= known, f"{model.name}: {set(told) - known}"
+
+
+def client(key=None, secret=None, **config):
+    config = Config(retries={"max_attempts": 0}, read_timeout=120, **config)
+    made = boto3.client(
+        "lambda",
+        region_name=REGION,
+        aws_access_key_id=key or os.environ["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=secret or os.environ["AWS_SECRET_ACCESS_KEY"],
+        config=config,
+    )
+    made.meta.events.register("after-call.lambda", check_shape)
+    return made
+
+
+def other():
+    return client(os.environ["OTHER_ACCESS_KEY_ID"], os.environ["OTHER_SECRET_ACCESS_KEY"])
+
+
+@contextlib.contextmanager
+def refused(code, status, part=""):
+    try:
+        yield
+    except ClientError as error:
+        told = error.response["Error"]
+        assert told["Code"] == code, f"{told} is not {code}"
+        assert error.response["ResponseMetadata"]["HTTPStatusCode"] == status, error.response
+        assert part in told["Message"], told
+    else:
+        raise AssertionError(f"{code} was expected")
+
+
+def arn(name, qualifier=None):
+    text = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{name}"
+    return f"{text}:{qualifier}" if qualifier else text
+
+
+def create(aws, name, **more):
+    made = aws.create_function(FunctionName=name, **{**FUNCTION, **more})
+    aws.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1})
+    return made
+
+
+def updated(aws, name):
+    aws.get_waiter("function_updated_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1})
+
+
+def ask(aws, name, event=None, **more):
+    reply = aws.invoke(FunctionName=name, Payload=json.dumps(event), **more)
+    assert reply["StatusCode"] == 200, reply
+    return reply, json.loads(reply["Payload"].read())
+
+
+def functions():
+    """Made, looked at, changed, tagged, listed and deleted."""
+    aws = client()
+    made = create(aws, "first", Description="one", Tags={"a": "b"}, Environment={"Variables": {"STAGE": "x=1"}})
+    assert made["FunctionArn"] == arn("first") and made["Version"] == "$LATEST", made
+    assert made["State"] == "Pending" and made["StateReasonCode"] == "Creating", made
+    with refused("ResourceConflictException", 409):
+        aws.create_function(FunctionName="first", **FUNCTION)
+    got = aws.get_function(FunctionName=arn("first"))
+    assert got["Configuration"]["State"] == "Active" and got["Tags"] == {"a": "b"}, got
+    assert got["Configuration"]["MemorySize"] == 128 and len(got["Configuration"]["CodeSha256"]) == 64, got
+    config = aws.get_function_configuration(FunctionName=f"{ACCOUNT}:function:first")
+    assert config["Environment"]["Variables"] == {"STAGE": "x=1"}, config
+    assert ask(aws, "first")[1]["stage"] == "x=1"
+
+    changed = aws.update_function_configuration(
+        FunctionName="first", MemorySize=256, Environment={"Variables": {"STAGE": "y"}}, RevisionId=config["RevisionId"]
+    )
+    assert changed["LastUpdateStatus"] == "InProgress" and changed["MemorySize"] == 256, changed
+    assert changed["RevisionId"] != config["RevisionId"]
+    updated(aws, "first")
+    assert ask(aws, "first")[1]["stage"] == "y"
+    with refused("PreconditionFailedException", 412):
+        aws.update_function_code(FunctionName="first", ImageUri="hello-python:1", RevisionId=config["RevisionId"])
+    aws.update_function_code(FunctionName="first", ImageUri="hello-python:1")
+    updated(aws, "first")
+
+    aws.tag_resource(Resource=arn("first"), Tags={"c": "d"})
+    aws.untag_resource(Resource=arn("first"), TagKeys=["a"])
+    assert aws.list_tags(Resource=arn("first"))["Tags"] == {"c": "d"}
+
+    create(aws, "second")
+    pages = aws.get_paginator("list_functions").paginate(PaginationConfig={"PageSize": 1})
+    names = [f["FunctionName"] for page in pages for f in page["Functions"]]
+    assert {"first", "second"} <= set(names) and names == sorted(names), names
+    settings = aws.get_account_settings()
+    assert settings["AccountUsage"]["FunctionCount"] >= 2, settings
+    aws.delete_function(FunctionName="second")
+    with refused("ResourceNotFoundException", 404):
+        aws.get_function(FunctionName="second")
+    with refused("ResourceNotFoundException", 404):
+        ask(aws, "second")
+
+
+def failures():
+    """What is refused at once, and what fails later."""
+    aws = client()
+    with refused("InvalidParameterValueException", 400, "Name_"):
+        aws.create_function(FunctionName="Name_", **FUNCTION)
+    with refused("InvalidParameterValueException", 400, "VpcConfig"):
+        aws.create_function(FunctionName="vpc", VpcConfig={"SubnetIds": ["a"]}, **FUNCTION)
+    with refused("InvalidParameterValueException", 400, "ZipFile"):
+        code = {"Code": {"ZipFile": b"x"}, "Runtime": "python3.12", "Handler": "a.b", "PackageType": "Zip"}
+        aws.create_function(FunctionName="zip", Role=ROLE, **code)
+    with refused("InvalidParameterValueException", 400):
+        aws.create_function(FunctionName="blank", **{**FUNCTION, "Code": {"ImageUri": "a b"}})
+    with refused("ResourceNotFoundException", 404):
+        aws.get_function(FunctionName="blank")
+    with refused("NotImplementedException", 501, "CreateFunction"):
+        aws.list_layers()
+    aws.create_function(FunctionName="broken", **{**FUNCTION, "ImageConfig": {"Command": ["exit"], "EntryPoint": ["python3", "-c"]}})
+    waiter = aws.get_waiter("function_active_v2")
+    try:
+        waiter.wait(FunctionName="broken", WaiterConfig={"Delay": 1})
+    except Exception as error:
+        assert "Failed" in str(error), error
+    else:
+        raise AssertionError("it cannot become active")
+    got = aws.get_function_configuration(FunctionName="broken")
+    assert got["State"] == "Failed" and got["StateReason"], got
+    with refused("ResourceConflictException", 409):
+        ask(aws, "broken")
+    aws.delete_function(FunctionName="broken")
+
+
+def invocations():
+    """Events and answers, their logs, errors, streams and limits."""
+    aws = client()
+    create(aws, "events")
+    context = base64.b64encode(b'{"client": {}}').decode()
+    reply, told = ask(aws, "events", {"a": "ä"}, ClientContext=context, LogType="Tail")
+    assert told["event"] == {"a": "ä"} and reply["ExecutedVersion"] == "$LATEST", told
+    assert json.loads(told["told"]["lambda-runtime-client-context"]) == {"client": {}}, told
+    assert told["told"]["lambda-runtime-invoked-function-arn"] == arn("events"), told
+    assert told["told"]["lambda-runtime-aws-request-id"] == reply["ResponseMetadata"]["RequestId"], told
+    assert b"log" in base64.b64decode(reply["LogResult"]) and "FunctionError" not in reply, reply
+    for name in [arn("events"), arn("events", "$LATEST"), f"{ACCOUNT}:function:events", "events:$LATEST"]:
+        assert ask(aws, name, [1])[1]["event"] == [1], name
+    reply, told = ask(aws, "events", {"fail": "no"})
+    assert reply["FunctionError"] == "Unhandled" and told["errorMessage"] == "no", reply
+    reply, told = ask(aws, "events", {"exit": 3})
+    assert reply["FunctionError"] == "Unhandled" and told["errorType"] == "Runtime.ExitError", told
+    with refused("InvalidRequestContentException", 400):
+        ask(aws, "events", {}, ClientContext="!!")
+    assert json.loads(aws.invoke(FunctionName="events")["Payload"].read())["event"] == {}
+    dry = aws.invoke(FunctionName="events", InvocationType="DryRun")
+    assert dry["StatusCode"] == 204, dry
+    with refused("InvalidParameterValueException", 400, "Event"):
+        aws.invoke(FunctionName="events", InvocationType="Event")
+    with refused("InvalidRequestContentException", 400, "json"):
+        aws.invoke(FunctionName="events", Payload=b"{")
+    with refused("RequestTooLargeException", 413):
+        aws.invoke(FunctionName="events", Payload=json.dumps("x" * (6 << 20)))
+    large = "x" * (3 << 20)
+    assert ask(aws, "events", large)[1]["event"] == large
+
+    stream = aws.invoke_with_response_stream(FunctionName="events", Payload=json.dumps(large))
+    parts = list(stream["EventStream"])
+    body = b"".join(part["PayloadChunk"]["Payload"] for part in parts[:-1])
+    assert json.loads(body)["event"] == large and parts[-1] == {"InvokeComplete": {}}, parts[-1]
+    stream = aws.invoke_with_response_stream(FunctionName="events", Payload=b'{"fail": "no"}')
+    (end,) = list(stream["EventStream"])
+    assert end["InvokeComplete"]["ErrorCode"] == "Unhandled" and "no" in end["InvokeComplete"]["ErrorDetails"], end
+
+    aws.put_function_concurrency(FunctionName="events", ReservedConcurrentExecutions=0)
+    assert aws.get_function_concurrency(FunctionName="events")["ReservedConcurrentExecutions"] == 0
+    with refused("TooManyRequestsException", 429):
+        ask(aws, "events")
+    aws.delete_function_concurrency(FunctionName="events")
+    assert "ReservedConcurrentExecutions" not in aws.get_function_concurrency(FunctionName="events")
+    ask(aws, "events")
+
+
+def reservations():
+    """No more invocations at once than are reserved; the next one gets in."""
+    aws = client()
+    create(aws, "few")
+    aws.put_function_concurrency(FunctionName="few", ReservedConcurrentExecutions=1)
+
+    def once(_):
+        try:
+            ask(client(), "few", {"sleep": 1})
+            return "answered"
+        except ClientError as error:
+            told = error.response
+            assert told["ResponseMetadata"]["HTTPStatusCode"] == 429, told
+            return told["Reason"]
+
+    end, seen = time.monotonic() + 180, set()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        while len(seen) < 2:
+            assert time.monotonic() < end, seen
+            seen |= set(pool.map(once, range(4)))
+    assert seen == {"answered", "ReservedFunctionConcurrentInvocationLimitExceeded"}, seen
+    ask(aws, "few", 1)
+
+
+def timeouts():
+    """An invocation ends at its function's timeout, in AWS's words."""
+    aws = client()
+    create(aws, "slow", Timeout=1)
+    reply, told = ask(aws, "slow", {"sleep": 600})
+    assert reply["FunctionError"] == "Unhandled" and "timed out after 1.00 seconds" in told["errorMessage"], told
+
+
+def versions():
+    """Versions stay as they were; aliases lead to them, by weight."""
+    aws = client()
+
+    def stage(value):
+        variables = {"Variables": {"STAGE": value}}
+        aws.update_function_configuration(FunctionName="staged", Environment=variables)
+        updated(aws, "staged")
+
+    create(aws, "staged", Environment={"Variables": {"STAGE": "one"}})
+    one = aws.publish_version(FunctionName="staged", Description="first")
+    assert one["Version"] == "1" and one["FunctionArn"] == arn("staged", "1"), one
+    assert aws.publish_version(FunctionName="staged")["Version"] == "1"
+    stage("two")
+    assert aws.publish_version(FunctionName="staged")["Version"] == "2"
+    stage("three")
+    for qualifier, expected in [("1", "one"), ("2", "two"), ("$LATEST", "three")]:
+        reply, told = ask(aws, "staged", Qualifier=qualifier)
+        assert told["stage"] == expected and reply["ExecutedVersion"] == qualifier, (qualifier, told)
+        assert told["told"]["lambda-runtime-invoked-function-arn"] == arn("staged", qualifier), told
+    pages = aws.get_paginator("list_versions_by_function").paginate(
+        FunctionName="staged", PaginationConfig={"PageSize": 1}
+    )
+    assert [v["Version"] for page in pages for v in page["Versions"]] == ["$LATEST", "1", "2"]
+    assert aws.get_function(FunctionName="staged", Qualifier="1")["Configuration"]["Description"] == "first"
+
+    live = aws.create_alias(FunctionName="staged", Name="live", FunctionVersion="1")
+    assert live["AliasArn"] == arn("staged", "live"), live
+    assert ask(aws, "staged:live")[1]["stage"] == "one"
+    weights = {"AdditionalVersionWeights": {"2": 0.5}}
+    live = aws.update_alias(FunctionName="staged", Name="live", RoutingConfig=weights)
+    assert live["RoutingConfig"] == weights, live
+    seen = {ask(aws, "staged", Qualifier="live")[1]["stage"] for _ in range(64)}
+    assert seen == {"one", "two"}, seen
+    with refused("PreconditionFailedException", 412):
+        aws.update_alias(FunctionName="staged", Name="live", RevisionId="x")
+    with refused("ResourceConflictException", 409):
+        aws.delete_function(FunctionName="staged", Qualifier="2")
+    aws.update_alias(FunctionName="staged", Name="live", FunctionVersion="1", RoutingConfig={"AdditionalVersionWeights": {}})
+    aws.delete_function(FunctionName="staged", Qualifier="2")
+    with refused("ResourceNotFoundException", 404):
+        ask(aws, "staged", Qualifier="2")
+    assert [a["Name"] for a in aws.list_aliases(FunctionName="staged")["Aliases"]] == ["live"]
+    assert aws.get_alias(FunctionName="staged", Name="live")["FunctionVersion"] == "1"
+    with refused("ResourceNotFoundException", 404):
+        aws.create_alias(FunctionName="staged", Name="bad", FunctionVersion="9")
+    aws.delete_alias(FunctionName="staged", Name="live")
+    with refused("ResourceNotFoundException", 404):
+        aws.get_alias(FunctionName="staged", Name="live")
+
+
+def permissions():
+    """Another project's key gets in where a policy says so, and nowhere else."""
+    aws, stranger = client(), other()
+    create(aws, "shared")
+    with refused("AccessDeniedException", 403):
+        ask(stranger, arn("shared"))
+    with refused("AccessDeniedException", 403):
+        stranger.get_function(FunctionName=arn("shared"))
+    with refused("ResourceNotFoundException", 404):
+        ask(stranger, "shared")
+    wanted = {"StatementId": "them", "Action": "lambda:InvokeFunction", "Principal": os.environ["OTHER_ACCOUNT"]}
+    added = json.loads(aws.add_permission(FunctionName="shared", **wanted)["Statement"])
+    assert added["Resource"] == arn("shared") and added["Sid"] == "them", added
+    with refused("ResourceConflictException", 409):
+        aws.add_permission(FunctionName="shared", **wanted)
+    policy = aws.get_policy(FunctionName="shared")
+    assert json.loads(policy["Policy"])["Statement"] == [added], policy
+    assert ask(stranger, arn("shared"), 7)[1]["event"] == 7
+    with refused("AccessDeniedException", 403):
+        stranger.delete_function(FunctionName=arn("shared"))
+    with refused("AccessDeniedException", 403):
+        ask(stranger, arn("shared", "$LATEST"))
+    with refused("PreconditionFailedException", 412):
+        aws.remove_permission(FunctionName="shared", StatementId="them", RevisionId="x")
+    aws.remove_permission(FunctionName="shared", StatementId="them", RevisionId=policy["RevisionId"])
+    with refused("AccessDeniedException", 403):
+        ask(stranger, arn("shared"))
+    with refused("ResourceNotFoundException", 404):
+        aws.get_policy(FunctionName="shared")
+
+
+def send(request):
+    """A signed request over a plain connection: its status and error."""
+    url = urllib.parse.urlsplit(request.url)
+    connection = http.client.HTTPConnection(url.netloc, timeout=60)
+    target = url.path + ("?" + url.query if url.query else "")
+    connection.request(request.method, target, body=request.body, headers=dict(request.headers.items()))
+    reply = connection.getresponse()
+    reply.read()
+    return reply.status, reply.headers.get("x-amzn-errortype")
+
+
+def signed(method, path, body=b"", signer=botocore.auth.SigV4Auth, key=None, secret=None, region=REGION):
+    key = key or os.environ["AWS_ACCESS_KEY_ID"]
+    secret = secret or os.environ["AWS_SECRET_ACCESS_KEY"]
+    request = botocore.awsrequest.AWSRequest(method, ENDPOINT + path, data=body)
+    credentials = botocore.credentials.Credentials(key, secret)
+    signer(credentials, "lambda", region).add_auth(request)
+    return request.prepare()
+
+
+def signatures():
+    """Only what is signed by a key of ours, now, and not again later."""
+    listing = "/2015-03-31/functions/"
+    assert send(signed("GET", listing)) == (200, None)
+    assert send(signed("GET", listing, signer=botocore.auth.SigV4QueryAuth)) == (200, None)
+    unsigned = botocore.awsrequest.AWSRequest("GET", ENDPOINT + listing).prepare()
+    assert send(unsigned) == (403, "MissingAuthenticationTokenException")
+    wrong = signed("GET", listing, key="AKIAIOSFODNN7EXAMPLE")
+    assert send(wrong) == (403, "UnrecognizedClientException")
+    wrong = signed("GET", listing, secret="x" * 40)
+    assert send(wrong) == (403, "InvalidSignatureException")
+    wrong = signed("GET", listing, region="eu-west-1")
+    assert send(wrong) == (403, "InvalidSignatureException")
+
+    changed = signed("GET", listing)
+    changed.url += "?MaxItems=1"
+    assert send(changed) == (403, "InvalidSignatureException")
+    alias = json.dumps({"Tags": {"a": "b"}}).encode()
+    tagging = "/2017-03-31/tags/" + urllib.parse.quote(arn("nothing"), safe="")
+    changed = signed("POST", tagging, alias)
+    changed.body = alias.replace(b"a", b"c")
+    assert send(changed) == (403, "InvalidSignatureException")
+    once = signed("POST", tagging, alias)
+    assert send(once) == (404, "ResourceNotFoundException")
+    # Equal calls of one second are signed alike: it is taken again for a moment.
+    end = time.monotonic() + 120
+    while send(once)[0] == 404:
+        assert time.monotonic() < end, "a signature is taken for ever"
+    assert send(once) == (403, "InvalidSignatureException")
+    again = signed("GET", listing)
+    assert send(again) == send(again) == (200, None)
+
+    real = botocore.auth.get_current_datetime
+    for minutes, expected in [(-14, 200), (14, 200), (-16, 403), (16, 403)]:
+        skew = datetime.timedelta(minutes=minutes)
+        botocore.auth.get_current_datetime = lambda *a, **k: real(*a, **k) + skew
+        try:
+            assert send(signed("GET", listing))[0] == expected, minutes
+        finally:
+            botocore.auth.get_current_datetime = real
+
+
+def cli():
+    """The AWS CLI, as a person uses it."""
+
+    def run(*words, **more):
+        program = os.path.join(os.path.dirname(sys.executable), "aws")
+        told = subprocess.run([program, "lambda", *words], capture_output=True, text=True, timeout=300, **more)
+        assert told.returncode == 0, (words, told.stderr)
+        return json.loads(told.stdout) if told.stdout.strip() else None
+
+    image = json.dumps({"EntryPoint": ["python3", "-c"], "Command": [HANDLER]})
+    run("create-function", "--function-name", "typed", "--package-type", "Image", "--role", ROLE,
+        "--code", "ImageUri=hello-python:1", "--image-config", image, "--timeout", "60")
+    run("wait", "function-active-v2", "--function-name", "typed")
+    out = os.path.join(os.environ["SCRATCH"], "typed.json")
+    told = run("invoke", "--function-name", "typed", "--payload", '{"a": 1}', out)
+    assert told["StatusCode"] == 200, told
+    with open(out) as file:
+        assert json.load(file)["event"] == {"a": 1}
+    assert run("get-function", "--function-name", arn("typed"))["Configuration"]["State"] == "Active"
+    run("delete-function", "--function-name", "typed")
+
+
+def before_the_crash():
+    """A version that serves, and a function that never comes up."""
+    aws = client()
+    create(aws, "kept", Environment={"Variables": {"STAGE": "one"}})
+    aws.publish_version(FunctionName="kept")
+    aws.update_function_configuration(FunctionName="kept", Environment={"Variables": {"STAGE": "two"}})
+    updated(aws, "kept")
+    aws.create_alias(FunctionName="kept", Name="live", FunctionVersion="1")
+    hangs = {"ImageConfig": {"EntryPoint": ["python3", "-c"], "Command": ["import time; time.sleep(99999)"]}}
+    made = aws.create_function(FunctionName="cut", **{**FUNCTION, **hangs})
+    assert made["State"] == "Pending", made
+    with refused("ResourceConflictException", 409):
+        aws.update_function_configuration(FunctionName="cut", Timeout=5)
+
+
+def after_the_crash():
+    """What was acknowledged is there; what was under way is told as it ended."""
+    aws = client()
+    for qualifier, expected in [("live", "one"), ("1", "one"), ("$LATEST", "two")]:
+        assert ask(aws, "kept", Qualifier=qualifier)[1]["stage"] == expected, qualifier
+    cut = aws.get_function_configuration(FunctionName="cut")
+    # Interrupted, or at its end before the server was.
+    assert cut["State"] == "Failed" and cut["StateReason"], cut
+    aws.update_function_configuration(FunctionName="cut", ImageConfig={"EntryPoint": ["python3", "-c"], "Command": [HANDLER]})
+    updated(aws, "cut")
+    assert ask(aws, "cut", 1)[1]["event"] == 1
+
+
+def after_its_service():
+    """`skiff rm` has ended the function with its service."""
+    with refused("ResourceNotFoundException", 404):
+        client().get_function(FunctionName="kept")
+    create(client(), "kept")
+
+
+def known():
+    """A key that is known."""
+    client().get_account_settings()
+
+
+def unknown():
+    """A key that is not known any more."""
+    with refused("UnrecognizedClientException", 403):
+        client().get_account_settings()
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
