@@ -65,7 +65,8 @@ layer "$work/shell.tar" "$work/shell"
 cp examples/functions/app.py "$work/python/var/task/app.py"
 # The one that the image's Python can load, whatever this machine's is.
 version=$(tar --list --file "$python" | sed -n 's|^\./usr/lib/python\(3\.[0-9]*\)/$|\1|p' | head -1)
-python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" \
+/usr/bin/python3 -m venv "$work/pip"
+"$work/pip/bin/pip" download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version "$version" \
   --platform manylinux2014_x86_64 --dest "$work/wheels" "$ric" simplejson snapshot-restore-py >&2
 for wheel in "$work"/wheels/*.whl; do
   python3 -m zipfile --extract "$wheel" "$work/python/var/task" >&2

@@ -17,7 +17,7 @@ hostname kvm
 ifconfig lo up
 # The machine's pulse.
 while :; do echo beat; sleep 1; done >$report &
-modprobe -a kvm-amd loop erofs overlay
+modprobe -a kvm-amd loop erofs overlay tun
 
 # How many times slower than a quiet machine of two cores, where this takes
 # a second. Every deadline is stretched by that.

@@ -103,7 +103,11 @@ impl Launcher {
         if spec.program == MonitorProgram::Own
             && let Some(monitor) = self.take_monitor()
         {
-            return self.assign(monitor, spec, files);
+            match self.assign(monitor, spec, &files) {
+                Ok(assigned) => return Ok(assigned),
+                // It may have died at this moment.
+                Err(refusal) => tracing::warn!(%refusal, "a monitor that waited is of no use"),
+            }
         }
         let range = self.kept.ranges.take()?;
         let number = self.kept.number();

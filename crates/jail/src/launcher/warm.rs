@@ -174,7 +174,7 @@ impl Launcher {
         &mut self,
         monitor: Waiting,
         spec: &MonitorSpec,
-        files: Vec<OwnedFd>,
+        files: &[OwnedFd],
     ) -> Step<(u64, Outputs)> {
         let Waiting {
             seat,
@@ -182,7 +182,7 @@ impl Launcher {
             outputs,
             ..
         } = monitor;
-        let told = self.tell(seat, socket, spec, &files);
+        let told = self.tell(seat, socket, spec, files);
         if told.is_err() {
             self.abandon_seat(seat);
             self.remove_monitor_folder(spec.sandbox);

@@ -110,6 +110,11 @@ impl Api {
         self.set_state("Resumed").await
     }
 
+    pub async fn is_paused(&self) -> Result<bool, ApiError> {
+        let said = self.ask("GET", "/", None).await?;
+        Ok(said["state"] == "Paused")
+    }
+
     async fn set_state(&self, state: &str) -> Result<(), ApiError> {
         let body = json!({"state": state});
         self.ask("PATCH", "/vm", Some(body)).await.map(drop)
@@ -339,12 +344,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let said = r#"{"id":"06h1","state":"Not started","vmm_version":"1.12.0","app_name":"Firecracker"}"#;
         let mut answers = vec![answer(200, said)];
-        answers.resize(9, DONE.to_owned());
+        answers.resize(8, DONE.to_owned());
+        answers.extend([
+            answer(200, &said.replace("Not started", "Paused")),
+            DONE.to_owned(),
+        ]);
         let (api, asked) = peer(folder.path(), answers);
         let asking = async {
             assert_eq!(api.greet(DEADLINE).await.unwrap(), "Firecracker 1.12.0");
             api.start(&machine()).await.unwrap();
             api.pause().await.unwrap();
+            assert!(api.is_paused().await.unwrap());
             api.resume().await.unwrap();
         };
         let ((), asked) = tokio::join!(asking, asked);
@@ -358,6 +368,7 @@ mod tests {
             "PUT /drives/layers",
             "PUT /actions",
             "PATCH /vm",
+            "GET /",
             "PATCH /vm",
         ];
         assert_eq!(lines, paths.map(|path| format!("{path} HTTP/1.1")));
@@ -369,10 +380,8 @@ mod tests {
                 "is_root_device": false, "is_read_only": true})
         );
         assert_eq!(bodies[6], json!({"action_type": "InstanceStart"}));
-        assert_eq!(
-            bodies[7..],
-            [json!({"state": "Paused"}), json!({"state": "Resumed"})]
-        );
+        assert_eq!(bodies[7], json!({"state": "Paused"}));
+        assert_eq!(bodies[9], json!({"state": "Resumed"}));
     }
 
     #[tokio::test]

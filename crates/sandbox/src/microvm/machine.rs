@@ -137,27 +137,38 @@ impl Machine {
         AgentClient::connect(&self.vsock(), self.exits.clone(), deadline).await
     }
 
-    /// Lets nothing of it run: the guest by its monitor's word, where that has
-    /// one for it, and the monitor by the launcher's.
+    /// Lets nothing of it run: the monitor by the launcher's word, or the guest
+    /// by its monitor's, where that is not ours. Such a one makes its machine
+    /// inside of its cgroup, and with it a thread of the kernel's that never
+    /// stands (cgroup v2, `cgroup.freeze`).
     pub async fn stand(&self) -> Result<(), SandboxError> {
         let sandbox = self.id;
-        if let Some(api) = &self.api {
-            api.pause().await.map_err(refused(sandbox))?;
+        match &self.api {
+            Some(api) => api.pause().await.map_err(refused(sandbox)),
+            None => {
+                let frozen = self.link.ask(sandbox, Request::Freeze { sandbox });
+                frozen.await.map(drop)
+            }
         }
-        let frozen = self.link.ask(sandbox, Request::Freeze { sandbox }).await;
-        if let (Err(_), Some(api)) = (&frozen, &self.api) {
-            api.resume().await.map_err(refused(sandbox))?;
-        }
-        frozen.map(drop)
     }
 
     /// Lets it run again.
     pub async fn go_on(&self) -> Result<(), SandboxError> {
         let sandbox = self.id;
-        self.link.ask(sandbox, Request::Thaw { sandbox }).await?;
         match &self.api {
             Some(api) => api.resume().await.map_err(refused(sandbox)),
-            None => Ok(()),
+            None => {
+                let thawed = self.link.ask(sandbox, Request::Thaw { sandbox });
+                thawed.await.map(drop)
+            }
+        }
+    }
+
+    /// Whether nothing of it runs, if the launcher says this of the monitor.
+    pub async fn stands(&self, frozen: bool) -> Result<bool, SandboxError> {
+        match &self.api {
+            Some(api) => api.is_paused().await.map_err(refused(self.id)),
+            None => Ok(frozen),
         }
     }
 

@@ -437,15 +437,15 @@ impl MicrovmBackend {
         let machine = Machine::new(id, self.link.clone(), &self.run_dir, ended).foreign_if_there();
         let birth = Birth::of(&machine, &self.tasks);
         match self.take_up(&machine, listed.frozen).await {
-            Ok((agent, output)) => {
+            Ok((agent, output, paused)) => {
                 birth.keep();
-                let sandbox = MicrovmSandbox::adopted(Arc::new(machine), agent, listed.frozen);
+                let sandbox = MicrovmSandbox::adopted(Arc::new(machine), agent, paused);
                 Some(Found {
                     created: Created {
                         sandbox: Arc::new(sandbox),
                         output: Some(output),
                         steps_us: Vec::new(),
-                        paused: listed.frozen,
+                        paused,
                     },
                     label: listed.label,
                 })
@@ -459,11 +459,12 @@ impl MicrovmBackend {
         }
     }
 
+    /// Its agent, its output, and whether it stands.
     async fn take_up(
         &self,
         machine: &Machine,
         frozen: bool,
-    ) -> Result<(AgentClient, Output), SandboxError> {
+    ) -> Result<(AgentClient, Output, bool), SandboxError> {
         let sandbox = machine.id;
         if machine.ended.borrow().is_some() {
             return Err(machine.died().await);
@@ -473,8 +474,9 @@ impl MicrovmBackend {
         {
             machine.listen(output);
         }
+        let paused = machine.stands(frozen).await?;
         // One that stands cannot answer.
-        if frozen {
+        if paused {
             machine.go_on().await?;
         }
         let agent = machine
@@ -482,10 +484,10 @@ impl MicrovmBackend {
             .await
             .map_err(refused(sandbox))?;
         let output = open_output(&agent, sandbox).await?;
-        if frozen {
+        if paused {
             machine.stand().await?;
         }
-        Ok((agent, output))
+        Ok((agent, output, paused))
     }
 }
 

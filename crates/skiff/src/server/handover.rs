@@ -314,7 +314,7 @@ mod tests {
         let old = std::thread::spawn(move || answer(far, &[], &doors()).is_err());
         let mut line = Line::new(near).unwrap();
         line.say("doors").unwrap();
-        assert_eq!(receive(line.0.get_ref()).unwrap().len(), 3);
+        assert_eq!(receive(line.0.get_ref()).unwrap().len(), 4);
         drop(line);
         assert!(old.join().unwrap());
     }
