@@ -408,13 +408,14 @@ fn a_monitor_that_always_dies_holds_nobody_up() {
     if !has_kvm() {
         return;
     }
-    // It ends at once, whatever it is told.
+    // It ends at once, whatever it is told; busybox's does not like its name.
     let mut launcher = Launcher::start(Path::new("/bin/true"));
     launcher.keep(1);
     let nothing = tempfile::tempfile().unwrap();
     for _ in 0..8 {
         let monitor = launcher.create("{}", &nothing).unwrap();
-        assert_eq!(launcher.exit(monitor.id).code, Some(0));
+        let exit = launcher.exit(monitor.id);
+        assert!([Some(0), Some(127)].contains(&exit.code), "{exit:?}");
         launcher.destroy(&monitor);
     }
     launcher.shut_down();
