@@ -168,38 +168,6 @@ fn one_that_is_paused_runs_for_a_command() {
     paused();
 }
 
-/// Runs its arguments on a terminal, types the first one's parts after each
-/// prompt, sets another size after the second.
-const ON_A_TERMINAL: &str = r#"
-import fcntl, os, pty, signal, struct, sys, termios
-master, slave = pty.openpty()
-size = lambda rows, columns: fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-size(33, 97)
-before = termios.tcgetattr(slave)
-child = os.fork()
-if child == 0:
-    os.close(master)
-    os.setsid(); fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-    for fd in 0, 1, 2: os.dup2(slave, fd)
-    os.execv(sys.argv[2], sys.argv[2:])
-seen, typed = b"", 0
-prompts = sys.argv[1].encode().split(b"|")
-while b"the end" not in seen:
-    try:
-        block = os.read(master, 4096)
-    except OSError:
-        break
-    seen += block
-    os.write(1, block)
-    if typed < len(prompts) and seen.count(b"ready>") > typed:
-        if typed == 1:
-            size(12, 40)
-        os.write(master, prompts[typed].replace(b"^C", b"\x03") + b"\r")
-        typed += 1
-_, status = os.waitpid(child, 0)
-sys.exit(200 if termios.tcgetattr(slave) != before else os.waitstatus_to_exitcode(status))
-"#;
-
 #[test]
 fn a_terminal_is_the_users() {
     let server = server();
@@ -211,16 +179,9 @@ fn a_terminal_is_the_users() {
                   while [ -z \"$hit\" ]; do sleep 0.1; done; echo the end; exit 9";
     let binary = skiff_binary().display().to_string();
     let host = server.host();
-    let args = [
-        "-c",
-        ON_A_TERMINAL,
-        "good day|more|^C",
-        &binary,
-        "--host",
-        &host,
-    ];
     let exec = ["exec", "-it", "terminal", "--", "/bin/sh", "-c", script];
-    let done = skiff_testkit::run("python3", [&args[..], &exec].concat());
+    let command = [&[&*binary, "--host", &host][..], &exec].concat();
+    let done = skiff_testkit::started_on_a_terminal("good day|^Wmore|^C", &command).wait();
     assert_eq!(done.code, 9, "{}{}", done.out, done.err);
     for part in ["/dev/pts/", "33 97", "<good day>", "interrupted", "the end"] {
         assert!(done.out.contains(part), "{part} is not in {}", done.out);

@@ -171,40 +171,6 @@ fn a_signal_is_passed_on() {
     place.assert_clean();
 }
 
-/// Runs its arguments on a terminal of 33 rows and 97 columns of its own,
-/// types what is at hand once a prompt is there, shows what came, and ends
-/// with the command's exit code if the terminal is as it was.
-const ON_A_TERMINAL: &str = r#"
-import fcntl, os, pty, struct, sys, termios
-master, slave = pty.openpty()
-fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 97, 0, 0))
-before = termios.tcgetattr(slave)
-child = os.fork()
-if child == 0:
-    os.close(master)
-    os.login_tty(slave) if hasattr(os, "login_tty") else (
-        os.setsid(), fcntl.ioctl(slave, termios.TIOCSCTTY, 0),
-        os.dup2(slave, 0), os.dup2(slave, 1), os.dup2(slave, 2))
-    os.execv(sys.argv[2], sys.argv[2:])
-seen, typed = b"", 0
-prompts = sys.argv[1].encode().split(b"|")
-while True:
-    try:
-        block = os.read(master, 4096)
-    except OSError:
-        break
-    seen += block
-    os.write(1, block)
-    # Ours is open, too: the end is the child's.
-    if typed < len(prompts) and seen.count(b"ready>") > typed:
-        os.write(master, prompts[typed].replace(b"^C", b"\x03") + b"\r")
-        typed += 1
-    if b"the end" in seen:
-        break
-_, status = os.waitpid(child, 0)
-sys.exit(200 if termios.tcgetattr(slave) != before else os.waitstatus_to_exitcode(status))
-"#;
-
 #[test]
 fn a_terminal_is_the_users() {
     let place = Place::new();
@@ -215,15 +181,14 @@ fn a_terminal_is_the_users() {
     let script = "tty; stty size; printf 'ready>'; read word; echo \"<$word>\"; \
                   trap 'echo interrupted; hit=1' INT; printf 'ready>'; \
                   while [ -z \"$hit\" ]; do sleep 0.1; done; echo the end; exit 9";
-    let mut args = vec!["-c".to_owned(), ON_A_TERMINAL.to_owned()];
-    args.push("good day|^C".to_owned());
-    args.push(skiff_binary().display().to_string());
+    let mut args = vec![skiff_binary().display().to_string()];
     args.extend(["run".to_owned(), "--tty".to_owned()]);
     args.extend(flag("--data-dir", "data"));
     args.extend(flag("--run-dir", "run"));
     args.push(fixture("busybox").display().to_string());
     args.extend(["--", "/bin/sh", "-c", script].map(str::to_owned));
-    let done = skiff_testkit::started("python3", args).wait();
+    let command: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = skiff_testkit::started_on_a_terminal("good day|^C", &command).wait();
     assert_eq!(done.code, 9, "{}{}", done.out, done.err);
     for part in [
         "/dev/pts/0",

@@ -213,3 +213,52 @@ pub fn skiff_binary() -> PathBuf {
 pub(crate) fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
+
+/// Runs its arguments on a terminal of 33 rows and 97 columns of its own,
+/// types what is at hand once a prompt is there, shows what came, and ends
+/// with the command's exit code if the terminal is as it was.
+const ON_A_TERMINAL: &str = r#"
+import fcntl, os, pty, struct, sys, termios
+master, slave = pty.openpty()
+def resize(rows, columns):
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+resize(33, 97)
+before = termios.tcgetattr(slave)
+child = os.fork()
+if child == 0:
+    os.close(master)
+    os.setsid()
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    for fd in 0, 1, 2:
+        os.dup2(slave, fd)
+    os.execv(sys.argv[2], sys.argv[2:])
+seen, typed = b"", 0
+prompts = sys.argv[1].encode().split(b"|")
+# Ours is open, too: the end is the child's.
+while b"the end" not in seen:
+    try:
+        block = os.read(master, 4096)
+    except OSError:
+        break
+    seen += block
+    os.write(1, block)
+    if typed < len(prompts) and seen.count(b"ready>") > typed:
+        if b"^W" in prompts[typed]:
+            resize(12, 40)
+        os.write(master, prompts[typed].replace(b"^C", b"\x03").replace(b"^W", b"") + b"\r")
+        typed += 1
+_, status = os.waitpid(child, 0)
+sys.exit(200 if termios.tcgetattr(slave) != before else os.waitstatus_to_exitcode(status))
+"#;
+
+/// Starts a command on a terminal of 33 rows and 97 columns. At each `ready>`
+/// that it shows, the next of what is between `|` is typed, where `^C` is that
+/// key and `^W` makes the terminal 12 by 40 first. It is over when `the end`
+/// was shown; its exit code is 200 where the terminal is not as it was.
+///
+/// # Panics
+/// When it cannot be started.
+#[must_use]
+pub fn started_on_a_terminal(typed: &str, command: &[&str]) -> Running {
+    started("python3", [&["-c", ON_A_TERMINAL, typed], command].concat())
+}

@@ -49,13 +49,7 @@ impl Control {
     /// operator. Returns after [`Self::stop`].
     pub async fn serve_unix(&self, listener: UnixListener) {
         let router = router(self.clone(), Transport::Unix);
-        self.accept_all(
-            &listener,
-            |stream| ready(Some(stream)),
-            router,
-            CONNECTIONS_MAX,
-        )
-        .await;
+        self.accept_plain(&listener, router).await;
     }
 
     /// Serves the API over TCP to bearers of tokens; with TLS unless the
@@ -64,14 +58,7 @@ impl Control {
     pub async fn serve_tcp(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>) {
         let router = router(self.clone(), Transport::Tcp);
         let Some(tls) = tls else {
-            self.accept_all(
-                &listener,
-                |stream| ready(Some(stream)),
-                router,
-                CONNECTIONS_MAX,
-            )
-            .await;
-            return;
+            return self.accept_plain(&listener, router).await;
         };
         let tls = TlsAcceptor::from(tls);
         let shake = move |stream| {
@@ -82,6 +69,16 @@ impl Control {
             }
         };
         self.accept_all(&listener, shake, router, CONNECTIONS_MAX)
+            .await;
+    }
+
+    async fn accept_plain<L>(&self, listener: &L, router: Router)
+    where
+        L: Listener,
+        L::Stream: AsyncRead + AsyncWrite + Unpin,
+    {
+        let as_it_is = |stream| ready(Some(stream));
+        self.accept_all(listener, as_it_is, router, CONNECTIONS_MAX)
             .await;
     }
 

@@ -47,10 +47,7 @@ impl Front {
             record.aliases.insert(wanted.name.clone(), alias);
             Ok(())
         };
-        let changed = self
-            .control
-            .change_function(&call.project.id, &function, change);
-        let (_, record) = changed.await?;
+        let (_, record) = self.change(call, &function, change).await?;
         let shown = self.shown(call, &function, &record, &wanted.name)?;
         Ok(Reply::json(StatusCode::CREATED, shown))
     }
@@ -85,10 +82,7 @@ impl Front {
             record.aliases.insert(name.to_owned(), alias);
             Ok(())
         };
-        let changed = self
-            .control
-            .change_function(&call.project.id, &function, change);
-        let (_, record) = changed.await?;
+        let (_, record) = self.change(call, &function, change).await?;
         let shown = self.shown(call, &function, &record, name)?;
         Ok(Reply::json(StatusCode::OK, shown))
     }
@@ -100,11 +94,7 @@ impl Front {
         name: &str,
     ) -> Result<Reply, LambdaError> {
         let function = self.unqualified(call, text)?;
-        let record = self
-            .control
-            .function(&call.project.id, &function)
-            .await?
-            .record;
+        let record = self.record(call, &function).await?;
         let shown = self.shown(call, &function, &record, name)?;
         Ok(Reply::json(StatusCode::OK, shown))
     }
@@ -124,11 +114,7 @@ impl Front {
     pub(crate) async fn list_aliases(&self, call: &Call, text: &str) -> Result<Reply, LambdaError> {
         let function = self.unqualified(call, text)?;
         let limit = call.page(PAGE_MAX)?;
-        let record = self
-            .control
-            .function(&call.project.id, &function)
-            .await?
-            .record;
+        let record = self.record(call, &function).await?;
         let marker = call.param("Marker").unwrap_or_default();
         let version = call.param("FunctionVersion");
         let listed = |(name, alias): &(&String, &Alias)| {
@@ -158,10 +144,9 @@ impl Front {
             record.policies.remove(name);
             Ok(())
         };
-        let changed = self
-            .control
-            .change_function(&call.project.id, &function, change);
-        changed.await.map(|_| Reply::empty())
+        self.change(call, &function, change)
+            .await
+            .map(|_| Reply::empty())
     }
 }
 

@@ -188,8 +188,7 @@ impl Front {
             }
             Ok(())
         };
-        let changed = self.control.change_function(&call.project.id, name, back);
-        changed.await.map(|_| ())
+        self.change(call, name, back).await.map(|_| ())
     }
 
     fn wanted(&self, config: &Configuration, arn: String) -> Deploy {
@@ -248,7 +247,7 @@ impl Front {
             let shown = self.publish(call, name, &wanted).await?;
             return Ok(Reply::json(status, shown));
         }
-        let record = self.control.function(&call.project.id, name).await?.record;
+        let record = self.record(call, name).await?;
         let arns = self.arns(&call.project.id);
         let shown = show::configuration(&arns, name, None, "$LATEST", &record.latest);
         Ok(Reply::json(status, shown))
@@ -261,11 +260,7 @@ impl Front {
         whole: bool,
     ) -> Result<Reply, LambdaError> {
         let target = self.target(call, text)?;
-        let record = self
-            .control
-            .function(&call.project.id, &target.name)
-            .await?;
-        let record = record.record;
+        let record = self.record(call, &target.name).await?;
         let qualifier = target.qualifier.as_ref();
         let (version, config) = self.version(call, &target.name, &record, qualifier).await?;
         let arns = self.arns(&call.project.id);
@@ -336,7 +331,7 @@ impl Front {
     ) -> Result<Reply, LambdaError> {
         let name = self.target(call, text)?.name;
         let limit = call.page(PAGE_MAX)?;
-        let record = self.control.function(&call.project.id, &name).await?.record;
+        let record = self.record(call, &name).await?;
         let arns = self.arns(&call.project.id);
         let mut shown = Vec::new();
         let after: u32 = match call.param("Marker") {
@@ -410,7 +405,7 @@ impl Front {
         expected: Option<&str>,
         set: impl Fn(&mut Configuration) -> Result<(), LambdaError>,
     ) -> Result<Reply, LambdaError> {
-        let mut record = self.control.function(&call.project.id, name).await?.record;
+        let mut record = self.record(call, name).await?;
         check_changeable(&record, name, expected)?;
         set(&mut record.latest)?;
         let arns = self.arns(&call.project.id);
@@ -452,9 +447,7 @@ impl Front {
             record.latest.update = Update::InProgress;
             Ok(before)
         };
-        let control = &self.control;
-        let changed = control.change_function(&call.project.id, name, change);
-        let (before, record) = changed.await?;
+        let (before, record) = self.change(call, name, change).await?;
         self.deploy(call, name, &record.latest, Some(before)).await
     }
 
@@ -479,7 +472,7 @@ impl Front {
     }
 
     async fn delete_whole(&self, call: &Call, name: &ServiceName) -> Result<(), LambdaError> {
-        let record = self.control.function(&call.project.id, name).await?.record;
+        let record = self.record(call, name).await?;
         check_settled(&record, name)?;
         let place = key::service(&call.project.id, name);
         if self.control.db().exists(&place).await? {
@@ -649,10 +642,9 @@ impl Front {
             record.tags.extend(wanted.tags.clone());
             check_tags(&record.tags)
         };
-        let changed = self
-            .control
-            .change_function(&call.project.id, &name, change);
-        changed.await.map(|_| Reply::empty())
+        self.change(call, &name, change)
+            .await
+            .map(|_| Reply::empty())
     }
 
     pub(crate) async fn untag(&self, call: &Call, arn: &str) -> Result<Reply, LambdaError> {
@@ -663,15 +655,14 @@ impl Front {
                 .retain(|tag, _| !call.params("tagKeys").any(|gone| gone == tag));
             Ok(())
         };
-        let changed = self
-            .control
-            .change_function(&call.project.id, &name, change);
-        changed.await.map(|_| Reply::empty())
+        self.change(call, &name, change)
+            .await
+            .map(|_| Reply::empty())
     }
 
     pub(crate) async fn list_tags(&self, call: &Call, arn: &str) -> Result<Reply, LambdaError> {
         let name = self.unqualified(call, arn)?;
-        let record = self.control.function(&call.project.id, &name).await?.record;
+        let record = self.record(call, &name).await?;
         Ok(Reply::json(StatusCode::OK, json!({"Tags": record.tags})))
     }
 }

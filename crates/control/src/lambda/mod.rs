@@ -41,6 +41,7 @@ use crate::port::Revisions;
 use call::{Call, Reply, invalid, uuid};
 use links::Links;
 use operation::Operation;
+use record::FunctionRecord;
 
 pub(crate) use cache::{Keys, KnownKey, Views};
 
@@ -241,6 +242,23 @@ impl Front {
             Some(account) if *account != call.project.id => Err(not_yours()),
             _ => Ok(target),
         }
+    }
+
+    /// What is stored of a function of the caller's project.
+    async fn record(&self, call: &Call, name: &ServiceName) -> Result<FunctionRecord, LambdaError> {
+        Ok(self.control.function(&call.project.id, name).await?.record)
+    }
+
+    /// Changes that; what the change gives, and what is stored now.
+    async fn change<T>(
+        &self,
+        call: &Call,
+        name: &ServiceName,
+        change: impl FnMut(&mut FunctionRecord) -> Result<T, LambdaError>,
+    ) -> Result<(T, FunctionRecord), LambdaError> {
+        self.control
+            .change_function(&call.project.id, name, change)
+            .await
     }
 
     /// The same, where a qualifier has no meaning.

@@ -70,10 +70,7 @@ impl Front {
             record.policies.insert(place.clone(), policy);
             Ok(())
         };
-        let changed = self
-            .control
-            .change_function(&call.project.id, &target.name, change);
-        changed.await?;
+        self.change(call, &target.name, change).await?;
         let shown = show::statement(&arn, &sid, &statement).to_string();
         Ok(Reply::json(
             StatusCode::CREATED,
@@ -83,11 +80,7 @@ impl Front {
 
     pub(crate) async fn get_policy(&self, call: &Call, text: &str) -> Result<Reply, LambdaError> {
         let target = self.target(call, text)?;
-        let record = self
-            .control
-            .function(&call.project.id, &target.name)
-            .await?
-            .record;
+        let record = self.record(call, &target.name).await?;
         let place = target
             .qualifier
             .as_ref()
@@ -127,10 +120,9 @@ impl Front {
             }
             Ok(())
         };
-        let changed = self
-            .control
-            .change_function(&call.project.id, &target.name, change);
-        changed.await.map(|_| Reply::empty())
+        self.change(call, &target.name, change)
+            .await
+            .map(|_| Reply::empty())
     }
 
     pub(crate) async fn put_concurrency(
@@ -139,16 +131,8 @@ impl Front {
         text: &str,
     ) -> Result<Reply, LambdaError> {
         let wanted: body::PutFunctionConcurrency = parse(call)?;
-        let name = self.unqualified(call, text)?;
         let reserved = wanted.reserved_concurrent_executions;
-        let change = |record: &mut FunctionRecord| {
-            record.reserved_concurrency = Some(reserved);
-            Ok(())
-        };
-        let changed = self
-            .control
-            .change_function(&call.project.id, &name, change);
-        changed.await?;
+        self.reserve(call, text, Some(reserved)).await?;
         let reply = json!({"ReservedConcurrentExecutions": reserved});
         Ok(Reply::json(StatusCode::OK, reply))
     }
@@ -159,7 +143,7 @@ impl Front {
         text: &str,
     ) -> Result<Reply, LambdaError> {
         let name = self.unqualified(call, text)?;
-        let record = self.control.function(&call.project.id, &name).await?.record;
+        let record = self.record(call, &name).await?;
         let reply = match record.reserved_concurrency {
             Some(reserved) => json!({"ReservedConcurrentExecutions": reserved}),
             None => json!({}),
@@ -172,15 +156,22 @@ impl Front {
         call: &Call,
         text: &str,
     ) -> Result<Reply, LambdaError> {
+        self.reserve(call, text, None).await?;
+        Ok(Reply::empty())
+    }
+
+    async fn reserve(
+        &self,
+        call: &Call,
+        text: &str,
+        reserved: Option<u32>,
+    ) -> Result<(), LambdaError> {
         let name = self.unqualified(call, text)?;
         let change = |record: &mut FunctionRecord| {
-            record.reserved_concurrency = None;
+            record.reserved_concurrency = reserved;
             Ok(())
         };
-        let changed = self
-            .control
-            .change_function(&call.project.id, &name, change);
-        changed.await.map(|_| Reply::empty())
+        self.change(call, &name, change).await.map(drop)
     }
 }
 
