@@ -36,7 +36,7 @@ add_stripped "$agent" /usr/bin/skiff-agent
 add_stripped "$monitor" "$monitor"
 add_stripped "$peer" /usr/bin/peer
 add_tests "$@"
-add_named curl ip jq mke2fs mkfs.erofs nft pgrep
+add_named curl ip jq mke2fs mkfs.erofs nft pgrep setpriv
 mkdir "$root/images"
 cp -a "$images"/{testapp,hello-python,layered} "$root/images/"
 # Here rather than on an emulated processor.

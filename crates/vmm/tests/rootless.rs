@@ -18,8 +18,20 @@ mknod -m "$2" "$1/kvm" c 10 232
 mount --bind "$1/kvm" /dev/kvm
 cd "$1"
 shift 2
-exec setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all --no-new-privs "$@"
+setpriv=$1
+shift
+exec "$setpriv" --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all --no-new-privs "$@"
 "#;
+
+/// util-linux's; by its path, since a small userland's shell has one of its
+/// own, which knows less.
+fn setpriv() -> &'static str {
+    let places = ["/usr/sbin/setpriv", "/usr/bin/setpriv"];
+    places
+        .into_iter()
+        .find(|place| Path::new(place).exists())
+        .unwrap()
+}
 
 /// A folder with the binary, a guest and its configuration, which anybody may
 /// read and write.
@@ -54,7 +66,7 @@ fn run(folder: &Path, mode: &str, words: &[&str]) -> (Option<i32>, String, Strin
             "sh",
         ])
         .arg(folder)
-        .args([mode, "./skiff-vmm", "--config-file", "config"])
+        .args([mode, setpriv(), "./skiff-vmm", "--config-file", "config"])
         .args(words)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
