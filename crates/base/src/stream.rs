@@ -41,6 +41,17 @@ impl ByteStream {
         }
     }
 
+    /// Has small writes go out at once, where they would wait for more.
+    ///
+    /// # Errors
+    /// Those of setsockopt(2).
+    pub fn set_nodelay(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_nodelay(true),
+            Self::Unix(_) | Self::Memory(_) | Self::Inline(_) => Ok(()),
+        }
+    }
+
     /// Writes what a socket takes at once.
     ///
     /// # Errors

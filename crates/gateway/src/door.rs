@@ -123,9 +123,7 @@ fn take(lane: &Arc<Lane>, stream: ByteStream, peer: IpAddr, door: &Door) {
         turn_away(lane, stream);
         return;
     };
-    if let ByteStream::Tcp(socket) = &stream
-        && let Err(error) = socket.set_nodelay(true)
-    {
+    if let Err(error) = stream.set_nodelay() {
         tracing::debug!(%error, "a client's socket has no TCP_NODELAY");
     }
     let serving = connection::serve(lane.clone(), stream, peer, door.scope.clone());

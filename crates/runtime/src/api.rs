@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -18,6 +18,7 @@ use serde_json::json;
 use skiff_base::{Backoff, ByteStream, Listener, Tasks};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::body::{BodyRefusal, whole};
 use crate::bridge::{Answer, Bridge, Event, ExtensionEvent, StreamError};
 use crate::machine::{Refusal, Wants};
 use crate::words::{self, ANSWER_BYTES_MAX};
@@ -88,9 +89,7 @@ pub(crate) async fn serve(listener: Listener, bridge: Arc<Bridge>) {
 }
 
 async fn connection(stream: ByteStream, bridge: Arc<Bridge>) {
-    if let ByteStream::Tcp(socket) = &stream
-        && let Err(error) = socket.set_nodelay(true)
-    {
+    if let Err(error) = stream.set_nodelay() {
         tracing::debug!(%error, "a runtime's socket has no TCP_NODELAY");
     }
     let service = hyper::service::service_fn(move |request| {
@@ -130,7 +129,7 @@ async fn runtime(
         (Method::POST, "init/error") => {
             let body = match whole(request.into_body(), SMALL_BYTES_MAX).await {
                 Ok(body) => body,
-                Err(refusal) => return refusal.answer(),
+                Err(refusal) => return not_taken(refusal),
             };
             match bridge.init_error(body).await {
                 Ok(()) => accepted(),
@@ -219,11 +218,11 @@ async fn respond(request: Request<Incoming>, id: &str, bridge: &Arc<Bridge>) -> 
         Ok(body) => (Answer::Payload { body, content_type }, accepted()),
         Err(BodyRefusal::TooLarge(bytes)) => (
             Answer::Failed(words::too_large(bytes)),
-            BodyRefusal::TooLarge(bytes).answer(),
+            not_taken(BodyRefusal::TooLarge(bytes)),
         ),
         Err(BodyRefusal::Truncated) => (
             Answer::Failed(words::truncated(id)),
-            BodyRefusal::Truncated.answer(),
+            not_taken(BodyRefusal::Truncated),
         ),
     };
     give(place, answer);
@@ -238,7 +237,7 @@ async fn fail(request: Request<Incoming>, id: &str, bridge: &Arc<Bridge>) -> Ans
     };
     let (body, told) = match whole(request.into_body(), ANSWER_BYTES_MAX).await {
         Ok(body) => (body, accepted()),
-        Err(refusal) => (Bytes::new(), refusal.answer()),
+        Err(refusal) => (Bytes::new(), not_taken(refusal)),
     };
     let kind = kind.as_ref().and_then(|kind| kind.to_str().ok());
     let body = match body.is_empty() {
@@ -270,7 +269,7 @@ async fn stream(
             Err(error) => {
                 let broken = StreamError(error.to_string());
                 let _gone = sender.send(Err(broken)).await;
-                return BodyRefusal::Truncated.answer();
+                return not_taken(BodyRefusal::Truncated);
             }
         };
         match frame.into_data() {
@@ -366,7 +365,7 @@ async fn register(request: Request<Incoming>, bridge: &Arc<Bridge>) -> Answered 
     };
     let body = match whole(request.into_body(), SMALL_BYTES_MAX).await {
         Ok(body) => body,
-        Err(refusal) => return refusal.answer(),
+        Err(refusal) => return not_taken(refusal),
     };
     let Ok(registration) = serde_json::from_slice::<Registration>(&body) else {
         return error(
@@ -461,51 +460,19 @@ fn of_extension_event(event: ExtensionEvent, bridge: &Bridge) -> Answered {
     response
 }
 
-/// Why a body was not taken.
-#[derive(Debug)]
-enum BodyRefusal {
-    /// So many bytes at least.
-    TooLarge(u64),
-    Truncated,
-}
-
-impl BodyRefusal {
-    fn answer(self) -> Answered {
-        match self {
-            Self::TooLarge(bytes) => closing(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "RequestEntityTooLarge",
-                &format!("Exceeded maximum allowed payload size ({bytes} bytes)."),
-            ),
-            Self::Truncated => closing(
-                StatusCode::BAD_REQUEST,
-                "TruncatedHTTPRequest",
-                "the request's body broke off",
-            ),
-        }
+fn not_taken(refusal: BodyRefusal) -> Answered {
+    match refusal {
+        BodyRefusal::TooLarge(bytes) => closing(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "RequestEntityTooLarge",
+            &format!("Exceeded maximum allowed payload size ({bytes} bytes)."),
+        ),
+        BodyRefusal::Truncated => closing(
+            StatusCode::BAD_REQUEST,
+            "TruncatedHTTPRequest",
+            "the request's body broke off",
+        ),
     }
-}
-
-async fn whole(mut body: Incoming, most: usize) -> Result<Bytes, BodyRefusal> {
-    use hyper::body::Body as _;
-    let length = body.size_hint().lower();
-    if length > most as u64 {
-        return Err(BodyRefusal::TooLarge(length));
-    }
-    let mut all = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_broken| BodyRefusal::Truncated)?;
-        if let Ok(data) = frame.into_data() {
-            if all.len() + data.len() > most {
-                return Err(BodyRefusal::TooLarge((all.len() + data.len()) as u64));
-            }
-            if all.is_empty() && body.is_end_stream() {
-                return Ok(data);
-            }
-            all.extend_from_slice(&data);
-        }
-    }
-    Ok(all.freeze())
 }
 
 #[derive(Debug, Serialize)]

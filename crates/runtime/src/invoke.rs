@@ -7,11 +7,11 @@ use std::task::{Context, Poll};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
-use http_body_util::{BodyExt as _, Either, Full};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use skiff_base::Tasks;
@@ -20,6 +20,7 @@ use skiff_types::limits::EVENT_BYTES_MAX;
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::body::{BodyRefusal, whole};
 use crate::bridge::{Bridge, Event, Invocation, Outcome, Piece, Reply, StreamError};
 use crate::{cloudevents, words};
 
@@ -118,7 +119,7 @@ async fn invocation(
         client_context: client_context(headers)?,
     };
     let wants_log = given(headers, &LOG_TYPE).is_some_and(|kind| kind == "Tail");
-    let body = whole(body).await?;
+    let body = whole(body, EVENT_BYTES_MAX).await.map_err(not_taken)?;
     let cloud_event = cloudevents::event(headers, &body)
         .map_err(|error| Box::new(text(StatusCode::BAD_REQUEST, &error.to_string())))?;
     let is_cloud_event = cloud_event.is_some();
@@ -158,24 +159,11 @@ fn client_context(headers: &HeaderMap) -> Result<Option<HeaderValue>, Box<Answer
     }
 }
 
-async fn whole(mut body: Incoming) -> Result<Bytes, Box<Answered>> {
-    if body.size_hint().lower() > EVENT_BYTES_MAX as u64 {
-        return Err(Box::new(too_large()));
-    }
-    let mut all = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let broken = |_| Box::new(text(StatusCode::BAD_REQUEST, "the event broke off"));
-        if let Ok(data) = frame.map_err(broken)?.into_data() {
-            if all.len() + data.len() > EVENT_BYTES_MAX {
-                return Err(Box::new(too_large()));
-            }
-            if all.is_empty() && body.is_end_stream() {
-                return Ok(data);
-            }
-            all.extend_from_slice(&data);
-        }
-    }
-    Ok(all.freeze())
+fn not_taken(refusal: BodyRefusal) -> Box<Answered> {
+    Box::new(match refusal {
+        BodyRefusal::TooLarge(_) => too_large(),
+        BodyRefusal::Truncated => text(StatusCode::BAD_REQUEST, "the event broke off"),
+    })
 }
 
 fn too_large() -> Answered {

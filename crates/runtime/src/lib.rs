@@ -18,6 +18,7 @@
 //! Entry point: [`Functions`].
 
 mod api;
+mod body;
 mod bridge;
 mod cloudevents;
 mod host;
