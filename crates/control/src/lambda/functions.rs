@@ -249,7 +249,7 @@ impl Front {
         }
         let record = self.record(call, name).await?;
         let arns = self.arns(&call.project.id);
-        let shown = show::configuration(&arns, name, None, "$LATEST", &record.latest);
+        let shown = show::latest(&arns, name, &record);
         Ok(Reply::json(status, shown))
     }
 
@@ -318,8 +318,7 @@ impl Front {
         for found in &found {
             last = key::last_part(&found.key).to_owned();
             let name: ServiceName = last.parse().map_err(invalid)?;
-            let latest = &found.record.latest;
-            shown.push(show::configuration(&arns, &name, None, "$LATEST", latest));
+            shown.push(show::latest(&arns, &name, &found.record));
         }
         Ok(Reply::page("Functions", shown, more.then_some(last)))
     }
@@ -409,7 +408,7 @@ impl Front {
         check_changeable(&record, name, expected)?;
         set(&mut record.latest)?;
         let arns = self.arns(&call.project.id);
-        let shown = show::configuration(&arns, name, None, "$LATEST", &record.latest);
+        let shown = show::latest(&arns, name, &record);
         Ok(Reply::json(StatusCode::OK, shown))
     }
 

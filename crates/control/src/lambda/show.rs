@@ -7,6 +7,11 @@ use skiff_types::ServiceName;
 
 use super::record::{Alias, Configuration, FunctionRecord, Policy, Statement, Update};
 
+/// `FunctionConfiguration` of `$LATEST`, which nobody has asked for by name.
+pub(crate) fn latest(arns: &Arns, name: &ServiceName, record: &FunctionRecord) -> Value {
+    configuration(arns, name, None, "$LATEST", &record.latest)
+}
+
 /// `FunctionConfiguration` of a version, as it was asked for.
 pub(crate) fn configuration(
     arns: &Arns,
