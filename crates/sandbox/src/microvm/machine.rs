@@ -179,8 +179,24 @@ impl Machine {
         known.ok().and_then(|exit| *exit).unwrap_or(super::GONE)
     }
 
+    /// What comes of the work, which the machine's end cuts off; an error says
+    /// why that came, if it did.
+    pub async fn while_it_lives<T>(
+        &self,
+        work: impl Future<Output = Result<T, SandboxError>>,
+    ) -> Result<T, SandboxError> {
+        let done = tokio::select! {
+            done = work => done,
+            error = self.died() => Err(error),
+        };
+        match done {
+            Ok(done) => Ok(done),
+            Err(error) => Err(self.blame(error).await),
+        }
+    }
+
     /// Why something failed: by the machine's end, if that comes now.
-    pub async fn blame(&self, error: SandboxError) -> SandboxError {
+    async fn blame(&self, error: SandboxError) -> SandboxError {
         let died = tokio::time::timeout(END_DEADLINE, self.died()).await;
         died.unwrap_or(error)
     }

@@ -90,15 +90,6 @@ pub struct GuestFiles {
     pub initramfs: PathBuf,
 }
 
-/// A monitor that has been started.
-#[derive(Debug)]
-struct Started {
-    /// What it says, to be read.
-    output: Vec<OwnedFd>,
-    /// What its machine is to be told.
-    network: Option<MachineNetwork>,
-}
-
 /// A monitor that is not ours.
 #[derive(Debug)]
 struct Foreign {
@@ -178,29 +169,17 @@ impl MicrovmBackend {
     pub async fn try_boot(&self) -> Result<Tried, SandboxError> {
         let id = InstanceId::from_parts(self.clock.unix_ms(), skiff_base::random::u32());
         let begun = self.clock.now();
-        let ended = self.link.exits.watch(id);
-        let machine = self.machine(id, ended);
         let size = Size::of(TRIAL_BYTES, TRIAL_MILLIS, Needs::default());
-        let started = self.start_monitor(id, size, None, Vec::new());
-        let started = started.await.inspect_err(|_| self.link.exits.forget(id))?;
-        let birth = Birth::of(&machine, &self.tasks);
-        machine.listen(started.output);
+        let (machine, birth, _) = self.begin(id, size, None, Vec::new()).await?;
         let up = async {
             let monitor = self.make_foreign(&machine, size, None).await?;
             let agent = machine.agent(self.boot_deadline).await;
             agent.map(|_agent| monitor).map_err(refused(id))
         };
-        let booted = tokio::select! {
-            booted = up => booted,
-            error = machine.died() => Err(error),
-        };
+        let booted = machine.while_it_lives(up).await;
         let took = self.clock.now().since(begun);
-        let outcome = match booted {
-            Ok(monitor) => Ok(Tried { took, monitor }),
-            Err(error) => Err(machine.blame(error).await),
-        };
         birth.undo().await;
-        outcome
+        booted.map(|monitor| Tried { took, monitor })
     }
 
     async fn create_machine(&self, spec: CreateSpec) -> Result<Created, SandboxError> {
@@ -208,25 +187,12 @@ impl MicrovmBackend {
         let id = spec.instance;
         let begun = self.clock.now();
         let disk = self.disk(&spec.layers).await?;
-        let ended = self.link.exits.watch(id);
-        let machine = self.machine(id, ended);
         let size = Size::of(spec.memory_bytes, spec.cpu_millis, spec.needs());
-        let started = self.start_monitor(id, size, disk.as_ref(), spec.label.clone());
-        let started = match started.await {
-            Ok(started) => started,
-            Err(error) => {
-                self.link.exits.forget(id);
-                return Err(error);
-            }
-        };
-        let birth = Birth::of(&machine, &self.tasks);
-        machine.listen(started.output);
+        let begin = self.begin(id, size, disk.as_ref(), spec.label.clone());
+        let (machine, birth, network) = begin.await?;
         let steps = vec![self.step("monitor", begun)];
-        let booted = tokio::select! {
-            booted = self.boot(&machine, spec, size, disk, started.network, steps) => booted,
-            error = machine.died() => Err(error),
-        };
-        match booted {
+        let boot = self.boot(&machine, spec, size, disk, network, steps);
+        match machine.while_it_lives(boot).await {
             Ok((agent, output, steps_us)) => {
                 birth.keep();
                 let sandbox = MicrovmSandbox::new(Arc::new(machine), agent, false);
@@ -238,11 +204,28 @@ impl MicrovmBackend {
                 })
             }
             Err(error) => {
-                let error = machine.blame(error).await;
                 birth.undo().await;
                 Err(error)
             }
         }
+    }
+
+    /// A machine whose monitor has been started, which is undone unless it is
+    /// kept; and what it is to be told of its network.
+    async fn begin(
+        &self,
+        id: InstanceId,
+        size: Size,
+        disk: Option<&Disk>,
+        label: Vec<u8>,
+    ) -> Result<(Machine, Birth, Option<MachineNetwork>), SandboxError> {
+        let ended = self.link.exits.watch(id);
+        let machine = self.machine(id, ended);
+        let started = self.start_monitor(id, size, disk, label).await;
+        let (output, network) = started.inspect_err(|_| self.link.exits.forget(id))?;
+        let birth = Birth::of(&machine, &self.tasks);
+        machine.listen(output);
+        Ok((machine, birth, network))
     }
 
     fn machine(&self, id: InstanceId, ended: watch::Receiver<Option<Exit>>) -> Machine {
@@ -265,14 +248,15 @@ impl MicrovmBackend {
         })
     }
 
-    /// Has the launcher start a monitor.
+    /// Has the launcher start a monitor: what that says, to be read, and what
+    /// its machine is to be told.
     async fn start_monitor(
         &self,
         id: InstanceId,
         size: Size,
         disk: Option<&Disk>,
         label: Vec<u8>,
-    ) -> Result<Started, SandboxError> {
+    ) -> Result<(Vec<OwnedFd>, Option<MachineNetwork>), SandboxError> {
         let refused = |step: &str, message| SandboxError::Refused {
             instance: id,
             step: step.to_owned(),
@@ -307,7 +291,7 @@ impl MicrovmBackend {
             label,
         }));
         match self.link.client().call(request, files).await {
-            Ok((Reply::MonitorCreated { network, .. }, output)) => Ok(Started { output, network }),
+            Ok((Reply::MonitorCreated { network, .. }, output)) => Ok((output, network)),
             Ok(_) => Err(unexpected("create monitor")),
             Err(error) => Err(refused_by_launcher(id, error)),
         }
