@@ -10,13 +10,42 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use skiff_base::process;
-use skiff_testkit::{Server, ServerOptions};
+use skiff_testkit::{Guardian, Server, ServerOptions};
 
-use crate::guardian::Guardian;
 use crate::time::{now, wait_until};
 
 /// How long a process may take to end before it is killed.
 const ENDING: Duration = Duration::from_secs(5);
+
+/// Ends everything of a run when this process has ended. A process is of the
+/// run when its command line or its environment names the run's folder. Servers
+/// have guardians of their own, which end them in order.
+const ENDS: &str = r#"
+trap '' INT TERM HUP
+cat >/dev/null
+own() {
+  for entry in /proc/[0-9]*; do
+    [ "${entry#/proc/}" = "$$" ] && continue
+    if tr '\0' '\n' <"$entry/cmdline" | grep -qF -- "$GUARDED/" ||
+       tr '\0' '\n' <"$entry/environ" | grep -qxF -- "SKIFF_BENCH_HOME=$GUARDED"; then
+      echo "${entry#/proc/}"
+    fi
+  done 2>/dev/null
+}
+for signal in TERM KILL KILL; do
+  pids=$(own)
+  [ -z "$pids" ] && break
+  for pid in $pids; do kill -$signal "$pid" 2>/dev/null; done
+  for _ in 1 2 3 4 5 6 7 8 9 10; do [ -z "$(own)" ] && break; sleep 0.1; done
+done
+name=$(basename "$GUARDED" | tr . -)
+for _ in 1 2 3; do
+  awk -v home="$GUARDED/" 'index($5, home) == 1 {print $5}' /proc/self/mountinfo | sort -r |
+    while read -r mount; do umount -l "$mount"; done 2>/dev/null
+done
+find /sys/fs/cgroup -depth -type d -path "*/$name*" -exec rmdir {} + 2>/dev/null
+rm -rf -- "$GUARDED"
+"#;
 
 /// One run.
 #[derive(Debug)]
@@ -47,7 +76,7 @@ impl Context {
             .prefix("skiff-bench.")
             .tempdir()?
             .keep();
-        let guardian = Guardian::of(&home)?;
+        let guardian = Guardian::of(&home, ENDS).context("/bin/sh cannot be started")?;
         // nginx's worker and the server's user pass through.
         std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o711))?;
         Ok(Self {

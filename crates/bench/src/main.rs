@@ -22,7 +22,6 @@
 mod api;
 mod context;
 mod figures;
-mod guardian;
 mod kvm;
 mod load;
 mod native;

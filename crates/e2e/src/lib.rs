@@ -7,11 +7,12 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use skiff_base::{Clock as _, SystemClock};
-use skiff_testkit::{Reply, Server, deadline};
+use skiff_testkit::{Reply, Server, deadline, fixture, run};
 
 /// Runs something so many times at once; answers in the order of the index.
 ///
@@ -28,6 +29,24 @@ pub fn at_once<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T
             .map(|thread| thread.join().expect("none of them panics"))
             .collect()
     })
+}
+
+/// A copy of the test application's image, in this folder under this name, with
+/// one more layer: a tar's bytes.
+///
+/// # Panics
+/// When cp or umoci does not succeed.
+#[must_use]
+pub fn layout_with_layer(folder: &Path, name: &str, layer: &[u8]) -> PathBuf {
+    let layout = folder.join(name);
+    let app = fixture("testapp");
+    let _out = run("cp", ["-a".as_ref(), app.as_os_str(), layout.as_os_str()]).ok();
+    let tar = folder.join(format!("{name}.tar"));
+    std::fs::write(&tar, layer).expect("the folder takes a file");
+    let image = format!("{}:1", layout.display());
+    let tar = tar.to_string_lossy();
+    let _out = run("umoci", ["raw", "add-layer", "--image", &image, &tar]).ok();
+    layout
 }
 
 /// How long something took.

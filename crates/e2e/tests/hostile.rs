@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use sha2::{Digest as _, Sha256};
-use skiff_e2e::good;
+use skiff_e2e::{good, layout_with_layer};
 use skiff_testkit::{Server, ServerOptions, fixture, run};
 
 fn entry(
@@ -34,29 +34,6 @@ fn layer(entries: &[(&str, tar::EntryType, &str, &[u8])]) -> Vec<u8> {
         entry(&mut builder, path, *kind, link, data);
     }
     builder.into_inner().unwrap()
-}
-
-/// The test application's image with one more layer.
-fn with_layer(folder: &Path, name: &str, layer: &[u8]) -> PathBuf {
-    let layout = folder.join(name);
-    let _out = run(
-        "cp",
-        [
-            "-a".as_ref(),
-            fixture("testapp").as_os_str(),
-            layout.as_os_str(),
-        ],
-    )
-    .ok();
-    let tar = folder.join(format!("{name}.tar"));
-    std::fs::write(&tar, layer).unwrap();
-    let image = format!("{}:1", layout.display());
-    let _out = run(
-        "umoci",
-        ["raw", "add-layer", "--image", &image, tar.to_str().unwrap()],
-    )
-    .ok();
-    layout
 }
 
 #[test]
@@ -109,7 +86,7 @@ fn a_hostile_layer_is_refused_or_harmless() {
     ];
     let safe = server.deploy("safe", &[]);
     for (name, bytes) in cases {
-        let layout = with_layer(folder.path(), name, &bytes);
+        let layout = layout_with_layer(folder.path(), name, &bytes);
         let reference = format!("{name}:1");
         let imported = server.cli(&[
             "image",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
-use skiff_e2e::good;
+use skiff_e2e::{good, layout_with_layer};
 use skiff_testkit::{Registry, Server, ServerOptions, fixture, run};
 
 fn start(registry: &str) -> Server {
@@ -26,40 +26,21 @@ fn layers_on_disk(server: &Server) -> usize {
         .count()
 }
 
-/// A copy of the fixture with one more layer that has this file.
+/// The test application's image with one more layer that has this file.
 fn variant(folder: &std::path::Path, name: &str, file: &str) -> std::path::PathBuf {
-    let layout = folder.join(name);
-    let _out = run(
-        "cp",
-        [
-            "-a".as_ref(),
-            fixture("testapp").as_os_str(),
-            layout.as_os_str(),
-        ],
-    )
-    .ok();
     let content = folder.join(format!("{name}.content"));
     std::fs::create_dir_all(&content).unwrap();
     std::fs::write(content.join(file), file).unwrap();
-    let tar = folder.join(format!("{name}.tar"));
-    let _out = run(
-        "tar",
-        [
-            "-cf".as_ref(),
-            tar.as_os_str(),
-            "-C".as_ref(),
-            content.as_os_str(),
-            ".".as_ref(),
-        ],
-    )
-    .ok();
-    let image = format!("{}:1", layout.display());
-    let _out = run(
-        "umoci",
-        ["raw", "add-layer", "--image", &image, tar.to_str().unwrap()],
-    )
-    .ok();
-    layout
+    let tar = folder.join(format!("{name}.layer"));
+    let words = [
+        "-cf",
+        tar.to_str().unwrap(),
+        "-C",
+        content.to_str().unwrap(),
+        ".",
+    ];
+    let _out = run("tar", words).ok();
+    layout_with_layer(folder, name, &std::fs::read(tar).unwrap())
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod server;
 mod speed;
 mod tools;
 
+pub use guardian::Guardian;
 pub use leaks::Leaks;
 pub use ports::unused_port;
 pub use registry::Registry;

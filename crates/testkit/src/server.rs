@@ -14,6 +14,25 @@ use crate::leaks::Leaks;
 use crate::speed::wait_for;
 use crate::tools::{Finished, Running, finished, run, skiff_binary};
 
+/// Ends the server and the launcher of a folder, and removes the folder: a
+/// server that many tests share is never dropped. A process is of the folder
+/// when its command line names it.
+const ENDS: &str = r#"
+trap '' INT TERM HUP
+cat >/dev/null
+own() {
+  for entry in /proc/[0-9]*; do
+    tr '\0' ' ' <"$entry/cmdline" 2>/dev/null | grep -qF -- "$GUARDED" && echo "${entry#/proc/}"
+  done
+}
+for pid in $(own); do
+  if tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q ' launcher '; then kill -TERM "$pid"; else kill -KILL "$pid"; fi
+done 2>/dev/null
+for _ in $(seq 300); do [ -z "$(own)" ] && break; sleep 0.1; done
+for pid in $(own); do kill -KILL "$pid"; done 2>/dev/null
+rm -rf -- "$GUARDED"
+"#;
+
 /// How a test wants its server.
 #[derive(Clone, Debug, Default)]
 pub struct ServerOptions {
@@ -137,7 +156,7 @@ impl Server {
         let _out = run("chmod", ["711".as_ref(), home.as_os_str()]).ok();
         let mut server = Self {
             child: None,
-            guardian: Some(Guardian::of(&home)),
+            guardian: Some(Guardian::of(&home, ENDS).expect("a shell")),
             home,
             gateway: String::new(),
             id: String::new(),

@@ -158,16 +158,7 @@ impl Launcher {
         file.write_all(config.as_bytes()).unwrap();
         file.rewind().unwrap();
         let id = InstanceId::from_parts(SystemClock.unix_ms(), skiff_base::random::u32());
-        let spec = MonitorSpec {
-            program: MonitorProgram::Own,
-            sandbox: id,
-            memory_bytes: MEMORY_BYTES,
-            cpu_millis: 1000,
-            pids: 16,
-            egress,
-            label: b"label".to_vec(),
-        };
-        let request = Request::CreateMonitor(Box::new(spec));
+        let request = create_monitor(id, MonitorProgram::Own, egress);
         let (reply, fds) = self.ask(request, &[&file, kernel])?;
         let Reply::MonitorCreated { network, .. } = reply else {
             panic!("{reply:?}");
@@ -253,6 +244,18 @@ impl Drop for Launcher {
     }
 }
 
+fn create_monitor(sandbox: InstanceId, program: MonitorProgram, egress: bool) -> Request {
+    Request::CreateMonitor(Box::new(MonitorSpec {
+        program,
+        sandbox,
+        memory_bytes: MEMORY_BYTES,
+        cpu_millis: 1000,
+        pids: 16,
+        egress,
+        label: b"label".to_vec(),
+    }))
+}
+
 impl Monitor {
     fn output(&mut self) -> (String, String) {
         let (mut out, mut err) = (String::new(), String::new());
@@ -285,7 +288,12 @@ enum Birth {
     Warm,
 }
 
-const BIRTHS: [Birth; 2] = [Birth::Cold, Birth::Warm];
+/// What holds however a monitor came to its machine.
+fn for_each_birth(check: fn(Birth)) {
+    if has_kvm() {
+        [Birth::Cold, Birth::Warm].into_iter().for_each(check);
+    }
+}
 
 impl Launcher {
     /// With one monitor that waits, or none.
@@ -339,12 +347,7 @@ fn lives(pid: u32) -> bool {
 
 #[test]
 fn a_confined_monitor_runs_its_guest_and_leaves_nothing() {
-    if !has_kvm() {
-        return;
-    }
-    BIRTHS
-        .into_iter()
-        .for_each(runs_its_guest_and_leaves_nothing);
+    for_each_birth(runs_its_guest_and_leaves_nothing);
 }
 
 fn runs_its_guest_and_leaves_nothing(birth: Birth) {
@@ -444,15 +447,10 @@ fn its_end_is_told_whatever_it_is() {
     launcher.shut_down();
 }
 
-/// The process that the launcher's only child of its kind is.
-fn monitors_pid(launcher: &Launcher) -> u32 {
-    let pid = launcher.process.id();
+/// The process of the monitor with this word, once there is one.
+fn monitor_with(launcher: &Launcher, word: &str) -> u32 {
     wait_for("the monitor's process", || {
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        children.split_whitespace().find_map(|child| {
-            let name = fs::read_to_string(format!("/proc/{child}/cmdline")).ok()?;
-            name.contains("--no-api").then(|| child.parse().unwrap())
-        })
+        monitors(launcher, word).pop_first()
     })
 }
 
@@ -461,14 +459,31 @@ fn field(status: &str, name: &str) -> String {
     line.unwrap().trim_start_matches(':').trim().to_owned()
 }
 
+/// A task of this status has no capability, can get none, and is no user or
+/// group of the host's.
+fn expect_powerless(status: &str) {
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(status, set), "0000000000000000", "{set}");
+    }
+    assert_eq!(field(status, "NoNewPrivs"), "1");
+    for ids in ["Uid", "Gid"] {
+        let ids = field(status, ids);
+        let own = |id: &str| (0x6000_0000..0x8000_0000).contains(&id.parse::<u32>().unwrap());
+        assert!(ids.split_whitespace().all(own), "{ids}");
+    }
+}
+
+fn expect_own_namespaces(pid: u32, kinds: &[&str]) {
+    for kind in kinds {
+        let theirs = fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        let ours = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+        assert_ne!(theirs, ours, "{kind}");
+    }
+}
+
 #[test]
 fn a_monitor_holds_nothing_that_it_does_not_need() {
-    if !has_kvm() {
-        return;
-    }
-    BIRTHS
-        .into_iter()
-        .for_each(holds_nothing_that_it_does_not_need);
+    for_each_birth(holds_nothing_that_it_does_not_need);
 }
 
 fn holds_nothing_that_it_does_not_need(birth: Birth) {
@@ -487,7 +502,7 @@ fn holds_nothing_more(mut launcher: Launcher, birth: Birth, more: &str, devices:
     let waits = launcher.next(birth);
     let monitor = launcher.run_guest_with(skiff_flat::HALT, more, !devices.is_empty());
     let mut control = launcher.control(&monitor);
-    let pid = waits.unwrap_or_else(|| monitors_pid(&launcher));
+    let pid = waits.unwrap_or_else(|| monitor_with(&launcher, "--no-api"));
     let of = |path: &str| PathBuf::from(format!("/proc/{pid}/{path}"));
 
     let threads = || {
@@ -503,19 +518,9 @@ fn holds_nothing_more(mut launcher: Launcher, birth: Birth, more: &str, devices:
         threads().iter().all(filtered).then_some(())
     });
     for status in threads() {
-        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-            assert_eq!(field(&status, set), "0000000000000000", "{set}");
-        }
-        assert_eq!(field(&status, "NoNewPrivs"), "1");
-        let users = field(&status, "Uid");
-        let own = |id: &str| (0x6000_0000..0x8000_0000).contains(&id.parse::<u32>().unwrap());
-        assert!(users.split_whitespace().all(own), "{users}");
+        expect_powerless(&status);
     }
-    for kind in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
-        let theirs = fs::read_link(of(&format!("ns/{kind}"))).unwrap();
-        let ours = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
-        assert_ne!(theirs, ours, "{kind}");
-    }
+    expect_own_namespaces(pid, &["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"]);
     let mounts = fs::read_to_string(of("mountinfo")).unwrap();
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
     for word in ["nosuid", "nodev", "noexec"] {
@@ -575,18 +580,8 @@ fn a_monitor_that_came_along_is_confined_before_it_begins() {
     fs::write(&path, skiff_flat::elf(skiff_flat::COUNT)).unwrap();
     let kernel = File::open(path).unwrap();
     let id = InstanceId::from_parts(SystemClock.unix_ms(), skiff_base::random::u32());
-    let spec = MonitorSpec {
-        sandbox: id,
-        program: MonitorProgram::Given {
-            args: ["monitor", "--api-sock", "api"].map(str::to_owned).into(),
-        },
-        memory_bytes: MEMORY_BYTES,
-        cpu_millis: 1000,
-        pids: 16,
-        egress: false,
-        label: Vec::new(),
-    };
-    let request = Request::CreateMonitor(Box::new(spec));
+    let args = ["monitor", "--api-sock", "api"].map(str::to_owned).into();
+    let request = create_monitor(id, MonitorProgram::Given { args }, false);
     let (_, fds) = launcher
         .ask(request, &[&File::open(MONITOR).unwrap(), &kernel])
         .unwrap();
@@ -606,25 +601,13 @@ fn a_monitor_that_came_along_is_confined_before_it_begins() {
     api.tell("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
     assert!(launcher.folder_of(&monitor).join("vsock").exists());
 
-    let pid = wait_for("the monitor", || child_named(&launcher, "--api-sock"));
+    let pid = monitor_with(&launcher, "--api-sock");
     let of = |name: &str| PathBuf::from(format!("/proc/{pid}/{name}"));
     let status = fs::read_to_string(of("status")).unwrap();
-    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        assert_eq!(field(&status, set), "0000000000000000", "{set}");
-    }
-    assert_eq!(field(&status, "NoNewPrivs"), "1");
+    expect_powerless(&status);
     assert_eq!(field(&status, "Seccomp"), "2");
     assert_eq!(field(&status, "Groups"), "");
-    for ids in ["Uid", "Gid"] {
-        let ids = field(&status, ids);
-        let own = |id: &str| (0x6000_0000..0x8000_0000).contains(&id.parse::<u32>().unwrap());
-        assert!(ids.split_whitespace().all(own), "{ids}");
-    }
-    for namespace in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
-        let theirs = fs::read_link(of("ns").join(namespace)).unwrap();
-        let ours = fs::read_link(Path::new("/proc/self/ns").join(namespace)).unwrap();
-        assert_ne!(theirs, ours, "{namespace}");
-    }
+    expect_own_namespaces(pid, &["mnt", "pid", "net", "ipc", "uts", "cgroup"]);
     let groups = fs::read_to_string(of("cgroup")).unwrap();
     assert!(groups.contains(&launcher.server.to_string()), "{groups}");
     let names = |folder: PathBuf| {
@@ -655,16 +638,7 @@ fn a_monitor_that_came_along_is_confined_before_it_begins() {
 
     // What is no program, and one without a word, leave nothing.
     for (file, args) in [(&kernel, vec!["monitor".to_owned()]), (&kernel, Vec::new())] {
-        let spec = MonitorSpec {
-            sandbox: id,
-            program: MonitorProgram::Given { args },
-            memory_bytes: MEMORY_BYTES,
-            cpu_millis: 1000,
-            pids: 16,
-            egress: false,
-            label: Vec::new(),
-        };
-        let request = Request::CreateMonitor(Box::new(spec));
+        let request = create_monitor(id, MonitorProgram::Given { args }, false);
         let refused = launcher.ask(request, &[file]).unwrap_err();
         assert!(
             ["monitor", "request"].contains(&&*refused.step),
@@ -673,16 +647,6 @@ fn a_monitor_that_came_along_is_confined_before_it_begins() {
         assert!(!launcher.folder_of(&monitor).exists());
     }
     launcher.shut_down();
-}
-
-/// A monitor of the launcher's with this word.
-fn child_named(launcher: &Launcher, word: &str) -> Option<u32> {
-    let pid = launcher.process.id();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    children.split_whitespace().find_map(|child| {
-        let line = fs::read_to_string(format!("/proc/{child}/cmdline")).ok()?;
-        line.contains(word).then(|| child.parse().unwrap())
-    })
 }
 
 /// What a monitor that was taken over asks for, and the answer: an error
@@ -744,12 +708,7 @@ const REACH_WITH_TAP: &[(&str, Option<i32>)] = &[
 
 #[test]
 fn a_monitor_that_was_taken_over_reaches_nothing() {
-    if !has_kvm() {
-        return;
-    }
-    BIRTHS
-        .into_iter()
-        .for_each(was_taken_over_and_reaches_nothing);
+    for_each_birth(was_taken_over_and_reaches_nothing);
 }
 
 fn was_taken_over_and_reaches_nothing(birth: Birth) {
@@ -785,11 +744,10 @@ fn a_monitor_dies_with_its_launcher() {
     let mut launcher = Launcher::start(Path::new(MONITOR));
     let monitor = launcher.run_guest(skiff_flat::HALT, "");
     launcher.control(&monitor);
-    let pid = monitors_pid(&launcher);
+    let pid = monitor_with(&launcher, "--no-api");
     launcher.process.kill().unwrap();
     launcher.process.wait().unwrap();
-    let gone = || (!Path::new(&format!("/proc/{pid}/ns")).join("pid").exists()).then_some(());
-    wait_for("its death", gone);
+    wait_for("its death", || (!lives(pid)).then_some(()));
     // The next launcher of the same server removes what it has left.
     for group in groups_named(&format!("skiff-{}", launcher.server)) {
         let children = fs::read_dir(&group).unwrap().filter_map(Result::ok);
