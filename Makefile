@@ -1,7 +1,7 @@
 # The commands of this repository. `make up` and `make test` do all set-up.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help up test test-v2 test-kvm bench bench-kvm soak lint clean setup build
+.PHONY: help up test test-v2 test-kvm bench bench-lambda bench-kvm soak lint clean setup build
 
 help:
 	@echo "make up        build, make sample images, start a server and deploy to it (ONESHOT=1 ends by itself)"
@@ -9,6 +9,7 @@ help:
 	@echo "make test-v2   only the container class's tests in a machine with pure cgroup v2"
 	@echo "make test-kvm  only the monitor's tests on an emulated machine's KVM"
 	@echo "make bench     take the figures, into target/bench.json"
+	@echo "make bench-lambda take those of functions, into target/bench-lambda.json"
 	@echo "make bench-kvm take the monitor's figures, into target/bench-kvm.json"
 	@echo "make soak      the long counts"
 	@echo "make lint      formatting, clippy, and the crates' edges"
@@ -36,6 +37,10 @@ test-kvm: setup
 bench:
 	@scripts/setup.sh bench
 	@scripts/bench.sh
+
+bench-lambda:
+	@scripts/setup.sh bench
+	@scripts/bench.sh lambda
 
 bench-kvm: setup
 	@scripts/bench-kvm.sh

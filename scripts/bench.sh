@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Takes the figures of docs/specification.md into target/bench.json.
+# Takes the figures of docs/specification.md into target/bench.json; with the
+# argument lambda, those of functions into target/bench-lambda.json.
 #
 #   BENCH=gateway,cold   only these groups: gateway cold burst placements
-#                        scale pull overload restart
+#                        scale pull overload restart; of functions: warm rate
+#                        cold burst
 #   BENCH_ROUNDS=0.2     a fifth of the rounds; 1 is what the figures ask
 #
 # The machine should do nothing else meanwhile.
@@ -16,4 +18,4 @@ fi
 cargo build --release -p skiff -p skiff-bench
 SKIFF_FIXTURES=$(scripts/fixtures.sh)
 export SKIFF_FIXTURES SKIFF_BINARY=$PWD/target/release/skiff
-exec target/release/skiff-bench run
+exec target/release/skiff-bench "${1:-run}"

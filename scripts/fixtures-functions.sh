@@ -4,6 +4,7 @@
 #
 #   FOLDER/shell-function   a bootstrap in shell, with curl from Debian packages
 #   FOLDER/python-function  Python from Debian packages with awslambdaric
+#   FOLDER/rust-function    a static program on lambda_runtime and nothing else
 #
 # Prints FOLDER. What is slow to make is kept by the hash of its recipe in the
 # user's cache folder.
@@ -13,9 +14,13 @@ cd "$(dirname "$0")/.."
 cache=${SKIFF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/skiff}
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
 ric=awslambdaric==4.2.2
+testfunction=target/static/x86_64-unknown-linux-gnu/release/skiff-testfunction
 say() { echo "fixtures: $*" >&2; }
 
-key=$(cat scripts/fixtures-functions.sh examples/functions/bootstrap examples/functions/app.py <(echo "$suite") \
+RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release -p skiff-testfunction \
+  --target x86_64-unknown-linux-gnu --target-dir target/static >&2
+
+key=$(cat scripts/fixtures-functions.sh examples/functions/bootstrap examples/functions/app.py "$testfunction" <(echo "$suite") \
   | sha256sum | cut -c1-16)
 out=$cache/functions-$key
 if [ -e "$out/done" ]; then
@@ -71,7 +76,9 @@ version=$(tar --list --file "$python" | sed -n 's|^\./usr/lib/python\(3\.[0-9]*\
 for wheel in "$work"/wheels/*.whl; do
   python3 -m zipfile --extract "$wheel" "$work/python/var/task" >&2
 done
-chmod -R a+rX "$work/python"
+install -D -m 755 "$testfunction" "$work/rust/var/task/bootstrap"
+chmod -R a+rX "$work/python" "$work/rust"
+layer "$work/rust.tar" "$work/rust"
 layer "$work/python.tar" "$work/python"
 
 say "making images of functions"
@@ -80,5 +87,7 @@ umoci config --image "$out/shell-function:1" --config.entrypoint /var/task/boots
 image python-function "$python" "$work/python.tar" >&2
 umoci config --image "$out/python-function:1" --config.entrypoint /usr/bin/python3 \
   --config.entrypoint -m --config.entrypoint awslambdaric --config.cmd app.handler
+image rust-function "$work/rust.tar" >&2
+umoci config --image "$out/rust-function:1" --config.entrypoint /var/task/bootstrap
 touch "$out/done"
 echo "$out"

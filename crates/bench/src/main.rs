@@ -9,6 +9,7 @@
 //!
 //! Entry points: `skiff-bench run` (the groups of `BENCH=a,b`, all without it;
 //! `BENCH_ROUNDS` scales the rounds, 1 is what the specification asks),
+//! `skiff-bench lambda` (the same with the groups of functions),
 //! `skiff-bench kvm SAMPLES` (the monitor's, by `scripts/bench-kvm.sh`),
 //! `skiff-bench native MONITOR` (samples of it on this machine's KVM),
 //! `skiff-bench soak` (`SOAK_ROUNDS`), and `skiff-bench upstream PORT`, the
@@ -31,6 +32,7 @@ mod procfs;
 mod report;
 mod response;
 mod sample_image;
+mod signed;
 mod soak;
 mod stats;
 mod time;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         ["run"] => figures::run(),
+        ["lambda"] => figures::run_lambda(),
         ["kvm", samples] => kvm::run(std::path::Path::new(samples)),
         ["native", monitor] => native::run(std::path::Path::new(monitor)),
         ["soak"] => soak::run(),
@@ -66,7 +69,7 @@ fn main() -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: skiff-bench run | kvm SAMPLES | native MONITOR | soak | upstream [PORT [THREADS STEPS]]"
+        "usage: skiff-bench run | lambda | kvm SAMPLES | native MONITOR | soak | upstream [PORT [THREADS STEPS]]"
     );
     ExitCode::from(2)
 }

@@ -5,10 +5,11 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use skiff_base::Monotonic;
 
 use crate::load::get;
+use crate::response::parse;
 use crate::time::{ms, now};
 
 /// Between two attempts of a client alone.
@@ -54,6 +55,39 @@ pub fn first_byte_every(
         );
         std::thread::sleep(again);
     }
+}
+
+/// The body of a 200 to a POST.
+///
+/// # Errors
+/// When there is none in time, or another status.
+pub fn post(
+    address: SocketAddr,
+    host: &str,
+    body: &str,
+    limit: Duration,
+) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(limit))?;
+    let length = body.len();
+    let head = format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all((head + body).as_bytes())?;
+    let mut bytes = Vec::new();
+    while parse(&bytes).is_none() {
+        let mut more = [0; 4096];
+        let count = stream.read(&mut more)?;
+        ensure!(count > 0, "{host} at {address} closed without an answer");
+        bytes.extend_from_slice(&more[..count]);
+    }
+    let response = parse(&bytes).context("half an answer")?;
+    let text = String::from_utf8_lossy(response.body).into_owned();
+    ensure!(
+        response.status == 200,
+        "{host} at {address} answered {}: {text}",
+        response.status
+    );
+    Ok(text)
 }
 
 fn attempt(

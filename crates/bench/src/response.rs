@@ -17,12 +17,7 @@ pub fn parse(bytes: &[u8]) -> Option<Response<'_>> {
     let head_end = find(bytes, b"\r\n\r\n")? + 4;
     let head = std::str::from_utf8(&bytes[..head_end]).ok()?;
     let status = head.get(9..12)?.parse().ok()?;
-    let field = |name: &str| {
-        head.lines().skip(1).find_map(|line| {
-            let (key, value) = line.split_once(':')?;
-            key.eq_ignore_ascii_case(name).then(|| value.trim())
-        })
-    };
+    let field = |name| field(head, name);
     let close = field("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
     let rest = &bytes[head_end..];
     let body_length = if field("transfer-encoding").is_some() {
@@ -40,6 +35,14 @@ pub fn parse(bytes: &[u8]) -> Option<Response<'_>> {
         body,
         close,
         length: head_end + body_length,
+    })
+}
+
+/// A header field of a head.
+pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().skip(1).find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        key.eq_ignore_ascii_case(name).then(|| value.trim())
     })
 }
 

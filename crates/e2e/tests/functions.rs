@@ -15,7 +15,7 @@ static SHARED: SharedServer = SharedServer::new();
 const EVENT_BYTES: usize = 6 * 1024 * 1024;
 
 fn server() -> Held {
-    SHARED.get(|| ServerOptions::with(&["shell-function", "python-function"]))
+    SHARED.get(|| ServerOptions::with(&["shell-function", "python-function", "rust-function"]))
 }
 
 fn deploy(server: &Server, name: &str, image: &str, flags: &[&str]) -> String {
@@ -523,6 +523,20 @@ fn python_with_awslambdaric_answers_its_events() {
         .unwrap();
     assert!(String::from_utf8_lossy(&log).contains("aloud"), "{reply:?}");
     let _out = server.cli(&["rm", "python"]).ok();
+}
+
+#[test]
+fn rust_with_lambda_runtime_answers_its_events() {
+    let server = server();
+    let host = deploy(&server, "rust", "rust", &[]);
+    assert_eq!(
+        json_of(invoke(&server, &host, r#"{"a":[1,"ü"]}"#)),
+        json!({"a": [1, "ü"]})
+    );
+    let error = failed(&invoke(&server, &host, r#"{"fail":"on purpose"}"#));
+    assert_eq!(error["errorMessage"], "on purpose", "{error}");
+    assert_eq!(json_of(invoke(&server, &host, "5")), 5);
+    let _out = server.cli(&["rm", "rust"]).ok();
 }
 
 #[test]

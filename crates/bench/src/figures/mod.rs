@@ -3,6 +3,7 @@
 mod burst;
 mod cold;
 mod gateway;
+mod lambda;
 mod overload;
 mod placements;
 mod pull;
@@ -70,14 +71,50 @@ const GROUPS: &[Group] = &[
     },
 ];
 
-/// Takes the groups of `BENCH`, prints the table and writes the file; whether
-/// nothing missed its bound.
+/// Those of functions.
+const LAMBDA: &[Group] = &[
+    Group {
+        name: "warm",
+        specs: lambda::WARM,
+        take: lambda::warm,
+    },
+    Group {
+        name: "rate",
+        specs: lambda::RATE,
+        take: lambda::rate,
+    },
+    Group {
+        name: "cold",
+        specs: lambda::COLD,
+        take: lambda::cold,
+    },
+    Group {
+        name: "burst",
+        specs: lambda::AT_ONCE,
+        take: lambda::at_once,
+    },
+];
+
+/// Takes the groups of `BENCH`, prints the table and writes
+/// `target/bench.json`; whether nothing missed its bound.
 ///
 /// # Errors
 /// When a group is not known, or the file cannot be written.
 pub fn run() -> anyhow::Result<bool> {
-    let groups = wanted(std::env::var("BENCH").ok().as_deref())?;
-    let file = file()?;
+    take_all(GROUPS, "bench.json")
+}
+
+/// As [`run`], the groups of functions into `target/bench-lambda.json`.
+///
+/// # Errors
+/// As those of [`run`].
+pub fn run_lambda() -> anyhow::Result<bool> {
+    take_all(LAMBDA, "bench-lambda.json")
+}
+
+fn take_all(all: &[Group], name: &str) -> anyhow::Result<bool> {
+    let groups = wanted(all, std::env::var("BENCH").ok().as_deref())?;
+    let file = file(name)?;
     let context = Context::new()?;
     let mut report = Report::default();
     let start = now();
@@ -95,34 +132,34 @@ pub fn run() -> anyhow::Result<bool> {
     Ok(report.good())
 }
 
-fn wanted(names: Option<&str>) -> anyhow::Result<Vec<Group>> {
+fn wanted(all: &[Group], names: Option<&str>) -> anyhow::Result<Vec<Group>> {
     let names: Vec<&str> = names
         .unwrap_or_default()
         .split([',', ' '])
         .filter(|name| !name.is_empty())
         .collect();
     for name in &names {
-        let known: Vec<&str> = GROUPS.iter().map(|group| group.name).collect();
+        let known: Vec<&str> = all.iter().map(|group| group.name).collect();
         ensure!(
             known.contains(name),
             "BENCH={name}: it is one of {}",
             known.join(", ")
         );
     }
-    let chosen = GROUPS
+    let chosen = all
         .iter()
         .filter(|group| names.is_empty() || names.contains(&group.name));
     Ok(chosen.copied().collect())
 }
 
-/// `BENCH_OUT`, else beside this binary's profile folder: `target/bench.json`.
-fn file() -> anyhow::Result<PathBuf> {
+/// `BENCH_OUT`, else of this name beside this binary's profile folder.
+fn file(name: &str) -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os("BENCH_OUT") {
         return Ok(path.into());
     }
     let own = std::env::current_exe()?;
     let target = own.ancestors().nth(2).unwrap_or(&own);
-    Ok(target.join("bench.json"))
+    Ok(target.join(name))
 }
 
 /// Takes a group; what it did not give is null, with the reason.
@@ -151,7 +188,7 @@ mod tests {
 
     #[test]
     fn names_pick_groups() {
-        let names = |text| wanted(text).map(|groups| groups.len());
+        let names = |text| wanted(GROUPS, text).map(|groups| groups.len());
         assert_eq!(names(None).unwrap(), GROUPS.len());
         assert_eq!(names(Some("gateway,cold")).unwrap(), 2);
         assert!(names(Some("gatewy")).is_err());
@@ -161,6 +198,7 @@ mod tests {
     fn no_figure_has_two_places() {
         let mut names: Vec<&str> = GROUPS
             .iter()
+            .chain(LAMBDA)
             .flat_map(|group| group.specs)
             .map(|spec| spec.name)
             .collect();
