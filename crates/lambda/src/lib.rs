@@ -20,4 +20,4 @@ pub use error::{Code, LambdaError};
 pub use name::{Arns, FunctionRef, NameError, Qualifier};
 pub use percent::{decode, decode_query};
 pub use replay::{Replayed, Replays};
-pub use sigv4::{Request, Scope, Secret, Signature, SignatureError, payload_sha256};
+pub use sigv4::{Request, Scope, Secret, Signature, SignatureError, payload_sha256, sign};

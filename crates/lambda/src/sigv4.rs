@@ -1,4 +1,4 @@
-//! Signature Version 4, the verifying half (AWS, "Create a signed AWS API
+//! Signature Version 4, mostly the verifying half (AWS, "Create a signed AWS API
 //! request"): in the `Authorization` header, in the query (presigned), and
 //! over a body that is sent in signed chunks ([`crate::streamed`]).
 //!
@@ -292,15 +292,8 @@ impl Signature {
             }
             _ => payload_sha256(&body),
         };
-        let canonical = self.canonical(request, &payload);
-        let to_sign = format!(
-            "{ALGORITHM}\n{}\n{}\n{}",
-            self.time,
-            self.scope,
-            payload_sha256(canonical.as_bytes())
-        );
         let key = signing_key(secret, &self.scope);
-        let expected = hmac(&key, to_sign.as_bytes());
+        let expected = self.expected(request, &payload, &key);
         if !bool::from(expected.ct_eq(&self.signature)) {
             return Err(SignatureError::Mismatch);
         }
@@ -318,6 +311,18 @@ impl Signature {
             scope: &self.scope,
         };
         streamed::open(&body, &seal, self.signature, length)
+    }
+
+    /// What the key gives for this request.
+    fn expected(&self, request: &Request<'_>, payload: &str, key: &[u8; 32]) -> [u8; 32] {
+        let canonical = self.canonical(request, payload);
+        let to_sign = format!(
+            "{ALGORITHM}\n{}\n{}\n{}",
+            self.time,
+            self.scope,
+            payload_sha256(canonical.as_bytes())
+        );
+        hmac(key, to_sign.as_bytes())
     }
 
     fn check_time(&self, now: u64) -> Result<(), SignatureError> {
@@ -347,6 +352,48 @@ impl Signature {
             self.signed_headers.join(";"),
         )
     }
+}
+
+/// The headers `x-amz-date` and `authorization` that sign a request with this
+/// body; every header that it has is signed, and `host` is to be among them.
+#[must_use]
+pub fn sign(
+    request: &Request<'_>,
+    body: &[u8],
+    scope: Scope<'_>,
+    access_key: &str,
+    secret: &Secret,
+    now_unix_s: u64,
+) -> [(String, String); 2] {
+    let time = time(now_unix_s);
+    let date = ("x-amz-date".to_owned(), time.clone());
+    let mut headers = request.headers.to_vec();
+    headers.push(date.clone());
+    let mut signed_headers: Vec<String> = headers.iter().map(|(name, _)| name.clone()).collect();
+    signed_headers.sort();
+    signed_headers.dedup();
+    let signature = Signature {
+        access_key: access_key.to_owned(),
+        scope: format!("{}/{}/{}/{END}", &time[..8], scope.region, scope.service),
+        time,
+        unix_s: now_unix_s,
+        signed_headers,
+        signature: [0; 32],
+        expires_s: None,
+    };
+    let request = Request {
+        headers: &headers,
+        ..*request
+    };
+    let key = signing_key(secret, &signature.scope);
+    let bytes = signature.expected(&request, &payload_sha256(body), &key);
+    let authorization = format!(
+        "{ALGORITHM} Credential={access_key}/{}, SignedHeaders={}, Signature={}",
+        signature.scope,
+        signature.signed_headers.join(";"),
+        hex(&bytes),
+    );
+    [date, ("authorization".to_owned(), authorization)]
 }
 
 /// Lower-case hexadecimal SHA-256.
@@ -407,6 +454,14 @@ fn unix_s(time: &str) -> Option<u64> {
         return None;
     }
     Some(((date.days()? * 24 + hour) * 60 + minute) * 60 + second)
+}
+
+/// `20130524T000000Z`.
+fn time(unix_s: u64) -> String {
+    let Date { year, month, day } = Date::of_days(unix_s / 86_400);
+    let of_day = unix_s % 86_400;
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
 }
 
 /// Values of one name in the order of sending, trimmed, blanks in a row as one.

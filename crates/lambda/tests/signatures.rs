@@ -296,3 +296,26 @@ proptest! {
         prop_assert!(Signature::of(&request, scope).is_err());
     }
 }
+
+#[test]
+fn our_own_signer_signs_as_awss_does() {
+    let theirs = signed(plain(), false);
+    let mut ours = plain();
+    ours.headers.push(("host".into(), "127.0.0.1:9090".into()));
+    let request = Request {
+        method: &ours.method,
+        path: &ours.path,
+        query: &ours.query,
+        headers: &ours.headers,
+    };
+    let secret = Secret(SECRET.to_owned());
+    let headers = skiff_lambda::sign(&request, &ours.body, HERE, KEY, &secret, NOW);
+    for header in &headers {
+        assert!(
+            theirs.headers.contains(header),
+            "{header:?} is not in {theirs:?}"
+        );
+    }
+    ours.headers.extend(headers);
+    assert_eq!(ours.check(NOW), Ok(b"{}".to_vec()));
+}
