@@ -30,11 +30,11 @@ forbid skiff-virtio "device models know no KVM" kvm-ioctls kvm-bindings skiff-kv
 forbid skiff-kvm "vCPUs and memory know no device" virtio-queue skiff-virtio
 forbid skiff-types "words do no I/O" tokio rustix libc
 forbid skiff-wire "a codec does no I/O" tokio rustix libc
-for crate in sched lambda; do
+for crate in sched lambda queue; do
   forbid "skiff-$crate" "the pure domain sees no file and no socket" rusqlite hyper axum
 done
 service="skiff-gateway skiff-control skiff-worker skiff-fleet skiff-runtime"
-for crate in types base wire config telemetry jail net erofs image store sched meter lambda sandbox flat guest kvm virtio vmm agent; do
+for crate in types base wire config telemetry jail net erofs image store sched meter lambda queue sandbox flat guest kvm virtio vmm agent; do
   # shellcheck disable=SC2086
   forbid "skiff-$crate" "arrows point down only" $service
 done
