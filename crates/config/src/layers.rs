@@ -112,6 +112,9 @@ pub(crate) fn known_keys() -> Vec<String> {
         "api.listen",
         "api.tls_certificate",
         "api.tls_key",
+        "lambda.events.sqs_access_key",
+        "lambda.events.sqs_endpoint",
+        "lambda.events.sqs_secret_file",
         "lambda.listen",
         "secrets.key_file",
     ];

@@ -79,6 +79,34 @@ pub struct Lambda {
     pub region: String,
     /// Whether functions that are made over it reach the public internet.
     pub egress: bool,
+    /// Event invocations.
+    pub events: LambdaEvents,
+}
+
+/// How event invocations are kept, tried and told on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LambdaEvents {
+    /// From a function's first error to the next try, milliseconds; twice as
+    /// long after the second.
+    pub retry_ms: u64,
+    /// From the first time that nothing takes an event to the next try,
+    /// milliseconds; doubles up to 300 times as long.
+    pub backoff_ms: u64,
+    /// Events of one function that are not done.
+    pub per_function: usize,
+    /// Events under way of one function.
+    pub at_once: u32,
+    /// Payloads of all events that are not done, bytes.
+    pub bytes: u64,
+    /// What the URL of a destination may begin with.
+    pub destinations: Vec<String>,
+    /// Where queues of SQS's kind are; absent refuses them as destinations.
+    pub sqs_endpoint: Option<String>,
+    /// The access key there.
+    pub sqs_access_key: Option<String>,
+    /// The file with its secret.
+    pub sqs_secret_file: Option<PathBuf>,
 }
 
 /// Where images come from.
@@ -287,6 +315,23 @@ impl Default for Lambda {
             listen: None,
             region: "us-east-1".to_owned(),
             egress: false,
+            events: LambdaEvents::default(),
+        }
+    }
+}
+
+impl Default for LambdaEvents {
+    fn default() -> Self {
+        Self {
+            retry_ms: 60_000,
+            backoff_ms: 1000,
+            per_function: 100_000,
+            at_once: 50,
+            bytes: 1 << 30,
+            destinations: Vec::new(),
+            sqs_endpoint: None,
+            sqs_access_key: None,
+            sqs_secret_file: None,
         }
     }
 }
@@ -407,6 +452,7 @@ impl Config {
                 format!("`{}` is not a region as us-east-1 is", self.lambda.region),
             ));
         }
+        self.lambda.events.check()?;
         for (key, factor) in [
             ("worker.memory_overcommit", self.worker.memory_overcommit),
             ("worker.cpu_overcommit", self.worker.cpu_overcommit),
@@ -435,6 +481,50 @@ impl Config {
             if !price.is_finite() || price < 0.0 {
                 return Err((key, format!("is {price}: a price of 0 or more is expected")));
             }
+        }
+        Ok(())
+    }
+}
+
+impl LambdaEvents {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let wait_ms_max = 24 * 3600 * 1000;
+        for (key, value, most) in [
+            ("lambda.events.retry_ms", self.retry_ms, wait_ms_max),
+            ("lambda.events.backoff_ms", self.backoff_ms, wait_ms_max),
+            (
+                "lambda.events.per_function",
+                self.per_function as u64,
+                1 << 20,
+            ),
+            ("lambda.events.at_once", self.at_once.into(), 1000),
+            ("lambda.events.bytes", self.bytes, 1 << 50),
+        ] {
+            if !(1..=most).contains(&value) {
+                return Err((key, format!("is {value}: 1 to {most} is expected")));
+            }
+        }
+        let is_web = |url: &String| url.starts_with("http://") || url.starts_with("https://");
+        for (key, url) in self
+            .destinations
+            .iter()
+            .map(|url| ("lambda.events.destinations", url))
+            .chain(
+                self.sqs_endpoint
+                    .iter()
+                    .map(|url| ("lambda.events.sqs_endpoint", url)),
+            )
+        {
+            if !is_web(url) {
+                return Err((key, format!("`{url}` is not an http(s) URL")));
+            }
+        }
+        let has_key = self.sqs_access_key.is_some() && self.sqs_secret_file.is_some();
+        if self.sqs_endpoint.is_some() && !has_key {
+            return Err((
+                "lambda.events.sqs_endpoint",
+                "needs lambda.events.sqs_access_key and lambda.events.sqs_secret_file".to_owned(),
+            ));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -10,7 +10,7 @@ use crate::db::{Db, Found};
 use crate::error::{ControlError, conflict, exhausted, not_found, timeout, unavailable};
 use crate::hold::{Ticket, Turns};
 use crate::key;
-use crate::lambda::{Keys, Views};
+use crate::lambda::{Events, Keys, Views};
 use crate::library::Library;
 use crate::limit::{EXECS_MAX, OPERATIONS_MAX, PORT_TIMEOUT, SERVICE_WAITERS_MAX};
 use crate::port::Ports;
@@ -34,6 +34,8 @@ pub(crate) struct Inner {
     pub turns: Turns<ServiceKey>,
     pub views: Views,
     pub keys: Keys,
+    /// Absent until AWS Lambda's API is served.
+    pub events: OnceLock<Arc<Events>>,
     /// Read while something is put into a project, written while one ends.
     pub projects: RwLock<()>,
     /// Read while a token is made, written never: see `tokens`.
@@ -57,6 +59,7 @@ impl Control {
             turns: Turns::new(SERVICE_WAITERS_MAX),
             views: Views::default(),
             keys: Keys::default(),
+            events: OnceLock::new(),
             projects: RwLock::new(()),
             tokens: tokio::sync::Mutex::new(()),
             operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),
@@ -82,6 +85,21 @@ impl Control {
         if let Err(error) = self.inner.tasks.drain(deadline).await {
             tracing::warn!(%error, "the control plane stops");
         }
+        if let Some(events) = self.inner.events.get().cloned() {
+            let closed = tokio::task::spawn_blocking(move || events.close());
+            if let Err(error) = closed.await {
+                tracing::error!(%error, "the log of events was not closed");
+            }
+        }
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub(crate) fn metrics(&self) -> String {
+        let mut text = (self.inner.ports.metrics)();
+        if let Some(events) = self.inner.events.get() {
+            text.push_str(&events.metrics(self.inner.base.now()));
+        }
+        text
     }
 
     /// Ready once [`Self::stop`] was called.

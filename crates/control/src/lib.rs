@@ -44,6 +44,6 @@ pub use config::Config;
 pub use control::Control;
 pub use error::ControlError;
 pub use http::openapi_json;
-pub use lambda::LambdaConfig;
+pub use lambda::{EventSettings, LambdaConfig, LambdaFront, SqsSettings};
 pub use manifest::{Manifest, ManifestError};
 pub use resolver::Resolver;

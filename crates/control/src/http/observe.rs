@@ -34,7 +34,7 @@ pub(crate) async fn health() -> &'static str {
     responses((status = 200, body = String, content_type = "text/plain"),
         (status = "default", body = ApiError)))]
 pub(crate) async fn metrics(State(api): State<Api>, _operator: Operator) -> Response {
-    let text = (api.control.inner.ports.metrics)();
+    let text = api.control.metrics();
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

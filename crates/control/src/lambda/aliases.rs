@@ -142,6 +142,7 @@ impl Front {
             // As AWS has it, one that is not there is as good as deleted.
             record.aliases.remove(name);
             record.policies.remove(name);
+            record.events.remove(name);
             Ok(())
         };
         self.change(call, &function, change)

@@ -28,6 +28,8 @@ pub(crate) struct CreateFunction {
     #[serde(default)]
     pub ephemeral_storage: Option<EphemeralStorage>,
     #[serde(default)]
+    pub dead_letter_config: Option<DeadLetterConfig>,
+    #[serde(default)]
     pub publish: Option<bool>,
     #[serde(default)]
     pub tags: Option<BTreeMap<String, String>>,
@@ -93,7 +95,17 @@ pub(crate) struct UpdateFunctionConfiguration {
     #[serde(default)]
     pub ephemeral_storage: Option<EphemeralStorage>,
     #[serde(default)]
+    pub dead_letter_config: Option<DeadLetterConfig>,
+    #[serde(default)]
     pub revision_id: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct DeadLetterConfig {
+    /// Empty is nobody.
+    #[serde(default)]
+    pub target_arn: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -156,6 +168,33 @@ pub(crate) struct AddPermission {
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub(crate) struct PutFunctionConcurrency {
     pub reserved_concurrent_executions: u32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct EventInvokeConfig {
+    #[serde(default)]
+    pub maximum_retry_attempts: Option<u32>,
+    #[serde(default)]
+    pub maximum_event_age_in_seconds: Option<u32>,
+    #[serde(default)]
+    pub destination_config: Option<DestinationConfig>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct DestinationConfig {
+    #[serde(default)]
+    pub on_success: Option<Destination>,
+    #[serde(default)]
+    pub on_failure: Option<Destination>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct Destination {
+    #[serde(default)]
+    pub destination: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

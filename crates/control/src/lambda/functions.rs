@@ -73,10 +73,12 @@ impl Front {
             image_uri: wanted.code.image_uri,
             entry_point: Vec::new(),
             command: Vec::new(),
+            dead_letter: None,
             revision: None,
             digest: None,
             update: Update::InProgress,
         };
+        self.check_dead_letter(call, wanted.dead_letter_config.as_ref())?;
         apply(
             &mut config,
             body::UpdateFunctionConfiguration {
@@ -87,6 +89,7 @@ impl Front {
                 environment: wanted.environment,
                 image_config: wanted.image_config,
                 ephemeral_storage: wanted.ephemeral_storage,
+                dead_letter_config: wanted.dead_letter_config,
                 revision_id: None,
             },
         )?;
@@ -100,6 +103,7 @@ impl Front {
             tags,
             reserved_concurrency: None,
             policies: BTreeMap::new(),
+            events: BTreeMap::new(),
         };
         self.store_new(call, &name, &record).await?;
         let settled = self.deploy(call, &name, &config, None).await?;
@@ -418,6 +422,7 @@ impl Front {
         text: &str,
     ) -> Result<Reply, LambdaError> {
         let wanted: body::UpdateFunctionConfiguration = parse(call)?;
+        self.check_dead_letter(call, wanted.dead_letter_config.as_ref())?;
         let name = self.unqualified(call, text)?;
         let id = call.new_id();
         let expected = wanted.revision_id.clone();
@@ -426,6 +431,18 @@ impl Front {
             .update(call, &name, expected.as_deref(), &id, set)
             .await?;
         self.told(call, &name, settled, false, StatusCode::OK).await
+    }
+
+    fn check_dead_letter(
+        &self,
+        call: &Call,
+        wanted: Option<&body::DeadLetterConfig>,
+    ) -> Result<(), LambdaError> {
+        let target = wanted.and_then(|wanted| wanted.target_arn.as_deref());
+        match target {
+            None | Some("") => Ok(()),
+            Some(target) => self.check_destination(call, target),
+        }
     }
 
     /// Stores the changed configuration and starts to deploy it.
@@ -504,6 +521,7 @@ impl Front {
                 return Err(LambdaError::new(Code::ResourceConflict, message));
             }
             record.policies.remove(&number.to_string());
+            record.events.remove(&number.to_string());
             if !record
                 .versions
                 .values()
@@ -823,6 +841,9 @@ fn apply(
     {
         config.entry_point = entry_point;
         config.command = command;
+    }
+    if let Some(dead_letter) = wanted.dead_letter_config {
+        config.dead_letter = dead_letter.target_arn.filter(|target| !target.is_empty());
     }
     if wanted
         .ephemeral_storage

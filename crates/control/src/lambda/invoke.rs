@@ -14,6 +14,7 @@ use serde::de::IgnoredAny;
 use serde_json::json;
 use skiff_lambda::event_stream::{self, InvokeComplete};
 use skiff_lambda::{Code, FunctionRef, LambdaError, Qualifier};
+use skiff_types::ProjectId;
 
 use super::cache::View;
 use super::call::{Call, Reply, invalid};
@@ -32,33 +33,59 @@ const DEADLINE: Duration = Duration::from_secs(900 * 2 + 30 + 60);
 const CLIENT_CONTEXT_BYTES_MAX: usize = 3583;
 const PATH: &str = "/2015-03-31/functions/function/invocations";
 
-const FUNCTION_ERROR: &str = "x-amz-function-error";
+const LOG_TYPE: &str = "x-amz-log-type";
+pub(crate) const CLIENT_CONTEXT: &str = "x-amz-client-context";
+pub(crate) const TRACE_ID: &str = "x-amzn-trace-id";
+pub(crate) const FUNCTION_ERROR: &str = "x-amz-function-error";
 const LOG_RESULT: &str = "x-amz-log-result";
 const EXECUTED_VERSION: &str = "x-amz-executed-version";
 
-type Running = Arc<Mutex<HashMap<ServiceKey, u32>>>;
+pub(crate) type Running = Arc<Mutex<HashMap<ServiceKey, u32>>>;
 
 /// Where an invocation goes.
 #[derive(Debug)]
-struct Way {
-    key: ServiceKey,
+pub(crate) struct Way {
+    pub key: ServiceKey,
     revision: u32,
     /// `$LATEST` or a number.
-    version: String,
-    arn: String,
+    pub version: String,
+    pub arn: String,
     timeout_s: u32,
     reserved: Option<u32>,
 }
 
+/// What an instance is told of an invocation.
+#[derive(Debug)]
+pub(crate) struct Invocation {
+    pub request_id: String,
+    pub payload: Bytes,
+    /// Headers that the caller has sent, and what they say.
+    pub told: Vec<(&'static str, String)>,
+}
+
+/// The function has not answered.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    pub error: LambdaError,
+    /// No byte of the event can have been processed.
+    pub is_untouched: bool,
+}
+
+impl From<Unanswered> for LambdaError {
+    fn from(unanswered: Unanswered) -> Self {
+        unanswered.error
+    }
+}
+
 /// One invocation of a function with a reservation; dropping ends it.
 #[derive(Debug)]
-struct Place {
+pub(crate) struct Place {
     key: ServiceKey,
     running: Running,
 }
 
 impl Place {
-    fn take(running: &Running, way: &Way) -> Result<Option<Self>, LambdaError> {
+    pub(crate) fn take(running: &Running, way: &Way) -> Result<Option<Self>, LambdaError> {
         let Some(most) = way.reserved else {
             return Ok(None);
         };
@@ -94,6 +121,7 @@ impl Front {
         let way = self.way(call, text).await?;
         match call.header("x-amz-invocation-type") {
             None | Some("RequestResponse") => {}
+            Some("Event") => return self.accept_event(call, way, text).await,
             Some("DryRun") => {
                 let mut reply = Reply::empty();
                 set(&mut reply.headers, EXECUTED_VERSION, &way.version);
@@ -101,12 +129,26 @@ impl Front {
             }
             Some(_) => {
                 return Err(invalid(
-                    "X-Amz-Invocation-Type: RequestResponse and DryRun are served; Event is not",
+                    "X-Amz-Invocation-Type: RequestResponse, Event and DryRun are served",
                 ));
             }
         }
         let _place = Place::take(&self.running, &way)?;
-        let request = event(call, &way)?;
+        let invocation = invocation(call, EVENT_BYTES_MAX)?;
+        Ok(self.answered(&way, invocation).await?)
+    }
+
+    /// The function's answer, whatever it is.
+    pub(crate) async fn answered(
+        &self,
+        way: &Way,
+        invocation: Invocation,
+    ) -> Result<Reply, Unanswered> {
+        let id = invocation.request_id.clone();
+        let request = request(invocation, way).map_err(|error| Unanswered {
+            error,
+            is_untouched: true,
+        })?;
         let invoked = tokio::time::timeout(DEADLINE, async {
             let (response, link) = self.links.send(&*self.revisions, request).await?;
             let (parts, body) = response.into_parts();
@@ -118,13 +160,13 @@ impl Front {
         });
         let (parts, body) = match invoked.await {
             Ok(answered) => answered.map_err(broken)?,
-            Err(_) => return Ok(timed_out(call, &way)),
+            Err(_) => return Ok(timed_out(&id, way)),
         };
         let body = match body {
             Ok(body) => body,
             Err(error) if error.is::<http_body_util::LengthLimitError>() => {
                 return Ok(failed(
-                    &way,
+                    way,
                     &json!({
                         "errorType": "Function.ResponseSizeTooLarge",
                         "errorMessage": format!(
@@ -133,14 +175,14 @@ impl Front {
                     }),
                 ));
             }
-            Err(_) => return Ok(exited(call, &way, "its answer ended early")),
+            Err(_) => return Ok(exited(&id, way, "its answer ended early")),
         };
         if parts.status != StatusCode::OK {
-            return refused(call, &way, parts.status, &body);
+            return refused(&id, way, parts.status, &body);
         }
         let mut reply = Reply {
             status: StatusCode::OK,
-            headers: function_headers(&parts.headers, &way),
+            headers: function_headers(&parts.headers, way),
             body: Body::from(body),
         };
         let json = HeaderValue::from_static("application/json");
@@ -160,17 +202,17 @@ impl Front {
             return Ok(reply);
         }
         let place = Place::take(&self.running, &way)?;
-        let request = event(call, &way)?;
+        let request = request(invocation(call, EVENT_BYTES_MAX)?, &way)?;
         let sent = self.links.send(&*self.revisions, request);
         let sent = tokio::time::timeout(DEADLINE, sent).await;
         let (response, link) = sent
             .map_err(|_| LambdaError::new(Code::Service, "the function did not answer in time"))?
-            .map_err(broken)?;
+            .map_err(|error| LambdaError::from(broken(error)))?;
         if response.status() != StatusCode::OK {
             let status = response.status();
             let read = Limited::new(response.into_body(), 4096).collect().await;
             let text = read.map(|read| read.to_bytes()).unwrap_or_default();
-            let reply = refused(call, &way, status, &text)?;
+            let reply = refused(&call.request_id, &way, status, &text)?;
             let body = reply.body.collect().await;
             let body = body.map(|body| body.to_bytes()).unwrap_or_default();
             let end = complete(Some("Unhandled"), &body, None);
@@ -199,7 +241,17 @@ impl Front {
         if !is_own && !allows(&view.record, target.qualifier.as_ref(), &call.project.id) {
             return Err(not_yours());
         }
-        let chosen = choose(&view, &target)?;
+        self.way_to(owner, target, &view)
+    }
+
+    /// Which revision serves a function of this project now.
+    pub(crate) fn way_to(
+        &self,
+        owner: ProjectId,
+        target: FunctionRef,
+        view: &View,
+    ) -> Result<Way, LambdaError> {
+        let chosen = choose(view, &target)?;
         let arns = self.arns(&owner);
         let arn = match &target.qualifier {
             Some(qualifier) => arns.qualified(&target.name, qualifier),
@@ -258,46 +310,65 @@ fn choose(view: &View, target: &FunctionRef) -> Result<Chosen, LambdaError> {
     })
 }
 
-/// The event as an instance gets it.
-fn event(call: &mut Call, way: &Way) -> Result<Request<Full<Bytes>>, LambdaError> {
-    if call.body.len() > EVENT_BYTES_MAX {
-        let message = format!("Request must be smaller than {EVENT_BYTES_MAX} bytes");
+/// What a call tells an instance, whose payload has a limit.
+pub(crate) fn invocation(call: &mut Call, bytes_max: usize) -> Result<Invocation, LambdaError> {
+    if call.body.len() > bytes_max {
+        let message = format!("Request must be smaller than {bytes_max} bytes");
         return Err(LambdaError::new(Code::RequestTooLarge, message));
     }
-    let body = match std::mem::take(&mut call.body) {
+    let payload = match std::mem::take(&mut call.body) {
         none if none.is_empty() => Bytes::from_static(b"{}"),
         body => Bytes::from(body),
     };
-    serde_json::from_slice::<IgnoredAny>(&body).map_err(|error| {
+    serde_json::from_slice::<IgnoredAny>(&payload).map_err(|error| {
         let message = format!("Could not parse request body into json: {error}");
         LambdaError::new(Code::InvalidRequestContent, message)
     })?;
+    let mut told = Vec::new();
+    for name in [LOG_TYPE, CLIENT_CONTEXT, TRACE_ID] {
+        let Some(value) = call.headers.get(name) else {
+            continue;
+        };
+        if value.len() > CLIENT_CONTEXT_BYTES_MAX {
+            return Err(invalid(format!(
+                "{name} is over {CLIENT_CONTEXT_BYTES_MAX} bytes"
+            )));
+        }
+        let text = value.to_str();
+        let text = text.map_err(|_| invalid(format!("{name} is not visible ASCII")))?;
+        told.push((name, text.to_owned()));
+    }
+    Ok(Invocation {
+        request_id: call.request_id.clone(),
+        payload,
+        told,
+    })
+}
+
+/// The event as an instance gets it.
+fn request(invocation: Invocation, way: &Way) -> Result<Request<Full<Bytes>>, LambdaError> {
     let id = revision_id(&way.key.0, &way.key.1, way.revision);
     let mut request = Request::builder()
         .method("POST")
         .uri(PATH)
         .header("host", format!("{}.{}", id.name(), way.key.0))
         .header("content-type", "application/json")
-        .header("x-amz-request-id", &call.request_id)
+        .header("x-amz-request-id", &invocation.request_id)
         .header("x-amz-invoked-arn", &way.arn);
-    for name in ["x-amz-log-type", "x-amz-client-context", "x-amzn-trace-id"] {
-        if let Some(value) = call.headers.get(name) {
-            if value.len() > CLIENT_CONTEXT_BYTES_MAX {
-                return Err(invalid(format!(
-                    "{name} is over {CLIENT_CONTEXT_BYTES_MAX} bytes"
-                )));
-            }
-            request = request.header(name, value);
-        }
+    for (name, value) in invocation.told {
+        request = request.header(name, value);
     }
-    let request = request.body(Full::new(body));
+    let request = request.body(Full::new(invocation.payload));
     request.map_err(|error| LambdaError::new(Code::Service, format!("no event: {error}")))
 }
 
-fn broken(error: LinkError) -> LambdaError {
+fn broken(error: LinkError) -> Unanswered {
     let message = skiff_base::chain(&error).to_string();
     tracing::error!(error = %message, "an event did not reach the gateway");
-    LambdaError::new(Code::Service, message)
+    Unanswered {
+        error: LambdaError::new(Code::Service, message),
+        is_untouched: matches!(error, LinkError::Connect(_)),
+    }
 }
 
 /// What the function's answer says beside its body.
@@ -320,50 +391,49 @@ fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
 }
 
 /// A function's answer is 200: everything else is the gateway's own.
-fn refused(call: &Call, way: &Way, status: StatusCode, text: &[u8]) -> Result<Reply, LambdaError> {
+fn refused(id: &str, way: &Way, status: StatusCode, text: &[u8]) -> Result<Reply, Unanswered> {
     let text: String = String::from_utf8_lossy(text)
         .trim()
         .chars()
         .take(500)
         .collect();
-    match status {
-        StatusCode::GATEWAY_TIMEOUT => Ok(timed_out(call, way)),
-        StatusCode::BAD_GATEWAY => Ok(exited(call, way, &text)),
+    let error = match status {
+        StatusCode::GATEWAY_TIMEOUT => return Ok(timed_out(id, way)),
+        StatusCode::BAD_GATEWAY => return Ok(exited(id, way, &text)),
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             let reason = match way.reserved {
                 Some(_) => "ReservedFunctionConcurrentInvocationLimitExceeded",
                 None => "ConcurrentInvocationLimitExceeded",
             };
-            Err(LambdaError::throttled(
-                reason,
-                format!("Rate Exceeded: {text}"),
-            ))
+            LambdaError::throttled(reason, format!("Rate Exceeded: {text}"))
         }
-        StatusCode::BAD_REQUEST => Err(LambdaError::new(Code::InvalidRequestContent, text)),
-        StatusCode::PAYLOAD_TOO_LARGE => Err(LambdaError::new(Code::RequestTooLarge, text)),
+        StatusCode::BAD_REQUEST => LambdaError::new(Code::InvalidRequestContent, text),
+        StatusCode::PAYLOAD_TOO_LARGE => LambdaError::new(Code::RequestTooLarge, text),
         _ => {
             let message = format!("the function was not reached ({}): {text}", status.as_u16());
-            Err(LambdaError::new(Code::Service, message))
+            LambdaError::new(Code::Service, message)
         }
-    }
+    };
+    let is_untouched = matches!(
+        status,
+        StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    );
+    Err(Unanswered {
+        error,
+        is_untouched,
+    })
 }
 
-fn timed_out(call: &Call, way: &Way) -> Reply {
-    let message = format!(
-        "{} Task timed out after {}.00 seconds",
-        call.request_id, way.timeout_s
-    );
+fn timed_out(id: &str, way: &Way) -> Reply {
+    let message = format!("{id} Task timed out after {}.00 seconds", way.timeout_s);
     failed(
         way,
         &json!({"errorType": "Sandbox.Timedout", "errorMessage": message}),
     )
 }
 
-fn exited(call: &Call, way: &Way, why: &str) -> Reply {
-    let message = format!(
-        "RequestId: {} Error: Runtime exited: {why}",
-        call.request_id
-    );
+fn exited(id: &str, way: &Way, why: &str) -> Reply {
+    let message = format!("RequestId: {id} Error: Runtime exited: {why}");
     failed(
         way,
         &json!({"errorType": "Runtime.ExitError", "errorMessage": message}),

@@ -11,6 +11,7 @@ mod aliases;
 mod body;
 mod cache;
 mod call;
+mod events;
 mod functions;
 mod invoke;
 mod links;
@@ -31,6 +32,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode};
 use serde_json::json;
 use skiff_lambda::{Arns, Code, FunctionRef, LambdaError, Replays, decode_query};
+use skiff_queue::LogError;
 use skiff_types::{ProjectId, ServiceName};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -44,6 +46,8 @@ use operation::Operation;
 use record::FunctionRecord;
 
 pub(crate) use cache::{Keys, KnownKey, Views};
+pub(crate) use events::Events;
+pub use events::{EventSettings, SqsSettings};
 
 /// Memory for the bodies of all calls under way, KiB.
 const BODIES_KIB: usize = 256 * 1024;
@@ -59,7 +63,13 @@ pub struct LambdaConfig {
     pub region: String,
     /// Whether functions that are made here reach the public internet.
     pub egress: bool,
+    /// How events are kept, tried and told on.
+    pub events: EventSettings,
 }
+
+/// The API, ready to be served; events are under way.
+#[derive(Debug)]
+pub struct LambdaFront(Arc<Front>);
 
 /// What serves the API.
 #[derive(Debug)]
@@ -73,17 +83,25 @@ pub(crate) struct Front {
     bodies: Semaphore,
     /// Invocations under way of functions with a reservation.
     running: Arc<Mutex<HashMap<ServiceKey, u32>>>,
+    events: Arc<Events>,
 }
 
 impl Control {
-    /// Serves AWS Lambda's API. Returns after [`Self::stop`].
-    pub async fn serve_lambda(
+    /// Opens the log of events and goes on with what is in it.
+    ///
+    /// # Errors
+    /// When the log cannot be opened.
+    pub async fn lambda(
         &self,
-        listener: TcpListener,
         config: LambdaConfig,
         revisions: Arc<dyn Revisions>,
-    ) {
-        let front = Front {
+    ) -> Result<LambdaFront, LogError> {
+        let now = self.inner.base.now();
+        let (settings, region) = (config.events, config.region.clone());
+        let opened = tokio::task::spawn_blocking(move || Events::open(settings, &region, now));
+        let events = Arc::new(opened.await.unwrap_or(Err(LogError::Closed))?);
+        let events = Arc::clone(self.inner.events.get_or_init(|| events));
+        let front = Arc::new(Front {
             control: self.clone(),
             region: config.region,
             egress: config.egress,
@@ -92,10 +110,22 @@ impl Control {
             replays: Mutex::default(),
             bodies: Semaphore::new(BODIES_KIB),
             running: Arc::default(),
-        };
-        let router = Router::new().fallback(answer).with_state(Arc::new(front));
+            events,
+        });
+        let dispatching = Arc::clone(&front).dispatch();
+        self.inner.tasks.spawn("events", dispatching);
+        Ok(LambdaFront(front))
+    }
+}
+
+impl LambdaFront {
+    /// Serves the API. Returns after [`Control::stop`].
+    pub async fn serve(self, listener: TcpListener) {
+        let control = self.0.control.clone();
+        let router = Router::new().fallback(answer).with_state(self.0);
         let prepare = |stream| ready(Some(stream));
-        self.accept_all(&listener, prepare, router, CONNECTIONS_MAX)
+        control
+            .accept_all(&listener, prepare, router, CONNECTIONS_MAX)
             .await;
     }
 }
@@ -162,6 +192,17 @@ impl Front {
             O::PutFunctionConcurrency(name) => self.put_concurrency(&call, &name).await,
             O::GetFunctionConcurrency(name) => self.get_concurrency(&call, &name).await,
             O::DeleteFunctionConcurrency(name) => self.delete_concurrency(&call, &name).await,
+            O::PutFunctionEventInvokeConfig(name) => {
+                self.set_event_config(&call, &name, true).await
+            }
+            O::UpdateFunctionEventInvokeConfig(name) => {
+                self.set_event_config(&call, &name, false).await
+            }
+            O::GetFunctionEventInvokeConfig(name) => self.get_event_config(&call, &name).await,
+            O::DeleteFunctionEventInvokeConfig(name) => {
+                self.delete_event_config(&call, &name).await
+            }
+            O::ListFunctionEventInvokeConfigs(name) => self.list_event_configs(&call, &name).await,
             O::GetAccountSettings => self.account_settings(&call).await,
             O::ListTags(arn) => self.list_tags(&call, &arn).await,
             O::TagResource(arn) => self.tag(&call, &arn).await,

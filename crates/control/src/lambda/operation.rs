@@ -27,6 +27,11 @@ pub(crate) enum Operation {
     PutFunctionConcurrency(String),
     GetFunctionConcurrency(String),
     DeleteFunctionConcurrency(String),
+    PutFunctionEventInvokeConfig(String),
+    UpdateFunctionEventInvokeConfig(String),
+    GetFunctionEventInvokeConfig(String),
+    DeleteFunctionEventInvokeConfig(String),
+    ListFunctionEventInvokeConfigs(String),
     GetAccountSettings,
     ListTags(String),
     TagResource(String),
@@ -38,8 +43,9 @@ const SERVED: &str = "CreateFunction, GetFunction, GetFunctionConfiguration, Lis
 UpdateFunctionCode, UpdateFunctionConfiguration, DeleteFunction, PublishVersion, \
 ListVersionsByFunction, Invoke, InvokeWithResponseStream, CreateAlias, GetAlias, ListAliases, \
 UpdateAlias, DeleteAlias, AddPermission, GetPolicy, RemovePermission, PutFunctionConcurrency, \
-GetFunctionConcurrency, DeleteFunctionConcurrency, GetAccountSettings, ListTags, TagResource \
-and UntagResource";
+GetFunctionConcurrency, DeleteFunctionConcurrency, PutFunctionEventInvokeConfig, \
+UpdateFunctionEventInvokeConfig, GetFunctionEventInvokeConfig, DeleteFunctionEventInvokeConfig, \
+ListFunctionEventInvokeConfigs, GetAccountSettings, ListTags, TagResource and UntagResource";
 
 impl Operation {
     /// Reads a method and a path as it was sent.
@@ -67,6 +73,20 @@ impl Operation {
             ["2019-09-30", "functions", name, "concurrency"] => {
                 (method == "GET").then(|| Self::GetFunctionConcurrency(name.to_owned()))
             }
+            ["2019-09-25", "functions", name, "event-invoke-config"] => match method {
+                "PUT" => Some(Self::PutFunctionEventInvokeConfig(name.to_owned())),
+                "POST" => Some(Self::UpdateFunctionEventInvokeConfig(name.to_owned())),
+                "GET" => Some(Self::GetFunctionEventInvokeConfig(name.to_owned())),
+                "DELETE" => Some(Self::DeleteFunctionEventInvokeConfig(name.to_owned())),
+                _ => None,
+            },
+            [
+                "2019-09-25",
+                "functions",
+                name,
+                "event-invoke-config",
+                "list",
+            ] => (method == "GET").then(|| Self::ListFunctionEventInvokeConfigs(name.to_owned())),
             ["2016-08-19", "account-settings"] => {
                 (method == "GET").then_some(Self::GetAccountSettings)
             }
@@ -96,6 +116,8 @@ impl Operation {
                 | Self::GetAlias(..)
                 | Self::GetPolicy(_)
                 | Self::GetFunctionConcurrency(_)
+                | Self::GetFunctionEventInvokeConfig(_)
+                | Self::ListFunctionEventInvokeConfigs(_)
                 | Self::GetAccountSettings
                 | Self::ListTags(_)
         )
@@ -157,6 +179,11 @@ mod tests {
                 "GET",
                 "/2019-09-30/functions/a/concurrency",
                 Operation::GetFunctionConcurrency(name()),
+            ),
+            (
+                "GET",
+                "/2019-09-25/functions/a/event-invoke-config/list",
+                Operation::ListFunctionEventInvokeConfigs(name()),
             ),
         ] {
             assert_eq!(Operation::of(method, path), Ok(expected), "{path}");

@@ -20,6 +20,23 @@ pub(crate) struct FunctionRecord {
     pub reserved_concurrency: Option<u32>,
     /// By qualifier; empty is the function without one.
     pub policies: BTreeMap<String, Policy>,
+    /// How events are tried, by qualifier.
+    #[serde(default)]
+    pub events: BTreeMap<String, EventConfig>,
+}
+
+/// How events of a qualifier are tried; what is absent is AWS's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EventConfig {
+    pub modified_unix_ms: u64,
+    /// Tries after the first.
+    pub retries: Option<u32>,
+    /// The oldest an event may get.
+    pub age_s: Option<u32>,
+    /// Who is told of an event that succeeded.
+    pub on_success: Option<String>,
+    /// Who is told of one that did not.
+    pub on_failure: Option<String>,
 }
 
 /// What invocations need to know of a version.
@@ -43,6 +60,9 @@ pub(crate) struct Configuration {
     pub image_uri: String,
     pub entry_point: Vec<String>,
     pub command: Vec<String>,
+    /// Who gets events that failed.
+    #[serde(default)]
+    pub dead_letter: Option<String>,
     /// The revision that serves it; absent until the first one does.
     pub revision: Option<u32>,
     /// What the image was pinned to.

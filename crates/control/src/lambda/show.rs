@@ -5,7 +5,7 @@ use skiff_base::Date;
 use skiff_lambda::{Arns, Qualifier};
 use skiff_types::ServiceName;
 
-use super::record::{Alias, Configuration, FunctionRecord, Policy, Statement, Update};
+use super::record::{Alias, Configuration, EventConfig, FunctionRecord, Policy, Statement, Update};
 
 /// `FunctionConfiguration` of `$LATEST`, which nobody has asked for by name.
 pub(crate) fn latest(arns: &Arns, name: &ServiceName, record: &FunctionRecord) -> Value {
@@ -55,8 +55,31 @@ pub(crate) fn configuration(
         let image = json!({"ImageConfig": image});
         fields.insert("ImageConfigResponse".to_owned(), image);
     }
+    if let Some(target) = &config.dead_letter {
+        let target = json!({"TargetArn": target});
+        fields.insert("DeadLetterConfig".to_owned(), target);
+    }
     state(fields, config);
     shown
+}
+
+/// `FunctionEventInvokeConfig`.
+pub(crate) fn event_config(arn: &str, config: &EventConfig) -> Value {
+    let destination = |address: &Option<String>| match address {
+        Some(address) => json!({"Destination": address}),
+        None => json!({}),
+    };
+    json!({
+        // A timestamp of REST-JSON: seconds.
+        "LastModified": config.modified_unix_ms / 1000,
+        "FunctionArn": arn,
+        "MaximumRetryAttempts": config.retries(),
+        "MaximumEventAgeInSeconds": config.age_s(),
+        "DestinationConfig": {
+            "OnSuccess": destination(&config.on_success),
+            "OnFailure": destination(&config.on_failure),
+        },
+    })
 }
 
 fn state(fields: &mut Map<String, Value>, config: &Configuration) {

@@ -38,7 +38,7 @@ impl Home {
         let data_dir = folder(&config.data_dir, &user, 0o700)?;
         let run_dir = folder(&config.run_dir, &user, 0o755)?;
         let (locks, server) = user.acting(|| {
-            for name in ["images", "ledger", "logs", "state"] {
+            for name in ["events", "images", "ledger", "logs", "state"] {
                 make(&data_dir.join(name), 0o700)?;
             }
             // What an install left that was killed goes now.

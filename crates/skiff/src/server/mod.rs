@@ -35,10 +35,11 @@ use anyhow::{Context as _, bail};
 use skiff_base::{Clock, SystemClock, Tasks, chain};
 use skiff_config::{Config, LogFormat};
 use skiff_control::port::Ports;
-use skiff_control::{Control, LambdaConfig, Resolver};
+use skiff_control::{Control, EventSettings, LambdaConfig, Resolver, SqsSettings};
 use skiff_fleet::{Adopted, Fleet, FleetConfig, Parts};
 use skiff_gateway::{Gateway, GatewayConfig, ServeHandle};
 use skiff_image::ImageStore;
+use skiff_lambda::Secret;
 use skiff_meter::LedgerWriter;
 use skiff_runtime::Functions;
 use skiff_sandbox::{
@@ -363,11 +364,11 @@ impl Server {
             let settings = LambdaConfig {
                 region: config.lambda.region.clone(),
                 egress: config.lambda.egress,
+                events: event_settings(config, &home)?,
             };
-            let front = control.clone();
-            tasks.spawn("lambda", async move {
-                front.serve_lambda(listener, settings, steering).await
-            });
+            let front = control.lambda(settings, steering).await;
+            let front = front.context("event invocations cannot go on")?;
+            tasks.spawn("lambda", async move { front.serve(listener).await });
         }
         tracing::info!(addresses = ?served.addresses(), run_dir = %home.run_dir.display(), "the server is ready");
         Ok(Self {
@@ -558,6 +559,39 @@ async fn resolver(config: &Config, home: &Home, doors: &Doors) -> anyhow::Result
     };
     let store = Arc::new(SqliteStore::open(&home.data_dir.join("state/skiff.db"))?);
     Ok(Resolver::open(control, store, images).await?)
+}
+
+fn event_settings(config: &Config, home: &Home) -> anyhow::Result<EventSettings> {
+    let events = &config.lambda.events;
+    let sqs = match (
+        &events.sqs_endpoint,
+        &events.sqs_access_key,
+        &events.sqs_secret_file,
+    ) {
+        (Some(endpoint), Some(access_key), Some(file)) => {
+            let secret = std::fs::read_to_string(file);
+            let secret = secret.with_context(|| {
+                let file = file.display();
+                format!("lambda.events.sqs_secret_file: {file} cannot be read")
+            })?;
+            Some(SqsSettings {
+                endpoint: endpoint.clone(),
+                access_key: access_key.clone(),
+                secret: Secret(secret.trim().to_owned()),
+            })
+        }
+        _ => None,
+    };
+    Ok(EventSettings {
+        folder: home.data_dir.join("events"),
+        retry_ms: events.retry_ms,
+        backoff_ms: events.backoff_ms,
+        per_function: events.per_function,
+        at_once: events.at_once,
+        bytes_max: events.bytes,
+        destinations: events.destinations.clone(),
+        sqs,
+    })
 }
 
 /// The setting, else systemd's credential, else the usual place.
