@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a Python environment with AWS's own clients, for tests: boto3 and the
-# AWS CLI from the package index. Prints its folder, which is kept in the
+# AWS CLI from the package index, and moto, whose queues are told of events. Prints its folder, which is kept in the
 # user's cache folder by the hash of this recipe.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,10 +15,11 @@ if [ ! -e "$out/done" ]; then
   flock 9
 fi
 if [ ! -e "$out/done" ]; then
-  echo "aws: fetching boto3 and the AWS CLI (half a minute, once)" >&2
+  echo "aws: fetching boto3, the AWS CLI and moto (half a minute, once)" >&2
   rm -rf "$out"
   /usr/bin/python3 -m venv "$out"
-  "$out/bin/pip" install --quiet --disable-pip-version-check 'boto3>=1.43,<2' 'awscli>=1.43,<2' >&2
+  "$out/bin/pip" install --quiet --disable-pip-version-check 'boto3>=1.43,<2' 'awscli>=1.43,<2' \
+    'moto>=5.1,<6' 'flask>=3,<4' 'flask-cors>=6,<7' >&2
   touch "$out/done"
 fi
 echo "$out"

@@ -1,0 +1,358 @@
+"""What AWS's own clients see of event invocations: `events.py CASE`.
+
+Beside what `clients.py` needs: `SINK`, a URL that keeps what it is sent as
+lines of `SINK_FILE`, and `SQS`, where queues of SQS's kind are.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from clients import ACCOUNT, FUNCTION, REGION, arn, ask, client, create, refused, updated
+
+SINK = os.environ["SINK"]
+# As the other runtime, but it says of each try whose it is.
+HANDLER = """
+import http.client, json, os, time
+api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+base = "/2018-06-01/runtime/invocation/"
+while True:
+    api.request("GET", base + "next")
+    next = api.getresponse()
+    event = json.loads(next.read())
+    told = dict((name.lower(), value) for name, value in next.headers.items())
+    answer, way = {"event": event, "told": told}, "response"
+    if isinstance(event, dict) and "id" in event:
+        print("try", event["id"], flush=True)
+    if isinstance(event, dict) and "fail" in event:
+        answer, way = {"errorType": "Failed", "errorMessage": event["fail"]}, "error"
+    if isinstance(event, dict) and "exit" in event:
+        os._exit(event["exit"])
+    if isinstance(event, dict) and "sleep" in event:
+        time.sleep(event["sleep"])
+    api.request("POST", base + told["lambda-runtime-aws-request-id"] + "/" + way, json.dumps(answer))
+    api.getresponse().read()
+"""
+IMAGE = {"ImageConfig": {"EntryPoint": ["python3", "-c"], "Command": [HANDLER]}}
+
+
+def sqs():
+    """Of the project's account; who signs is not looked at there."""
+    return boto3.client(
+        "sqs",
+        region_name=REGION,
+        endpoint_url=os.environ["SQS"],
+        aws_access_key_id="any",
+        aws_secret_access_key="any",
+    )
+
+
+def send(aws, name, event=None, **more):
+    """An event; its request id."""
+    reply = aws.invoke(FunctionName=name, InvocationType="Event", Payload=json.dumps(event), **more)
+    assert reply["StatusCode"] == 202 and not reply["Payload"].read(), reply
+    return reply["ResponseMetadata"]["RequestId"]
+
+
+def until(what, look, seconds=300):
+    end = time.monotonic() + seconds
+    while True:
+        found = look()
+        if found:
+            return found
+        assert time.monotonic() < end, f"{what}: not in time"
+        time.sleep(0.05)
+
+
+def sunk(place):
+    """What that path of the sink was sent."""
+    try:
+        with open(os.environ["SINK_FILE"]) as file:
+            told = [json.loads(line) for line in file if line.endswith("\n")]
+    except FileNotFoundError:
+        return []
+    return [one for one in told if one["path"] == f"/{place}"]
+
+
+def record(place):
+    """The first record at a path of the sink, with its headers."""
+    return until(f"a record at {place}", lambda: sunk(place))[0]
+
+
+def configurations():
+    """Made, changed, looked at, listed and deleted, by qualifier."""
+    aws = client()
+    create(aws, "rules", **IMAGE)
+    with refused("ResourceNotFoundException", 404, "EventInvokeConfig"):
+        aws.get_function_event_invoke_config(FunctionName="rules")
+    made = aws.put_function_event_invoke_config(
+        FunctionName="rules",
+        MaximumRetryAttempts=1,
+        MaximumEventAgeInSeconds=60,
+        DestinationConfig={"OnFailure": {"Destination": arn("rules")}},
+    )
+    assert made["FunctionArn"] == arn("rules", "$LATEST") and made["MaximumRetryAttempts"] == 1, made
+    changed = aws.update_function_event_invoke_config(
+        FunctionName="rules", DestinationConfig={"OnSuccess": {"Destination": SINK + "/rules"}}
+    )
+    destinations = {"OnSuccess": {"Destination": SINK + "/rules"}, "OnFailure": {"Destination": arn("rules")}}
+    assert changed["DestinationConfig"] == destinations and changed["MaximumEventAgeInSeconds"] == 60, changed
+    got = aws.get_function_event_invoke_config(FunctionName="rules", Qualifier="$LATEST")
+    assert got["LastModified"] >= made["LastModified"] and got["DestinationConfig"] == destinations, got
+    anew = aws.put_function_event_invoke_config(FunctionName="rules", MaximumRetryAttempts=0)
+    assert anew["DestinationConfig"] == {"OnSuccess": {}, "OnFailure": {}}, anew
+    assert anew["MaximumEventAgeInSeconds"] == 21600, anew
+
+    aws.publish_version(FunctionName="rules")
+    aws.create_alias(FunctionName="rules", Name="live", FunctionVersion="1")
+    for qualifier in ["1", "live"]:
+        aws.put_function_event_invoke_config(FunctionName="rules", Qualifier=qualifier, MaximumRetryAttempts=2)
+    pages = aws.get_paginator("list_function_event_invoke_configs").paginate(
+        FunctionName="rules", PaginationConfig={"PageSize": 1}
+    )
+    arns = [one["FunctionArn"] for page in pages for one in page["FunctionEventInvokeConfigs"]]
+    assert sorted(arns) == sorted(arn("rules", q) for q in ["$LATEST", "1", "live"]), arns
+    aws.delete_function_event_invoke_config(FunctionName="rules", Qualifier="1")
+    with refused("ResourceNotFoundException", 404):
+        aws.delete_function_event_invoke_config(FunctionName="rules", Qualifier="1")
+    aws.delete_alias(FunctionName="rules", Name="live")
+    with refused("ResourceNotFoundException", 404):
+        aws.get_function_event_invoke_config(FunctionName="rules", Qualifier="live")
+
+    def refuses(part, **wanted):
+        with refused("InvalidParameterValueException", 400, part):
+            aws.put_function_event_invoke_config(FunctionName="rules", **wanted)
+
+    def to(address):
+        return {"DestinationConfig": {"OnFailure": {"Destination": address}}}
+
+    refuses("allowed", **to("http://127.0.0.1:1/"))
+    refuses("allowed", **to(SINK + "0/"))
+    refuses("project", **to(f"arn:aws:lambda:{REGION}:000000000009:function:rules"))
+    refuses("project", **to(f"arn:aws:sqs:{REGION}:000000000009:dead"))
+    refuses("not a destination", **to(f"arn:aws:sns:{REGION}:{ACCOUNT}:topic"))
+    with refused("ResourceNotFoundException", 404):
+        aws.put_function_event_invoke_config(FunctionName="rules", Qualifier="9", MaximumRetryAttempts=0)
+    # botocore itself refuses what is out of AWS's range.
+    with refused("ResourceNotFoundException", 404):
+        aws.put_function_event_invoke_config(FunctionName="nobody", MaximumRetryAttempts=0)
+
+
+def outcomes():
+    """Events that succeed, and that fail as often as they may, and who is told."""
+    aws = client()
+    create(aws, "later", **IMAGE)
+    to = {"OnSuccess": {"Destination": SINK + "/good"}, "OnFailure": {"Destination": SINK + "/bad"}}
+    aws.put_function_event_invoke_config(FunctionName="later", DestinationConfig=to)
+    request = send(aws, "later", {"a": "ä"}, ClientContext="e30=")
+    told = record("good")
+    assert told["headers"]["ce-id"] == request and told["headers"]["ce-source"] == arn("later"), told
+    assert told["headers"]["ce-specversion"] == "1.0" and told["headers"]["ce-type"] == "skiff.event.Success", told
+    body = json.loads(told["body"])
+    answer = body.pop("responsePayload")
+    assert answer["told"]["lambda-runtime-aws-request-id"] == request, answer
+    assert answer["told"]["lambda-runtime-client-context"] == "{}", answer
+    assert answer["told"]["lambda-runtime-invoked-function-arn"] == arn("later"), answer
+    assert body.pop("timestamp").endswith("Z")
+    assert body == {
+        "version": "1.0",
+        "requestContext": {
+            "requestId": request,
+            "functionArn": arn("later", "$LATEST"),
+            "condition": "Success",
+            "approximateInvokeCount": 1,
+        },
+        "requestPayload": {"a": "ä"},
+        "responseContext": {"statusCode": 200, "executedVersion": "$LATEST"},
+    }, body
+    request = send(aws, "later", {"fail": "no", "id": "thrice"})
+    told = json.loads(record("bad")["body"])
+    assert told["requestContext"]["condition"] == "RetriesExhausted", told
+    assert told["requestContext"]["approximateInvokeCount"] == 3, told
+    assert told["requestContext"]["requestId"] == request, told
+    assert told["responseContext"]["functionError"] == "Unhandled", told
+    assert told["responsePayload"] == {"errorType": "Failed", "errorMessage": "no"}, told
+
+    # A version has rules of its own; what exits has failed, too.
+    aws.publish_version(FunctionName="later")
+    once = {"OnFailure": {"Destination": SINK + "/once"}}
+    aws.put_function_event_invoke_config(
+        FunctionName="later", Qualifier="1", MaximumRetryAttempts=0, DestinationConfig=once
+    )
+    send(aws, "later", {"exit": 3}, Qualifier="1")
+    told = json.loads(record("once")["body"])
+    assert told["requestContext"]["approximateInvokeCount"] == 1, told
+    assert told["requestContext"]["functionArn"] == arn("later", "1"), told
+    assert told["responsePayload"]["errorType"] == "Runtime.ExitError", told
+
+    # A destination that refuses at first is told again.
+    flaky = {"OnSuccess": {"Destination": SINK + "/flaky"}}
+    aws.put_function_event_invoke_config(FunctionName="later", DestinationConfig=flaky)
+    request = send(aws, "later", 1)
+    until("it is told twice", lambda: len(sunk("flaky")) == 2)
+    assert {one["headers"]["ce-id"] for one in sunk("flaky")} == {request}
+
+    # With a reservation of none, nothing is tried.
+    aws.put_function_event_invoke_config(
+        FunctionName="later", DestinationConfig={"OnFailure": {"Destination": SINK + "/closed"}}
+    )
+    aws.put_function_concurrency(FunctionName="later", ReservedConcurrentExecutions=0)
+    send(aws, "later", {"id": "never"})
+    told = json.loads(record("closed")["body"])
+    assert told["requestContext"]["approximateInvokeCount"] == 0 and "responseContext" not in told, told
+
+
+def destinations():
+    """Functions as each other's destinations, and a loop that ends."""
+    aws = client()
+    create(aws, "first", **IMAGE)
+    create(aws, "second", **IMAGE)
+    aws.put_function_event_invoke_config(
+        FunctionName="first", MaximumRetryAttempts=0, DestinationConfig={"OnFailure": {"Destination": arn("second")}}
+    )
+    aws.put_function_event_invoke_config(
+        FunctionName="second", DestinationConfig={"OnSuccess": {"Destination": SINK + "/second"}}
+    )
+    request = send(aws, "first", {"fail": "on"})
+    told = json.loads(record("second")["body"])
+    inner = told["requestPayload"]
+    assert inner["requestContext"]["requestId"] == request, told
+    assert inner["requestContext"]["condition"] == "RetriesExhausted", told
+    assert told["requestContext"]["functionArn"] == arn("second", "$LATEST"), told
+
+    # It is its own destination: that ends by itself.
+    aws.update_function_event_invoke_config(
+        FunctionName="second", DestinationConfig={"OnSuccess": {"Destination": arn("second")}}
+    )
+    send(aws, "second", {"id": "around"})
+
+
+def queues():
+    """Records and dead letters in queues."""
+    aws, store = client(), sqs()
+    urls = {name: store.create_queue(QueueName=name)["QueueUrl"] for name in ["records", "dead"]}
+
+    def arrived(name):
+        found = store.receive_message(
+            QueueUrl=urls[name], MessageAttributeNames=["All"], WaitTimeSeconds=0, MaxNumberOfMessages=10
+        )
+        return found.get("Messages")
+
+    dead = f"arn:aws:sqs:{REGION}:{ACCOUNT}:dead"
+    made = create(aws, "queued", DeadLetterConfig={"TargetArn": dead}, **IMAGE)
+    assert made["DeadLetterConfig"] == {"TargetArn": dead}, made
+    aws.put_function_event_invoke_config(
+        FunctionName="queued",
+        MaximumRetryAttempts=0,
+        DestinationConfig={"OnFailure": {"Destination": f"arn:aws:sqs:{REGION}:{ACCOUNT}:records"}},
+    )
+    request = send(aws, "queued", {"fail": "no"})
+    (message,) = until("a record", lambda: arrived("records"))
+    told = json.loads(message["Body"])
+    assert told["requestContext"]["requestId"] == request, told
+    (message,) = until("a dead letter", lambda: arrived("dead"))
+    assert json.loads(message["Body"]) == {"fail": "no"}, message
+    values = {name: value["StringValue"] for name, value in message["MessageAttributes"].items()}
+    assert values == {"RequestID": request, "ErrorCode": "200", "ErrorMessage": "no"}, values
+    aws.update_function_configuration(FunctionName="queued", DeadLetterConfig={"TargetArn": ""})
+    updated(aws, "queued")
+    assert "DeadLetterConfig" not in aws.get_function_configuration(FunctionName="queued")
+    with refused("InvalidParameterValueException", 400, "project"):
+        foreign = {"TargetArn": f"arn:aws:sqs:{REGION}:000000000009:dead"}
+        aws.update_function_configuration(FunctionName="queued", DeadLetterConfig=foreign)
+
+
+def limits():
+    """What is too large, malformed or too much is refused."""
+    aws = client()
+    create(aws, "narrow", **IMAGE)
+    with refused("RequestTooLargeException", 413):
+        send(aws, "narrow", "x" * (1 << 20))
+    with refused("InvalidRequestContentException", 400, "json"):
+        aws.invoke(FunctionName="narrow", InvocationType="Event", Payload=b"{")
+    with refused("ResourceNotFoundException", 404):
+        send(aws, "narrow", 1, Qualifier="live")
+    with refused("ResourceNotFoundException", 404):
+        send(aws, "nobody")
+    to = {"OnSuccess": {"Destination": SINK + "/large"}}
+    aws.put_function_event_invoke_config(FunctionName="narrow", DestinationConfig=to)
+    large = "x" * ((1 << 20) - 2)
+    send(aws, "narrow", large)
+    told = json.loads(record("large")["body"])
+    # The answer is too large to be kept.
+    assert told["requestPayload"] == large and told["responsePayload"] is None, len(told)
+
+    # Others wait while as many are under way as are reserved, up to a bound.
+    aws.put_function_concurrency(FunctionName="narrow", ReservedConcurrentExecutions=1)
+    taken = 0
+    with refused("TooManyRequestsException", 429, "wait already"):
+        for _ in range(64):
+            send(aws, "narrow", {"sleep": 45})
+            taken += 1
+    assert taken >= 16, taken
+    aws.delete_function(FunctionName="narrow")
+
+
+def cli():
+    """The AWS CLI, as a person uses it."""
+
+    def run(*words):
+        program = os.path.join(os.path.dirname(sys.executable), "aws")
+        told = subprocess.run([program, "lambda", *words], capture_output=True, text=True, timeout=300)
+        assert told.returncode == 0, (words, told.stderr)
+        return json.loads(told.stdout) if told.stdout.strip() else None
+
+    create(client(), "typed", **IMAGE)
+    config = json.dumps({"OnSuccess": {"Destination": SINK + "/typed"}})
+    told = run("put-function-event-invoke-config", "--function-name", "typed", "--destination-config", config)
+    assert told["DestinationConfig"]["OnSuccess"] == {"Destination": SINK + "/typed"}, told
+    out = os.path.join(os.environ["SCRATCH"], "event.json")
+    told = run("invoke", "--function-name", "typed", "--invocation-type", "Event", "--payload", '{"a": 1}', out)
+    assert told == {"StatusCode": 202}, told
+    assert json.loads(record("typed")["body"])["requestPayload"] == {"a": 1}
+
+
+def before_the_crashes():
+    """A function whose events go to the sink, however they end."""
+    aws = client()
+    create(aws, "lasting", **IMAGE)
+    to = {"OnSuccess": {"Destination": SINK + "/lasting"}, "OnFailure": {"Destination": SINK + "/lasting"}}
+    aws.put_function_event_invoke_config(FunctionName="lasting", DestinationConfig=to)
+
+
+def load():
+    """Sends events until `STOP` is there; what is acknowledged goes to `ACKNOWLEDGED`.
+
+    The server may end at any moment; where the next one is stands in
+    `ENDPOINT_FILE`.
+    """
+    count = 0
+    with open(os.environ["ACKNOWLEDGED"], "w", buffering=1) as acknowledged:
+        while not os.path.exists(os.environ["STOP"]):
+            with open(os.environ["ENDPOINT_FILE"]) as file:
+                os.environ["AWS_ENDPOINT_URL_LAMBDA"] = file.read()
+            try:
+                aws = client()
+                while not os.path.exists(os.environ["STOP"]):
+                    count += 1
+                    event = {"id": str(uuid.uuid4())}
+                    if count % 5 == 0:
+                        event["fail"] = "as it should"
+                    send(aws, "lasting", event)
+                    acknowledged.write(event["id"] + "\n")
+                    time.sleep(0.01)
+            except (BotoCoreError, ClientError) as error:
+                if isinstance(error, ClientError):
+                    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                    assert status in (429, 500), error.response
+                    time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()

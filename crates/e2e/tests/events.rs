@@ -1,0 +1,381 @@
+//! Event invocations with AWS's own clients: their rules, destinations and
+//! limits, and their life across crashes. The cases are in `aws/events.py`.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use serde_json::{Value, json};
+use skiff_base::process;
+use skiff_testkit::{
+    Held, Running, Server, ServerOptions, SharedServer, aws_clients, run, wait_for,
+};
+
+static SERVER: SharedServer = SharedServer::new();
+
+/// An HTTP endpoint that keeps what it is sent, a line each. The path
+/// `/flaky` refuses the first of each event.
+#[derive(Debug)]
+struct Sink {
+    url: String,
+    file: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Sink {
+    fn open() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("sink");
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let kept = Arc::new(Mutex::new(File::create(&file).unwrap()));
+        let seen: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (kept, seen) = (Arc::clone(&kept), Arc::clone(&seen));
+                std::thread::spawn(move || {
+                    let mut reader = BufReader::new(stream);
+                    while exchange(&mut reader, &kept, &seen).is_some() {}
+                });
+            }
+        });
+        Self {
+            url,
+            file,
+            _folder: folder,
+        }
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(&self.file).unwrap();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+/// One request and its answer; `None` once the client is gone.
+fn exchange(
+    reader: &mut BufReader<TcpStream>,
+    kept: &Mutex<File>,
+    seen: &Mutex<BTreeSet<String>>,
+) -> Option<()> {
+    let mut first = String::new();
+    reader.read_line(&mut first).ok().filter(|read| *read > 0)?;
+    let path = first.split(' ').nth(1)?.to_owned();
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let Some((name, value)) = line.trim_end().split_once(':') else {
+            break;
+        };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let mut body = vec![0; headers.get("content-length")?.parse().ok()?];
+    reader.read_exact(&mut body).ok()?;
+    let id = headers.get("ce-id").cloned().unwrap_or_default();
+    let line = json!({"path": path, "headers": headers, "body": String::from_utf8(body).ok()?});
+    writeln!(kept.lock().unwrap(), "{line}").ok()?;
+    let is_new = seen.lock().unwrap().insert(id);
+    let status = match path == "/flaky" && is_new {
+        true => "503 Service Unavailable",
+        false => "200 OK",
+    };
+    write!(
+        reader.get_mut(),
+        "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n"
+    )
+    .ok()
+}
+
+/// Serves queues until its standard input ends.
+const MOTO: &str = "
+import os, sys, threading
+def watch():
+    sys.stdin.read()
+    os._exit(0)
+threading.Thread(target=watch, daemon=True).start()
+from moto.server import main
+main(['--host', '127.0.0.1', '--port', '0'])
+";
+
+/// Queues of SQS's kind, from the package index; they end with the test.
+#[derive(Debug)]
+struct Queues {
+    url: String,
+    _process: Running,
+}
+
+impl Queues {
+    fn open() -> Self {
+        let mut child = process::command(python())
+            .args(["-c", MOTO])
+            .env("MOTO_ACCOUNT_ID", "000000000001")
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let url = loop {
+            let line = lines.next().expect("it says where it is").unwrap();
+            if let Some((_, url)) = line.split_once("Running on ") {
+                break url.trim().to_owned();
+            }
+        };
+        // Its log shall not block it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self {
+            url,
+            _process: Running(child),
+        }
+    }
+}
+
+fn python() -> PathBuf {
+    static CLIENTS: OnceLock<PathBuf> = OnceLock::new();
+    CLIENTS.get_or_init(aws_clients).join("bin/python")
+}
+
+/// What a case is told of a server.
+#[derive(Debug)]
+struct World {
+    endpoint: String,
+    key: (String, String),
+    sink: Sink,
+    queues: Queues,
+    scratch: tempfile::TempDir,
+}
+
+impl World {
+    /// Before there is a server.
+    fn new() -> Self {
+        Self {
+            endpoint: String::new(),
+            key: Default::default(),
+            sink: Sink::open(),
+            queues: Queues::open(),
+            scratch: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn options(&self) -> ServerOptions {
+        let secret = self.scratch.path().join("secret");
+        std::fs::write(&secret, "any\n").unwrap();
+        // The server's user reads the file.
+        let _out = run("chmod", ["755".as_ref(), self.scratch.path().as_os_str()]).ok();
+        ServerOptions::with(&["hello-python"])
+            .set("lambda.listen=127.0.0.1:0")
+            .set("lambda.events.retry_ms=100")
+            .set("lambda.events.backoff_ms=50")
+            .set("lambda.events.per_function=16")
+            .set(format!("lambda.events.destinations={}/", self.sink.url))
+            .set(format!("lambda.events.sqs_endpoint={}", self.queues.url))
+            .set("lambda.events.sqs_access_key=any")
+            .set(format!(
+                "lambda.events.sqs_secret_file={}",
+                secret.display()
+            ))
+    }
+
+    fn enter(&mut self, server: &Server) {
+        let key = server.json(&["key", "create", "a test's"]);
+        let field = |name: &str| key[name].as_str().unwrap().to_owned();
+        self.key = (field("id"), field("secret"));
+        self.endpoint = endpoint(server);
+    }
+
+    fn words(&self, name: &str, more: &[String]) -> Vec<String> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/aws/events.py");
+        let scratch = self.scratch.path().display();
+        let variables = [
+            format!("AWS_ENDPOINT_URL_LAMBDA={}", self.endpoint),
+            format!("AWS_ACCESS_KEY_ID={}", self.key.0),
+            format!("AWS_SECRET_ACCESS_KEY={}", self.key.1),
+            "AWS_DEFAULT_REGION=us-east-1".to_owned(),
+            "AWS_EC2_METADATA_DISABLED=true".to_owned(),
+            format!("SCRATCH={scratch}"),
+            format!("HOME={scratch}"),
+            format!("SINK={}", self.sink.url),
+            format!("SINK_FILE={}", self.sink.file.display()),
+            format!("SQS={}", self.queues.url),
+        ];
+        let program = [python().display().to_string(), script.display().to_string()];
+        let words = variables.into_iter().chain(more.iter().cloned());
+        words.chain(program).chain([name.to_owned()]).collect()
+    }
+
+    fn case(&self, name: &str) {
+        let _out = run("env", self.words(name, &[])).ok();
+    }
+}
+
+fn endpoint(server: &Server) -> String {
+    let version = server.api("GET", "/v1/version", None).unwrap();
+    format!("http://{}", version["lambda"].as_str().unwrap())
+}
+
+fn metrics(server: &Server) -> String {
+    let socket = server.run_dir().join("skiff.sock").display().to_string();
+    let words = ["-sf", "--unix-socket", &socket, "http://skiff/metrics"];
+    run("curl", words).ok()
+}
+
+fn shared() -> (Held, &'static World) {
+    static WORLD: OnceLock<World> = OnceLock::new();
+    static BEFORE: OnceLock<Mutex<Option<World>>> = OnceLock::new();
+    let before = BEFORE.get_or_init(|| Mutex::new(Some(World::new())));
+    let server = SERVER.get(|| before.lock().unwrap().as_ref().unwrap().options());
+    let world = WORLD.get_or_init(|| {
+        let mut world = before.lock().unwrap().take().unwrap();
+        world.enter(&server);
+        world
+    });
+    (server, world)
+}
+
+#[test]
+fn rules_are_kept_by_qualifier() {
+    let (_server, world) = shared();
+    world.case("configurations");
+}
+
+#[test]
+fn events_are_tried_and_their_destinations_told() {
+    let (server, world) = shared();
+    world.case("outcomes");
+    let log = server.cli(&["logs", "later", "--tail", "1000"]).ok();
+    assert_eq!(log.matches("try thrice").count(), 3, "{log}");
+    assert_eq!(log.matches("try never").count(), 0, "{log}");
+    let metrics = metrics(&server);
+    for line in [
+        "skiff_events_ended_total{condition=\"RetriesExhausted\"}",
+        "skiff_events_ended_total{condition=\"Success\"}",
+        "skiff_event_deliveries_total{result=\"delivered\"}",
+        "skiff_event_deliveries_total{result=\"failed\"}",
+    ] {
+        let value = metrics.lines().find_map(|known| known.strip_prefix(line));
+        let value: u64 = value.unwrap().trim().parse().unwrap();
+        assert!(value > 0, "{line} is 0");
+    }
+}
+
+#[test]
+fn functions_are_destinations_and_loops_end() {
+    let (server, world) = shared();
+    world.case("destinations");
+    let tries = || server.cli(&["logs", "second", "--tail", "1000"]).ok();
+    wait_for("the loop is told of", 120, || {
+        server
+            .log()
+            .contains("lie behind this event already")
+            .then_some(())
+    });
+    assert_eq!(tries().matches("try around").count(), 1);
+}
+
+#[test]
+fn queues_get_records_and_dead_letters() {
+    let (_server, world) = shared();
+    world.case("queues");
+}
+
+#[test]
+fn what_is_too_much_is_refused() {
+    let (_server, world) = shared();
+    world.case("limits");
+}
+
+#[test]
+fn the_aws_cli_sends_events_unchanged() {
+    let (_server, world) = shared();
+    world.case("cli");
+}
+
+/// How often the server is killed: `SKIFF_TEST_ROUNDS`.
+fn rounds() -> u64 {
+    std::env::var("SKIFF_TEST_ROUNDS").map_or(2, |text| text.parse().unwrap())
+}
+
+#[test]
+fn no_acknowledged_event_is_lost_to_kill_9_or_tried_too_often() {
+    let mut world = World::new();
+    let options = world.options().set("lambda.events.per_function=100000");
+    let mut server = Server::start(options);
+    world.enter(&server);
+    world.case("before_the_crashes");
+    let place = |name: &str| world.scratch.path().join(name);
+    std::fs::write(place("endpoint"), &world.endpoint).unwrap();
+    let more = [
+        ("ACKNOWLEDGED", "acknowledged"),
+        ("STOP", "stop"),
+        ("ENDPOINT_FILE", "endpoint"),
+    ]
+    .map(|(name, file)| format!("{name}={}", place(file).display()));
+    let load = skiff_testkit::started("env", world.words("load", &more));
+    let acknowledged = || -> Vec<String> {
+        let text = std::fs::read_to_string(place("acknowledged")).unwrap_or_default();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(str::to_owned).collect()
+    };
+    for round in 0..rounds() {
+        let before = acknowledged().len();
+        let more = 10 + usize::try_from(skiff_base::random::u32() % 60).unwrap();
+        wait_for("more events are acknowledged", 120, || {
+            (acknowledged().len() >= before + more).then_some(())
+        });
+        server.kill();
+        server.launch(&[]);
+        let next = place(&format!("endpoint-{round}"));
+        std::fs::write(&next, endpoint(&server)).unwrap();
+        std::fs::rename(next, place("endpoint")).unwrap();
+    }
+    std::fs::write(place("stop"), "").unwrap();
+    let _out = load.wait().ok();
+    let acknowledged = acknowledged();
+
+    let ended = || -> BTreeMap<String, BTreeSet<String>> {
+        let mut ended: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for line in world.sink.lines() {
+            let record: Value = serde_json::from_str(line["body"].as_str().unwrap()).unwrap();
+            let id = record["requestPayload"]["id"].as_str().unwrap().to_owned();
+            let context = &record["requestContext"];
+            let tries = context["approximateInvokeCount"].as_u64().unwrap();
+            assert!((1..=3).contains(&tries), "{record}");
+            let condition = context["condition"].as_str().unwrap().to_owned();
+            ended.entry(id).or_default().insert(condition);
+        }
+        ended
+    };
+    let ended = wait_for("every acknowledged event has its end", 300, || {
+        let ended = ended();
+        let all = acknowledged.iter().all(|id| ended.contains_key(id));
+        all.then_some(ended)
+    });
+    // A record may be told twice, but never two ends.
+    assert!(
+        ended.values().all(|conditions| conditions.len() == 1),
+        "{ended:?}"
+    );
+    let log = server.cli(&["logs", "lasting", "--tail", "100000"]).ok();
+    let mut tries: BTreeMap<&str, u32> = BTreeMap::new();
+    for (_, id) in log.lines().filter_map(|line| line.split_once("try ")) {
+        *tries.entry(id.trim()).or_default() += 1;
+    }
+    assert!(tries.values().all(|tries| *tries <= 3), "{tries:?}");
+    let pending = || {
+        let metrics = metrics(&server);
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("skiff_events_pending "));
+        line.unwrap().ends_with(" 0").then_some(())
+    };
+    wait_for("nothing is left", 120, pending);
+}
