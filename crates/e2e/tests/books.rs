@@ -61,6 +61,40 @@ fn known_requests_make_a_known_bill() {
     assert!(told.contains("yesterday"), "{told}");
 }
 
+#[test]
+fn a_fall_back_is_billed_with_its_reason_also_by_the_next_server() {
+    // No kernel is installed, so there are no virtual machines.
+    let mut server = Server::start(ServerOptions::with(&["testapp"]));
+    for (name, flags) in [
+        ("unasked", &["--keep-alive", "1"][..]),
+        ("asked", &["--keep-alive", "1", "--isolation", "container"]),
+    ] {
+        let host = server.deploy(name, flags);
+        assert!(good(server.get(&host, "/")).starts_with("hello"));
+        server.wait_for_instances(name, 0);
+    }
+    let told = |server: &Server, name: &str| {
+        wait_for("the bill has the instance", 20, || {
+            let row = row(server, name);
+            (row["memory_mib_s"].as_f64()? > 0.0).then(|| row["fell_back"].clone())
+        })
+    };
+    let why = told(&server, "unasked");
+    let text = why[0].as_str().unwrap();
+    assert!(
+        text.contains("skiff-vmm") || text.contains("kernel"),
+        "{why}"
+    );
+    assert_eq!(told(&server, "asked"), Value::Array(Vec::new()));
+    server.signal(Signal::KILL);
+    let _code = server.wait();
+    server.launch(&[]);
+    assert_eq!(told(&server, "unasked"), why);
+    assert_eq!(told(&server, "asked"), Value::Array(Vec::new()));
+    let check = server.cli(&["usage", "--check"]);
+    assert_eq!(check.code, 0, "{}{}", check.out, check.err);
+}
+
 /// Offsets and lengths of a segment's records.
 fn records(segment: &[u8]) -> Vec<(usize, usize)> {
     const HEADER: usize = 56;

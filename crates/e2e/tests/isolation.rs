@@ -244,8 +244,12 @@ fn a_class_that_does_not_serve_here_is_told_and_asked_for_in_vain() {
         let text = server.cli(args).ok();
         assert!(text.contains(reason), "{args:?}: {text}");
     }
-    let usage = server.json(&["usage", "unasked"]);
-    assert_eq!(usage["rows"][0]["class"], "container", "{usage}");
+    let row = server.json(&["usage", "unasked"])["rows"][0].clone();
+    assert_eq!(row["class"], "container", "{row}");
+    assert_eq!(row["fell_back"], serde_json::json!([why]), "{row}");
+    let text = server.cli(&["usage"]).ok();
+    let note = text.lines().find(|line| line.contains(why)).unwrap();
+    assert!(note.contains("default/unasked"), "{text}");
 
     let file = server.home().join("doctor.toml");
     let folders = format!(

@@ -212,7 +212,7 @@ impl<'a> Audit<'a> {
                 writer.services.entry(key).or_default().add(request);
                 self.request(request);
             }
-            Entry::InstanceStart(start) => self.start(start),
+            Entry::InstanceStart(start) | Entry::FellBack { start, .. } => self.start(start),
             Entry::InstanceSample(s) => {
                 self.grow(s.instance, s.unix_ms, s.lifetime_us, s.cpu_us, false);
             }

@@ -13,7 +13,7 @@ use std::io::Read;
 use serde::{Deserialize, Serialize};
 use skiff_types::ServerId;
 
-use crate::Entry;
+use crate::{Entry, InstanceEnd};
 
 /// A segment's header, bytes.
 pub const HEADER_BYTES: usize = 56;
@@ -159,16 +159,23 @@ pub fn encode_record(out: &mut Vec<u8>, seq: u64, entry: &Entry) -> u32 {
 }
 
 fn shorten(entry: &Entry) -> Option<Entry> {
-    match entry {
-        Entry::InstanceEnd(end) if end.reason.len() > REASON_BYTES_MAX => {
-            let mut end = end.clone();
-            let cut = (0..=REASON_BYTES_MAX).rev();
-            let cut = cut.into_iter().find(|at| end.reason.is_char_boundary(*at));
-            end.reason.truncate(cut.unwrap_or(0));
-            Some(Entry::InstanceEnd(end))
-        }
-        _ => None,
+    let reason = match entry {
+        Entry::InstanceEnd(end) => &end.reason,
+        Entry::FellBack { why, .. } => why,
+        _ => return None,
+    };
+    if reason.len() <= REASON_BYTES_MAX {
+        return None;
     }
+    let cut = reason.floor_char_boundary(REASON_BYTES_MAX);
+    let mut shortened = entry.clone();
+    match &mut shortened {
+        Entry::InstanceEnd(InstanceEnd { reason, .. }) | Entry::FellBack { why: reason, .. } => {
+            reason.truncate(cut);
+        }
+        _ => {}
+    }
+    Some(shortened)
 }
 
 fn record_crc(length: u32, body: &[u8]) -> u32 {
@@ -311,17 +318,23 @@ pub(crate) mod tests {
                         cold,
                     })
                 }),
-            (n(), n(), any::<u32>(), class).prop_map(|(a, b, memory_mib, class)| {
-                Entry::InstanceStart(InstanceStart {
-                    instance: InstanceId::from_parts(a, memory_mib),
-                    project: ProjectId::default_project(),
-                    service: "hello".parse().unwrap(),
-                    revision: 7,
-                    class,
-                    memory_mib,
-                    unix_ms: b,
-                })
-            }),
+            (n(), n(), any::<u32>(), class, "(|.{1,200})").prop_map(
+                |(a, b, memory_mib, class, why)| {
+                    let start = InstanceStart {
+                        instance: InstanceId::from_parts(a, memory_mib),
+                        project: ProjectId::default_project(),
+                        service: "hello".parse().unwrap(),
+                        revision: 7,
+                        class,
+                        memory_mib,
+                        unix_ms: b,
+                    };
+                    match why.is_empty() {
+                        true => Entry::InstanceStart(start),
+                        false => Entry::FellBack { start, why },
+                    }
+                }
+            ),
             (n(), n(), n(), ".{0,200}").prop_map(|(a, b, c, reason)| {
                 Entry::InstanceEnd(InstanceEnd {
                     instance: InstanceId::from_parts(a, 1),
@@ -416,14 +429,45 @@ pub(crate) mod tests {
 
     #[test]
     fn a_reason_without_measure_is_cut() {
+        let reason = "ä".repeat(100_000);
         let end = Entry::InstanceEnd(InstanceEnd {
             instance: InstanceId::from_parts(1, 1),
             unix_ms: 1,
             lifetime_us: 1,
             cpu_us: 1,
-            reason: "ä".repeat(100_000),
+            reason: reason.clone(),
         });
-        let (records, report) = read_all(&written(&[end]));
-        assert_eq!((records.len(), report.torn), (1, false));
+        let fell_back = Entry::FellBack {
+            start: a_start(),
+            why: reason,
+        };
+        let (records, report) = read_all(&written(&[end, fell_back]));
+        assert_eq!((records.len(), report.torn), (2, false));
+    }
+
+    fn a_start() -> InstanceStart {
+        InstanceStart {
+            instance: InstanceId::from_parts(1_700_000_000_000, 2),
+            project: ProjectId::default_project(),
+            service: "hello".parse().unwrap(),
+            revision: 7,
+            class: IsolationClass::Container,
+            memory_mib: 256,
+            unix_ms: 1_700_000_000_001,
+        }
+    }
+
+    /// As servers wrote it that knew no fall-backs.
+    #[test]
+    fn a_start_of_before_reads_back() {
+        let wire = "3000000009bb0838000110303635777a73623830303030303030320c3030303030303030\
+                    303030310568656c6c6f0701800281d095ffbc31";
+        let bytes: Vec<u8> = (0..wire.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&wire[at..at + 2], 16).unwrap())
+            .collect();
+        let (records, report) = read_all(&bytes);
+        assert_eq!(report.end, bytes.len() as u64);
+        assert_eq!(records[0].entry, Entry::InstanceStart(a_start()));
     }
 }

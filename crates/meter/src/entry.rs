@@ -35,6 +35,14 @@ pub enum Entry {
         /// Up to, milliseconds since 1970.
         to_unix_ms: u64,
     },
+    /// An instance exists from now on, in a class that was not asked for and
+    /// is not the best.
+    FellBack {
+        /// It.
+        start: InstanceStart,
+        /// Why.
+        why: String,
+    },
 }
 
 /// A request that has been answered.
@@ -117,7 +125,7 @@ impl Entry {
     pub fn unix_ms(&self) -> u64 {
         match self {
             Self::Request(r) => r.start_unix_ms.saturating_add(r.duration_us / 1000),
-            Self::InstanceStart(s) => s.unix_ms,
+            Self::InstanceStart(start) | Self::FellBack { start, .. } => start.unix_ms,
             Self::InstanceSample(s) => s.unix_ms,
             Self::InstanceEnd(e) => e.unix_ms,
             Self::ServerStart { unix_ms, .. } | Self::ServerStop { unix_ms } => *unix_ms,

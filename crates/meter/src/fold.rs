@@ -2,7 +2,7 @@
 //! hour before, open lives, gaps. Derived: it can be thrown away and made
 //! again, and `check` compares the one with the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -19,11 +19,14 @@ const MINUTES_KEPT_MS: u64 = 2 * HOUR_MS;
 const LIFE_US_MAX: u64 = 10 * 366 * 24 * 3_600_000_000;
 /// Gaps that are remembered.
 const GAPS_MAX: usize = 10_000;
+/// Reasons of one payer that are kept of a period: the first in their order,
+/// which does not depend on when each was noted.
+const REASONS_MAX: usize = 8;
 /// The form in which it is saved; another one is made again.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What was used in a period.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Requests answered.
     pub requests: u64,
@@ -39,6 +42,9 @@ pub struct Totals {
     pub memory_mib_us: u128,
     /// Processor time of instances.
     pub cpu_us: u64,
+    /// Why instances were in a class that was not asked for and is not the
+    /// best.
+    pub fell_back: BTreeSet<String>,
 }
 
 impl Totals {
@@ -50,6 +56,17 @@ impl Totals {
         self.bytes_out = self.bytes_out.saturating_add(other.bytes_out);
         self.memory_mib_us = self.memory_mib_us.saturating_add(other.memory_mib_us);
         self.cpu_us = self.cpu_us.saturating_add(other.cpu_us);
+        other.fell_back.iter().for_each(|why| self.note(why));
+    }
+
+    fn note(&mut self, why: &str) {
+        if self.fell_back.contains(why) {
+            return;
+        }
+        self.fell_back.insert(why.to_owned());
+        if self.fell_back.len() > REASONS_MAX {
+            self.fell_back.pop_last();
+        }
     }
 }
 
@@ -141,6 +158,8 @@ impl Periods {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Life {
     pub(crate) payer: Payer,
+    /// Why its class is not the best, if it was not asked for.
+    fell_back: Option<String>,
     memory_mib: u32,
     start_unix_ms: u64,
     billed_us: u64,
@@ -148,9 +167,10 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    fn new(start: &InstanceStart) -> Self {
+    fn new(start: &InstanceStart, fell_back: Option<&String>) -> Self {
         Self {
             payer: Payer::new(&start.project, &start.service, start.class),
+            fell_back: fell_back.cloned(),
             memory_mib: start.memory_mib,
             start_unix_ms: start.unix_ms,
             billed_us: 0,
@@ -174,7 +194,9 @@ impl Life {
                 break;
             }
             let used = u128::from(upto - at) * u128::from(self.memory_mib);
-            periods.at(period, &self.payer).memory_mib_us += used;
+            let totals = periods.at(period, &self.payer);
+            totals.memory_mib_us += used;
+            self.fell_back.iter().for_each(|why| totals.note(why));
             at = upto;
         }
         self.billed_us = self.billed_us.max(age_us);
@@ -314,10 +336,8 @@ impl Fold {
                     ..Totals::default()
                 });
             }
-            Entry::InstanceStart(start) => {
-                let life = self.lives.entry(start.instance);
-                life.or_insert_with(|| Life::new(start));
-            }
+            Entry::InstanceStart(start) => self.begin(start, None),
+            Entry::FellBack { start, why } => self.begin(start, Some(why)),
             Entry::InstanceSample(sample) => {
                 if let Some(life) = self.lives.get_mut(&sample.instance) {
                     life.bill(sample.lifetime_us, sample.cpu_us, &mut self.periods);
@@ -330,6 +350,11 @@ impl Fold {
             }
             Entry::ServerStart { .. } | Entry::ServerStop { .. } | Entry::Gap { .. } => {}
         }
+    }
+
+    fn begin(&mut self, start: &InstanceStart, fell_back: Option<&String>) {
+        let life = self.lives.entry(start.instance);
+        life.or_insert_with(|| Life::new(start, fell_back));
     }
 
     /// Instances that have a start and no end, with what is billed of each:

@@ -141,6 +141,7 @@ fn row(
         memory_mib_s: mib_s(totals),
         cpu_s: totals.cpu_us as f64 / 1e6,
         cost: prices.cost(totals),
+        fell_back: totals.fell_back.iter().cloned().collect(),
     })
 }
 
@@ -269,6 +270,54 @@ mod tests {
             fold.open_lives().collect::<Vec<_>>(),
             [(id(1), 30_000_000, 2_000_000)]
         );
+    }
+
+    fn fell_back(n: u32, unix_ms: u64, why: &str) -> Entry {
+        let Entry::InstanceStart(start) = start(n, unix_ms) else {
+            unreachable!("a start")
+        };
+        let why = why.to_owned();
+        Entry::FellBack { start, why }
+    }
+
+    #[test]
+    fn a_fall_back_is_billed_with_its_reasons_in_its_time() {
+        let hour = |n: u32| T0 + u64::from(n) * HOUR;
+        let entries = vec![
+            fell_back(1, hour(0), "no kernel"),
+            end(1, hour(0) + 60_000, 60, 0),
+            fell_back(2, hour(1), "no /dev/kvm"),
+            end(2, hour(1) + 60_000, 60, 0),
+            start(3, hour(5)),
+            fell_back(4, hour(6), "too slow"),
+        ];
+        let fold = fold(entries);
+        let of = |from, to, alive: &[u32]| bill(&fold, from, to, alive).rows[0].clone();
+        let both = of(hour(0), hour(2), &[]);
+        assert_eq!(both.fell_back, ["no /dev/kvm", "no kernel"]);
+        assert!((both.memory_mib_s - 120.0 * 1024.0).abs() < 1e-6);
+        assert_eq!(of(hour(1), hour(2), &[]).fell_back, ["no /dev/kvm"]);
+        assert_eq!(of(hour(5), hour(6), &[3]).fell_back, [""; 0]);
+        // One that lives is told of before it is sampled.
+        assert_eq!(of(hour(6), hour(7), &[4]).fell_back, ["too slow"]);
+    }
+
+    #[test]
+    fn reasons_have_a_bound_whatever_their_order() {
+        let bill_of = |numbers: &mut dyn Iterator<Item = u32>| {
+            let lives = numbers.flat_map(|n| {
+                [
+                    fell_back(n, T0, &format!("reason {n:02}")),
+                    end(n, T0 + 1000, 1, 0),
+                ]
+            });
+            bill(&fold(lives.collect()), T0, T0 + HOUR, &[]).rows[0]
+                .fell_back
+                .clone()
+        };
+        let up = bill_of(&mut (1..=20));
+        assert_eq!(up.len(), 8);
+        assert_eq!(up, bill_of(&mut (1..=20).rev()));
     }
 
     #[test]

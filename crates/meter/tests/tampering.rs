@@ -223,7 +223,7 @@ fn edited(entry: &Entry) -> Entry {
     let mut entry = entry.clone();
     match &mut entry {
         Entry::Request(request) => request.bytes_out += 1,
-        Entry::InstanceStart(start) => start.memory_mib -= 1,
+        Entry::InstanceStart(start) | Entry::FellBack { start, .. } => start.memory_mib -= 1,
         Entry::InstanceSample(sample) => sample.cpu_us -= 1,
         Entry::InstanceEnd(end) => end.lifetime_us -= 1,
         Entry::ServerStart { unix_ms, .. } | Entry::ServerStop { unix_ms } => *unix_ms += 1,

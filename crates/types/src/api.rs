@@ -601,6 +601,10 @@ pub struct UsageRow {
     pub cpu_s: f64,
     /// What it costs at the configured prices.
     pub cost: f64,
+    /// Why instances for which no class was asked were in a container: empty
+    /// when none was.
+    #[serde(default)]
+    pub fell_back: Vec<String>,
 }
 
 /// `GET /v1/usage`.

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use skiff_base::{Backoff, chain};
 use skiff_sandbox::{Backend, Created, Sandbox, SandboxError};
-use skiff_types::{InstanceId, IsolationClass, Launch, Probe, RevisionId};
+use skiff_types::{InstanceId, IsolationClass, IsolationRequest, Launch, Probe, RevisionId};
 use skiff_wire::launcher::Exit;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -217,7 +217,7 @@ impl Life {
         let label = label.map_err(|error| StartFailure::Invalid(error.to_string()))?;
         let nofile = self.inner.config.nofile;
         let spec = create_spec(self.instance.id, launch, layers, nofile, label);
-        self.record_start();
+        self.record_start(launch.isolation);
         let created = self
             .step("sandbox", backend.create(spec))
             .await?
@@ -495,11 +495,13 @@ impl Life {
         }
     }
 
-    fn record_start(&self) {
+    fn record_start(&self, asked: IsolationRequest) {
+        let class = self.instance.class;
         self.inner.records.instance_start(&InstanceStart {
             instance: self.instance.id,
             revision: self.instance.label.revision.clone(),
-            class: self.instance.class,
+            class,
+            fell_back: fell_back(asked, class, &self.instance.label.class_reason),
             memory_mib: self.instance.label.memory_mib,
             unix_ms: self.instance.label.created_unix_ms,
         });
@@ -550,6 +552,15 @@ impl Life {
         self.inner.table.remove(instance.id);
         instance.done.send_replace(true);
     }
+}
+
+/// The reason without its class, if the class is not what is best.
+fn fell_back(asked: IsolationRequest, class: IsolationClass, reason: &str) -> Option<String> {
+    if asked != IsolationRequest::Auto || class == IsolationClass::Microvm {
+        return None;
+    }
+    let why = reason.split_once(": ").map_or(reason, |(_, why)| why);
+    Some(why.to_owned())
 }
 
 /// Waits for the work, or for an order to stop.
@@ -610,4 +621,33 @@ pub async fn destroy(instance: InstanceId, sandbox: &dyn Sandbox) {
         sleep(backoff.next(skiff_base::random::u32())).await;
     }
     tracing::error!(%instance, "a sandbox is left: the next server will sweep it");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_not_asked_for_and_is_not_the_best_is_a_fall_back() {
+        use {IsolationClass as Class, IsolationRequest as Asked};
+        for (asked, class, reason, expected) in [
+            (
+                Asked::Auto,
+                Class::Container,
+                "container: no: KVM",
+                Some("no: KVM"),
+            ),
+            (Asked::Auto, Class::Microvm, "microvm: they come up", None),
+            (
+                Asked::Container,
+                Class::Container,
+                "container: asked for",
+                None,
+            ),
+            (Asked::Microvm, Class::Microvm, "microvm: asked for", None),
+            (Asked::Null, Class::Null, "null: asked for", None),
+        ] {
+            assert_eq!(fell_back(asked, class, reason).as_deref(), expected);
+        }
+    }
 }

@@ -24,6 +24,8 @@ pub struct InstanceStart {
     pub revision: RevisionId,
     /// What isolates it.
     pub class: IsolationClass,
+    /// Why it is in a container, when no class was asked for.
+    pub fell_back: Option<String>,
     /// What it may use and is billed for, MiB.
     pub memory_mib: u32,
     /// Milliseconds since 1970.

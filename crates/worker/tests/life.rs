@@ -43,7 +43,14 @@ async fn an_instance_starts_serves_and_stops() {
     assert!(f.worker.instances().is_empty());
     let all = f.diary.all();
     assert!(matches!(&all[0], Happened::Layers(0)));
-    assert!(matches!(&all[1], Happened::Start(start) if start.memory_mib == 256));
+    let Happened::Start(start) = &all[1] else {
+        panic!("{all:?}")
+    };
+    let why = start.fell_back.as_deref();
+    assert_eq!(
+        (start.memory_mib, why),
+        (256, Some("virtual machines are not set up"))
+    );
     assert_eq!(all[2], Happened::Create(id(1)));
     assert_eq!(all[3], Happened::Signal(15));
     assert_eq!(all[4], Happened::Destroy(id(1)));

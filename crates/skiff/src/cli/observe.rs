@@ -1,9 +1,11 @@
 //! Logs, cold starts and the bill.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, bail};
 use http::Method;
 use skiff_base::{Clock as _, Date};
-use skiff_types::api::{ColdStart, LogLine, Usage, UsageCheck};
+use skiff_types::api::{ColdStart, LogLine, Usage, UsageCheck, UsageRow};
 
 use super::args::{self, Output};
 use super::client::full;
@@ -102,7 +104,7 @@ pub async fn usage(scope: &Scope, args: args::Usage) -> anyhow::Result<()> {
 }
 
 fn show_usage(usage: &Usage) {
-    let row = |r: &skiff_types::api::UsageRow| {
+    let row = |r: &UsageRow| {
         vec![
             r.project.to_string(),
             r.service.clone(),
@@ -124,6 +126,11 @@ fn show_usage(usage: &Usage) {
     );
     let total: f64 = usage.rows.iter().map(|row| row.cost).sum();
     output::line(format!("total {total:.6} {}", usage.currency));
+    for (why, services) in fall_backs(&usage.rows) {
+        output::line(format!(
+            "in a container for want of virtual machines: {services} ({why})"
+        ));
+    }
     for (from, to) in &usage.gaps {
         output::line(format!(
             "nothing is known from {} to {}",
@@ -131,6 +138,21 @@ fn show_usage(usage: &Usage) {
             output::time(*to)
         ));
     }
+}
+
+/// Each reason for a class that was not asked for, and the services it held of.
+fn fall_backs(rows: &[UsageRow]) -> BTreeMap<&str, String> {
+    let mut found: BTreeMap<&str, String> = BTreeMap::new();
+    for row in rows {
+        for why in &row.fell_back {
+            let services = found.entry(why).or_default();
+            if !services.is_empty() {
+                services.push_str(", ");
+            }
+            services.push_str(&format!("{}/{}", row.project, row.service));
+        }
+    }
+    found
 }
 
 /// A point in time: `12h` ago, or a UTC date.

@@ -237,7 +237,7 @@ impl Records for ServerRecords {
 impl WorkerRecords for ServerRecords {
     fn instance_start(&self, start: &InstanceStart) {
         lock(&self.lives).born.insert(start.instance, start.unix_ms);
-        self.append(&Entry::InstanceStart(skiff_meter::InstanceStart {
+        let entry = skiff_meter::InstanceStart {
             instance: start.instance,
             project: start.revision.project.clone(),
             service: start.revision.service.clone(),
@@ -245,7 +245,11 @@ impl WorkerRecords for ServerRecords {
             class: start.class,
             memory_mib: start.memory_mib,
             unix_ms: start.unix_ms,
-        }));
+        };
+        self.append(&match start.fell_back.clone() {
+            None => Entry::InstanceStart(entry),
+            Some(why) => Entry::FellBack { start: entry, why },
+        });
     }
 
     fn instance_sample(&self, instance: InstanceId, lifetime_us: u64, cpu_us: u64) {
