@@ -161,6 +161,24 @@ life() { # CLASS STEP...: the steps of making its sandbox
   echo "$class: $(($(cut -d. -f1 /proc/uptime) - begun)) s"
 }
 
+# Who asks for no class has a machine where they come up.
+unasked() {
+  say skiff deploy unasked --image testapp:1 --memory 32 --start-timeout "$deadline"
+  check who_asks_for_no_class_is_deployed ended 0
+  check who_asks_for_no_class_is_answered soon answers unasked / '^hello'
+  say skiff describe unasked
+  check who_asks_for_no_class_has_a_machine in_output 'microvm: virtual machines come up on this host'
+  billed() {
+    say skiff usage unasked --output json
+    jq -e '.rows | length == 1 and .[0].class == "microvm" and .[0].fell_back == []' $out >/dev/null
+  }
+  check who_asks_for_no_class_is_billed_a_machine soon billed
+  say skiff doctor
+  check the_doctor_says_that_machines_are_what_one_gets in_output 'isolation: microvm, or container'
+  say skiff rm unasked
+  check who_asks_for_no_class_leaves_no_process soon is_gone microvm
+}
+
 deploy() { # CLASS NAME IMAGE OPTION...
   class=$1 name=$2 image=$3
   shift 3
@@ -267,6 +285,7 @@ case $part in
     life container
     check virtual_machines_are_tried soon tried
     life microvm monitor kernel layers agent
+    unasked
     ;;
   services)
     calls container

@@ -167,7 +167,8 @@ pub struct Scaling {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum IsolationRequest {
-    /// The strongest class that this worker can serve.
+    /// The strongest class that this worker can serve: a microVM, otherwise a
+    /// container with the reason.
     #[default]
     Auto,
     /// A namespaced container.

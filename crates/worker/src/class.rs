@@ -8,8 +8,6 @@ use skiff_types::{IsolationClass, IsolationRequest};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// What instances get whose deployment asks for no class, where both serve.
-pub const AUTO: IsolationClass = IsolationClass::Container;
 /// For the verdict of a trial that goes on.
 const TRIAL_WAIT: Duration = Duration::from_secs(60);
 
@@ -88,7 +86,8 @@ impl Seat {
     }
 }
 
-/// The classes of this worker.
+/// The classes of this worker. Who asks for none gets a virtual machine where
+/// that serves and can do what is needed, otherwise a container and the reason.
 #[derive(Clone, Debug)]
 pub struct Backends {
     /// KVM virtual machines.
@@ -97,8 +96,6 @@ pub struct Backends {
     pub container: Seat,
     /// Nothing, for measuring.
     pub null: Seat,
-    /// What who asks for none gets, where it serves: machines or containers.
-    pub auto: IsolationClass,
 }
 
 impl Backends {
@@ -109,7 +106,6 @@ impl Backends {
             microvm: Seat::Missing("virtual machines are not set up".to_owned()),
             container: Seat::Ready(backend),
             null: Seat::Missing("the configuration does not allow it".to_owned()),
-            auto: AUTO,
         }
     }
 
@@ -138,7 +134,7 @@ impl Backends {
     pub(crate) async fn settled(&self, request: IsolationRequest, needs: Needs) {
         let wants_machine = match request {
             IsolationRequest::Microvm => true,
-            IsolationRequest::Auto => self.against_machines(needs).is_none(),
+            IsolationRequest::Auto => self.machines_lack(needs).is_none(),
             IsolationRequest::Container | IsolationRequest::Null => false,
         };
         if let (true, Seat::Trial(trial)) = (wants_machine, &self.microvm) {
@@ -154,7 +150,7 @@ impl Backends {
             IsolationRequest::Container => IsolationClass::Container,
             IsolationRequest::Null => IsolationClass::Null,
             IsolationRequest::Auto
-                if self.against_machines(needs).is_none() && self.microvm.may_serve() =>
+                if self.machines_lack(needs).is_none() && self.microvm.may_serve() =>
             {
                 IsolationClass::Microvm
             }
@@ -194,19 +190,15 @@ impl Backends {
     /// otherwise why not.
     fn machine_for_auto(&self, needs: Needs) -> Result<&Arc<dyn Backend>, String> {
         let backend = self.microvm.backend()?;
-        match self.against_machines(needs) {
-            Some(why) => Err(why),
+        match self.machines_lack(needs) {
+            Some(what) => Err(format!("the class microvm cannot {what}")),
             None => Ok(backend),
         }
     }
 
-    /// Why who asks for no class gets no machine, whatever the host is worth.
-    fn against_machines(&self, needs: Needs) -> Option<String> {
-        if self.auto != IsolationClass::Microvm {
-            return Some("`--isolation microvm` was not asked for".to_owned());
-        }
-        let what = self.microvm.holder()?.lacks(needs)?;
-        Some(format!("the class microvm cannot {what}"))
+    /// What machines cannot do of this, whatever the host is worth.
+    fn machines_lack(&self, needs: Needs) -> Option<&'static str> {
+        self.microvm.holder()?.lacks(needs)
     }
 }
 
@@ -254,11 +246,10 @@ mod tests {
         Backends::container(Arc::new(NullBackend::default()))
     }
 
-    /// Containers beside machines that are tried, which are preferred.
+    /// Containers beside machines that are tried.
     fn tried() -> (Backends, Trial) {
         let trial = Trial::of(Arc::new(Machines));
-        let mut backends = containers().with_microvm(Seat::Trial(trial.clone()));
-        backends.auto = IsolationClass::Microvm;
+        let backends = containers().with_microvm(Seat::Trial(trial.clone()));
         (backends, trial)
     }
 
@@ -325,8 +316,8 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_no_class_gets_a_machine_where_they_are_preferred_and_come_up() {
-        let (mut backends, trial) = tried();
+    fn who_asks_for_no_class_gets_a_machine_where_they_come_up_and_can_do_it() {
+        let (backends, trial) = tried();
         assert_eq!(backends.holders().count(), 2);
         trial.end(Ok(()));
         let auto = |backends: &Backends, needs| reason(backends, IsolationRequest::Auto, needs);
@@ -337,11 +328,6 @@ mod tests {
         assert_eq!(
             auto(&backends, DISK),
             "container: the class microvm cannot write to a disk"
-        );
-        backends.auto = IsolationClass::Container;
-        assert_eq!(
-            auto(&backends, NOTHING),
-            "container: `--isolation microvm` was not asked for"
         );
     }
 

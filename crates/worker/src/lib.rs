@@ -30,7 +30,7 @@ mod spec;
 mod worker;
 
 pub use adopt::Adopted;
-pub use class::{AUTO, Backends, Seat, Trial};
+pub use class::{Backends, Seat, Trial};
 pub use config::{SandboxWatcher, WorkerConfig};
 pub use error::{EndReason, StartError, StartFailure, WorkerError};
 pub use exec::ExecWish;

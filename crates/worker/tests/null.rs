@@ -25,7 +25,6 @@ fn worker(backend: &Arc<NullBackend>) -> (Worker, Diary, tempfile::TempDir) {
         microvm: missing(),
         container: missing(),
         null: missing(),
-        auto: skiff_worker::AUTO,
     };
     let diary = Diary::default();
     let (worker, _ends) = Worker::new(

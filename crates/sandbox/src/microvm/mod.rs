@@ -374,7 +374,7 @@ impl MicrovmBackend {
     /// disks of windows and takes no tap by its descriptor.
     const fn lacks_one_of(&self, needs: Needs) -> Option<&'static str> {
         if needs.function {
-            Some("run a function: deploy with `--isolation container`")
+            Some("run a function")
         } else if self.foreign.is_none() {
             None
         } else if needs.egress {

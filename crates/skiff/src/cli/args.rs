@@ -269,7 +269,7 @@ pub enum CpuArg {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum IsolationArg {
-    /// A container, until microVMs can do all that one can
+    /// A microVM where they serve, otherwise a container that says why
     Auto,
     /// A namespaced container
     Container,

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::bail;
-use skiff_types::IsolationClass;
 
 use super::args::{self, Output};
 use super::{kernels, output};
@@ -69,10 +68,7 @@ const ISOLATION: &str = "isolation";
 /// Which classes instances may have here, and which they have by default.
 fn isolation(machines: Result<&'static str, String>) -> String {
     match machines {
-        Ok(why) if skiff_worker::AUTO == IsolationClass::Microvm => {
-            format!("microvm, or container with `--isolation container`; {why}")
-        }
-        Ok(why) => format!("container, or microvm with `--isolation microvm`; {why}"),
+        Ok(why) => format!("microvm, or container with `--isolation container`; {why}"),
         Err(why) => format!("container; no microvm: {why}"),
     }
 }
