@@ -88,6 +88,7 @@ pub(crate) enum Token {
     Gateway,
     DnsTcp,
     DnsUdp,
+    Runtime,
     Stream(u64),
     Query(u64),
 }
@@ -107,6 +108,7 @@ impl Token {
             Self::DnsUdp => (7, 0),
             Self::Stream(number) => (8, number),
             Self::Query(number) => (9, number),
+            Self::Runtime => (10, 0),
         };
         EventData::new_u64(kind << KIND_SHIFT | number)
     }
@@ -124,6 +126,7 @@ impl Token {
             7 => Self::DnsUdp,
             8 => Self::Stream(number),
             9 => Self::Query(number),
+            10 => Self::Runtime,
             _ => return None,
         })
     }
@@ -265,8 +268,7 @@ impl Agent {
             Token::Signals => return self.reap(),
             Token::Launcher => return self.hear_launcher(),
             Token::Control => self.serve_control()?,
-            Token::Gateway => self.accept_service(Token::Gateway),
-            Token::DnsTcp => self.accept_service(Token::DnsTcp),
+            Token::Gateway | Token::DnsTcp | Token::Runtime => self.accept_service(token),
             Token::DnsUdp => self.take_queries(),
             Token::Stream(number) => self.turn_stream(number),
             Token::Query(number) => self.turn_query(number),

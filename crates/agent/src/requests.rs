@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use rustix::event::epoll::EventFlags;
 use skiff_types::{InstanceId, ServerId};
 use skiff_wire::agent::{
-    Answer, Envelope, ExecExit, FEATURE_DISK, FEATURE_EXEC, FEATURE_NETWORK, FEATURE_SERVICES,
-    PROTOCOL, Reply, Request, Window,
+    Answer, Envelope, ExecExit, FEATURE_DISK, FEATURE_EXEC, FEATURE_NETWORK, FEATURE_RUNTIME,
+    FEATURE_SERVICES, PROTOCOL, Reply, Request, Window,
 };
 use skiff_wire::launcher::{self, ExecSpec, PoolConfig, Refusal, SandboxSpec, Stdio, Writable};
 
@@ -243,6 +243,9 @@ impl Agent {
             Request::Connect(network) => {
                 return Ok(machine::connect(&network).map(|()| Some(Reply::Done)));
             }
+            Request::ServeRuntime => {
+                return Ok(self.serve_runtime().map(|()| Some(Reply::Done)));
+            }
             Request::Shutdown => {
                 self.ask(Waiting::Shutdown(to), Ask::Shutdown, Vec::new())?;
                 return Ok(Ok(None));
@@ -280,7 +283,7 @@ impl Agent {
         };
         Ok(Some(Reply::Hello {
             protocol: PROTOCOL,
-            features: services | FEATURE_EXEC | FEATURE_DISK | FEATURE_NETWORK,
+            features: services | FEATURE_EXEC | FEATURE_DISK | FEATURE_NETWORK | FEATURE_RUNTIME,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: machine::kernel_release(),
         }))

@@ -10,9 +10,9 @@
 //! For each stream the host connects to [`STREAM_PORT`], sends one
 //! [`Opening`] of at most [`OPENING_BYTES_MAX`], and reads one [`Opened`].
 //! What follows is the stream's bytes; each side ends its half. The guest
-//! connects to the host's ports for [`GATEWAY_PORT`] and [`DNS_PORT`], whose
-//! bytes are those of the application's own connections, and for each datagram
-//! to [`DNS_DATAGRAM_PORT`].
+//! connects to the host's ports for [`GATEWAY_PORT`], [`DNS_PORT`] and
+//! [`RUNTIME_PORT`], whose bytes are those of the application's own
+//! connections, and for each datagram to [`DNS_DATAGRAM_PORT`].
 //!
 //! Neither side trusts the other: every length is checked, the host chooses
 //! every id, and each wait has a deadline.
@@ -36,6 +36,9 @@ pub const DNS_PORT: u32 = 1027;
 /// Where the host takes those that were datagrams, each on a connection of its
 /// own, framed likewise: their answers may be cut short.
 pub const DNS_DATAGRAM_PORT: u32 = 1028;
+/// Where the host takes the connections of a function's runtime
+/// ([`Request::ServeRuntime`]).
+pub const RUNTIME_PORT: u32 = 1029;
 
 /// Bytes of an [`Opening`] or [`Opened`] as a frame.
 pub const OPENING_BYTES_MAX: usize = 1024;
@@ -52,6 +55,8 @@ pub const FEATURE_EXEC: u64 = 1 << 1;
 pub const FEATURE_DISK: u64 = 1 << 2;
 /// [`Request::Connect`].
 pub const FEATURE_NETWORK: u64 = 1 << 3;
+/// [`Request::ServeRuntime`].
+pub const FEATURE_RUNTIME: u64 = 1 << 4;
 
 /// One request with the number its reply will carry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,6 +230,10 @@ pub enum Request {
     /// everything out by it. Before the first sandbox, once; refused where
     /// there is no interface.
     Connect(MachineNetwork),
+    /// Has the calls of a function's runtime, to
+    /// [`RUNTIME_API`](crate::launcher::RUNTIME_API) inside, go on to
+    /// [`RUNTIME_PORT`] of the host. Before the function's sandbox. Idempotent.
+    ServeRuntime,
 }
 
 /// How a further process ended.

@@ -82,6 +82,7 @@ fn requests() -> Vec<Vec<u8>> {
             address6: Some(Ipv6Addr::LOCALHOST),
             mtu: 1500,
         }),
+        Request::ServeRuntime,
         Request::Exec(Box::new(ExecSpec {
             sandbox,
             exec: 9,

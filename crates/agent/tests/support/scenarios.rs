@@ -7,7 +7,8 @@ use skiff_types::InstanceId;
 use skiff_wire::FRAME_BYTES_MAX;
 use skiff_wire::agent::{
     CONTROL_PORT, DNS_DATAGRAM_PORT, DNS_PORT, FEATURE_DISK, FEATURE_EXEC, FEATURE_NETWORK,
-    FEATURE_SERVICES, GATEWAY_PORT, Opening, PROTOCOL, STREAM_PORT, Window,
+    FEATURE_RUNTIME, FEATURE_SERVICES, GATEWAY_PORT, Opening, PROTOCOL, RUNTIME_PORT, STREAM_PORT,
+    Window,
 };
 use skiff_wire::launcher::{ExecSpec, MachineNetwork, Stdio, Writable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -43,6 +44,7 @@ scenarios!(
     layers_come_and_go,
     what_is_written_may_be_on_disk,
     the_gateway_is_reached_from_inside,
+    a_function_s_runtime_reaches_the_host,
     names_are_looked_up_on_the_host,
     a_look_up_over_tcp_is_carried,
     noise_ends_its_own_connection_alone,
@@ -53,7 +55,8 @@ scenarios!(
 pub async fn it_greets(machine: &Machine) {
     let hello = machine.client.hello();
     assert_eq!(hello.protocol, PROTOCOL);
-    let features = FEATURE_SERVICES | FEATURE_EXEC | FEATURE_DISK | FEATURE_NETWORK;
+    let features =
+        FEATURE_SERVICES | FEATURE_EXEC | FEATURE_DISK | FEATURE_NETWORK | FEATURE_RUNTIME;
     assert_eq!(hello.features, features);
     assert_eq!(hello.version, env!("CARGO_PKG_VERSION"));
     assert!(
@@ -401,6 +404,42 @@ pub async fn the_gateway_is_reached_from_inside(machine: &Machine) {
     // Without a host there is no answer, and nothing hangs.
     let (exit, _) = machine.run("wget -q -T 20 -O - http://198.18.0.1/").await;
     assert_ne!(exit.code, Some(0));
+}
+
+pub async fn a_function_s_runtime_reaches_the_host(machine: &Machine) {
+    let next = "wget -q -O - http://127.0.0.1:9001/next";
+    // Nobody listens in a machine that has no function.
+    assert_ne!(machine.run(next).await.0.code, Some(0));
+    for _ in 0..2 {
+        machine.client.serve_runtime().await.unwrap();
+    }
+    let (api, path) = service(machine, RUNTIME_PORT);
+    let asking = machine.run(next);
+    let answering = async {
+        let (mut stream, _) = api.accept().await.unwrap();
+        assert_eq!(read_line(&mut stream).await, "GET /next HTTP/1.1");
+        while !read_line(&mut stream).await.is_empty() {}
+        write(&mut stream, "HTTP/1.0 200 OK\r\n\r\nan event\n").await;
+    };
+    let ((exit, text), ()) = within("a call", async { tokio::join!(asking, answering) }).await;
+    assert_eq!((exit.code, &*text), (Some(0), "an event\n"));
+    // The end of a call is told to both sides.
+    let asking = machine.run(next);
+    let ending = async {
+        let (stream, _) = api.accept().await.unwrap();
+        drop(stream);
+    };
+    let ((exit, _), ()) = within("an end", async { tokio::join!(asking, ending) }).await;
+    assert_ne!(exit.code, Some(0));
+    let sandbox = machine.start(machine.shell(next)).await;
+    let (mut stream, _) = within("a call", api.accept()).await.unwrap();
+    machine.client.signal(sandbox, 9).await.unwrap();
+    machine.exit(sandbox).await;
+    assert!(read_all(&mut stream).await.starts_with("GET /next"));
+    machine.destroy(sandbox).await;
+    std::fs::remove_file(path).unwrap();
+    // Without a host there is no answer, and nothing hangs.
+    assert_ne!(machine.run(next).await.0.code, Some(0));
 }
 
 pub async fn names_are_looked_up_on_the_host(machine: &Machine) {

@@ -208,6 +208,14 @@ impl AgentClient {
         self.done(Request::Connect(network)).await
     }
 
+    /// Has a function's runtime find the host, before the function's sandbox.
+    ///
+    /// # Errors
+    /// As [`AgentClient::call`].
+    pub async fn serve_runtime(&self) -> Result<(), AgentError> {
+        self.done(Request::ServeRuntime).await
+    }
+
     /// Makes a layer mountable that lies on a part of a disk.
     ///
     /// # Errors
@@ -564,6 +572,7 @@ fn kind(request: &Request) -> (&'static str, Duration) {
     match request {
         Request::Hello { .. } => ("hello", HELLO_DEADLINE),
         Request::Connect(_) => ("connect", QUICK_DEADLINE),
+        Request::ServeRuntime => ("serve runtime", QUICK_DEADLINE),
         Request::AddLayer { .. } => ("add layer", QUICK_DEADLINE),
         Request::RemoveLayer { .. } => ("remove layer", QUICK_DEADLINE),
         Request::Create(_) | Request::CreateOnDisk { .. } => ("create", SLOW_DEADLINE),
