@@ -178,8 +178,6 @@ pub struct Needs {
     pub egress: bool,
     /// To write to a disk.
     pub disk: bool,
-    /// To call for events.
-    pub function: bool,
 }
 
 impl CreateSpec {
@@ -189,7 +187,6 @@ impl CreateSpec {
         Needs {
             egress: self.egress,
             disk: matches!(self.writable, Writable::Disk { .. }),
-            function: self.function,
         }
     }
 }

@@ -270,6 +270,7 @@ async fn both_classes_do_the_same() {
         what_it_writes_may_be_on_disk(&rig, backend).await;
         a_port_is_reached_and_it_can_stand(&rig, backend).await;
         services_and_names_are_reached(&rig, backend).await;
+        a_function_s_runtime_is_served(&rig, backend).await;
         further_processes_run_in_it(&rig, backend).await;
         rig.is_empty(&classes).await;
     }
@@ -393,6 +394,49 @@ async fn services_and_names_are_reached(rig: &Rig, backend: &dyn Backend) {
     drop(output.stderr);
 }
 
+/// A runtime that asks for one event after the other: its first call waits from
+/// before anybody serves it; the next ones end with a server, which another one
+/// follows. What comes while it stands is there when it goes on.
+async fn a_function_s_runtime_is_served(rig: &Rig, backend: &dyn Backend) {
+    let mut spec = rig.spec(
+        "while :; do wget -q -O - http://127.0.0.1:9001/next 2>/dev/null || \
+         { echo nobody; sleep 1; }; done",
+    );
+    spec.function = true;
+    spec.readonly_root = true;
+    let created = within("a sandbox", backend.create(spec)).await.unwrap();
+    let sandbox = created.sandbox;
+    let output = created.output.unwrap();
+    let mut said = lines(output.stdout);
+    for (event, before) in [("first", None), ("second", Some("nobody"))] {
+        if let Some(before) = before {
+            heard(before, &mut said).await;
+        }
+        let listener = until("its socket", async || sandbox.runtime_listener().await.ok()).await;
+        let api = listener.unwrap().into_acceptor().unwrap();
+        let mut call = within("a call", next_call(&api)).await;
+        within("it to stand", sandbox.pause()).await.unwrap();
+        give(&mut call, event).await;
+        within("it to go on", sandbox.resume()).await.unwrap();
+        heard(event, &mut said).await;
+        drop(within("another call", next_call(&api)).await);
+    }
+    within("its destruction", sandbox.destroy()).await.unwrap();
+    drop(output.stderr);
+}
+
+async fn next_call(api: &Acceptor) -> ByteStream {
+    let (mut stream, _) = api.accept().await.unwrap();
+    assert!(head_of(&mut stream).await.starts_with("GET /next "));
+    stream
+}
+
+async fn give(call: &mut ByteStream, event: &str) {
+    let answer = format!("HTTP/1.0 200 OK\r\n\r\n{event}\n");
+    call.write_all(answer.as_bytes()).await.unwrap();
+    call.shutdown().await.unwrap();
+}
+
 /// What stands for the server at a sandbox's sockets.
 struct Served {
     tasks: Tasks,
@@ -444,12 +488,16 @@ async fn greet(gateway: Acceptor) {
     }
 }
 
-async fn host_of(stream: &mut ByteStream) -> String {
+async fn head_of(stream: &mut ByteStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.unwrap());
     }
-    let head = String::from_utf8(head).unwrap();
+    String::from_utf8(head).unwrap()
+}
+
+async fn host_of(stream: &mut ByteStream) -> String {
+    let head = head_of(stream).await;
     let host = head.lines().find_map(|line| line.strip_prefix("Host: "));
     host.unwrap().to_owned()
 }
@@ -731,6 +779,7 @@ async fn a_monitor_that_the_operator_names_serves_by_its_api() {
     output_and_end_are_told(&rig, &machines).await;
     too_much_memory_is_told(&rig, &machines).await;
     a_port_is_reached_and_it_can_stand(&rig, &machines).await;
+    a_function_s_runtime_is_served(&rig, &machines).await;
     further_processes_run_in_it(&rig, &machines).await;
     it_is_confined_before_it_begins(&rig, &machines).await;
     rig.is_empty(&classes).await;

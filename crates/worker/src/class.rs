@@ -210,12 +210,10 @@ mod tests {
     use super::*;
 
     const NOTHING: Needs = Needs {
-        function: false,
         egress: false,
         disk: false,
     };
     const DISK: Needs = Needs {
-        function: false,
         egress: false,
         disk: true,
     };

@@ -22,7 +22,6 @@ pub const fn needs(launch: &Launch) -> Needs {
     Needs {
         egress: launch.egress,
         disk: matches!(launch.resources.writable, WritableLayer::Disk(_)),
-        function: launch.function.is_some(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use skiff_base::Tasks;
+use skiff_base::{Listener, Tasks};
 use skiff_types::InstanceId;
 use skiff_wire::launcher::{Exit, Request, monitor_folder};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
@@ -46,6 +46,8 @@ pub struct Machine {
     last_words: Arc<Mutex<String>>,
     /// Where its calls arrive, until somebody serves them.
     services: Mutex<Option<Listeners>>,
+    /// Where a function's runtime calls, until somebody serves it.
+    runtime: Mutex<Option<Listener>>,
     tasks: Tasks,
     /// Keeps the agent's connection.
     keeper: Tasks,
@@ -67,6 +69,7 @@ impl Machine {
             exits: Exits::default(),
             last_words: Arc::default(),
             services: Mutex::default(),
+            runtime: Mutex::default(),
             tasks: Tasks::new(),
             keeper: Tasks::new(),
         }
@@ -94,30 +97,39 @@ impl Machine {
         self.folder.join(VSOCK)
     }
 
-    /// Has its calls wait for who serves them: an application that calls as
-    /// soon as it starts is not refused.
-    pub async fn open_services(&self) -> io::Result<()> {
-        let listeners = self.bind_services().await?;
-        *self.services() = Some(listeners);
+    /// Has its calls wait for who serves them, and those of a function's
+    /// runtime: an application that calls as soon as it starts is not refused.
+    pub async fn open_services(&self, function: bool) -> io::Result<()> {
+        let listeners = self.bind(services::bind).await?;
+        *lock(&self.services) = Some(listeners);
+        if function {
+            let listener = self.bind(services::bind_runtime).await?;
+            *lock(&self.runtime) = Some(listener);
+        }
         Ok(())
     }
 
     /// Where its calls arrive. Who asked before is not served any more.
     pub async fn take_services(&self) -> io::Result<Listeners> {
-        let opened = self.services().take();
+        let opened = lock(&self.services).take();
         match opened {
             Some(listeners) => Ok(listeners),
-            None => self.bind_services().await,
+            None => self.bind(services::bind).await,
         }
     }
 
-    async fn bind_services(&self) -> io::Result<Listeners> {
-        let folder = self.folder.clone();
-        super::blocking(move || services::bind(&folder)).await
+    /// Where a function's runtime calls, likewise.
+    pub async fn take_runtime(&self) -> io::Result<Listener> {
+        let opened = lock(&self.runtime).take();
+        match opened {
+            Some(listener) => Ok(listener),
+            None => self.bind(services::bind_runtime).await,
+        }
     }
 
-    fn services(&self) -> MutexGuard<'_, Option<Listeners>> {
-        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    async fn bind<T: Send + 'static>(&self, bind: fn(&Path) -> io::Result<T>) -> io::Result<T> {
+        let folder = self.folder.clone();
+        super::blocking(move || bind(&folder)).await
     }
 
     /// Logs what the monitor says, and remembers its last line.
@@ -206,10 +218,7 @@ impl Machine {
         let exit = self.end().await;
         // Its last words are in the pipes, or it said none.
         drop(self.tasks.drain(WORDS_DEADLINE).await);
-        let words = self
-            .last_words
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let words = lock(&self.last_words);
         let how = match (exit.code, exit.signal) {
             (Some(code), _) => format!("with {code}"),
             (None, Some(signal)) => format!("by signal {signal}"),
@@ -265,6 +274,10 @@ impl Machine {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 async fn hear(id: InstanceId, fd: OwnedFd, last: &Mutex<String>) -> io::Result<()> {
     let mut reader = BufReader::new(Receiver::from_owned_fd(fd)?);
     let mut line = Vec::new();
@@ -276,7 +289,7 @@ async fn hear(id: InstanceId, fd: OwnedFd, last: &Mutex<String>) -> io::Result<(
         }
         let text = String::from_utf8_lossy(&line).trim_end().to_owned();
         tracing::info!(instance = %id, text, "monitor");
-        *last.lock().unwrap_or_else(PoisonError::into_inner) = text;
+        *lock(last) = text;
     }
 }
 

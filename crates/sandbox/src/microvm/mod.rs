@@ -336,7 +336,7 @@ impl MicrovmBackend {
     ) -> Result<(AgentClient, Output, Vec<(String, u32)>), SandboxError> {
         let id = machine.id;
         let begun = self.clock.now();
-        if let Err(error) = machine.open_services().await {
+        if let Err(error) = machine.open_services(spec.function).await {
             // Whoever is to serve them finds out as well, and tries again.
             tracing::debug!(instance = %id, %error, "a machine's calls are refused so far");
         }
@@ -359,6 +359,9 @@ impl MicrovmBackend {
             let connected = agent.connect_machine(network).await;
             connected.map_err(refused(id))?;
         }
+        if spec.function {
+            agent.serve_runtime().await.map_err(refused(id))?;
+        }
         let spec = sandbox_spec(spec);
         let created = match scratch {
             Some(window) => agent.create_on_disk(spec, window).await,
@@ -370,12 +373,10 @@ impl MicrovmBackend {
         Ok((agent, output, steps))
     }
 
-    /// What this class cannot do yet, and with a monitor that is not ours, which has no
+    /// What this class cannot do with a monitor that is not ours, which has no
     /// disks of windows and takes no tap by its descriptor.
     const fn lacks_one_of(&self, needs: Needs) -> Option<&'static str> {
-        if needs.function {
-            Some("run a function")
-        } else if self.foreign.is_none() {
+        if self.foreign.is_none() {
             None
         } else if needs.egress {
             Some(

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
-use skiff_base::{ByteStream, Tasks};
+use skiff_base::{ByteStream, Listener, Tasks};
 use skiff_types::{InstanceId, IsolationClass};
 use skiff_wire::agent::Opening;
 use skiff_wire::launcher::{Exit, Reply, Request, Stats};
@@ -117,6 +117,14 @@ impl MicrovmSandbox {
         }
     }
 
+    fn not_served(&self, error: &io::Error) -> SandboxError {
+        SandboxError::Refused {
+            instance: self.machine.id,
+            step: "services".to_owned(),
+            message: error.to_string(),
+        }
+    }
+
     async fn stand(&self) -> Result<(), SandboxError> {
         // Before it stands: who asks meanwhile is told what was known.
         self.paused.store(true, Ordering::SeqCst);
@@ -183,11 +191,14 @@ impl Sandbox for MicrovmSandbox {
     fn listeners(&self) -> BoxFuture<'_, Result<Option<Listeners>, SandboxError>> {
         Box::pin(async move {
             let taken = self.machine.take_services().await;
-            taken.map(Some).map_err(|error| SandboxError::Refused {
-                instance: self.machine.id,
-                step: "services".to_owned(),
-                message: error.to_string(),
-            })
+            taken.map(Some).map_err(|error| self.not_served(&error))
+        })
+    }
+
+    fn runtime_listener(&self) -> BoxFuture<'_, Result<Option<Listener>, SandboxError>> {
+        Box::pin(async move {
+            let taken = self.machine.take_runtime().await;
+            taken.map(Some).map_err(|error| self.not_served(&error))
         })
     }
 

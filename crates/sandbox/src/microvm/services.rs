@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use skiff_wire::agent::{DNS_DATAGRAM_PORT, DNS_PORT, GATEWAY_PORT};
+use skiff_base::Listener;
+use skiff_wire::agent::{DNS_DATAGRAM_PORT, DNS_PORT, GATEWAY_PORT, RUNTIME_PORT};
 
 use super::config::VSOCK;
 use crate::{Datagrams, Listeners};
@@ -24,13 +25,25 @@ use crate::{Datagrams, Listeners};
 /// # Errors
 /// When the folder is gone, or its monitor has put something in the way.
 pub fn bind(folder: &Path) -> io::Result<Listeners> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let folder = rustix::fs::open(folder, flags, Mode::empty())?;
+    let folder = open(folder)?;
     Ok(Listeners {
         gateway: listen(&folder, GATEWAY_PORT)?.into(),
         dns: listen(&folder, DNS_PORT)?.into(),
         dns_datagrams: Datagrams::Carried(listen(&folder, DNS_DATAGRAM_PORT)?.into()),
     })
+}
+
+/// As [`bind`], the socket where a function's runtime calls.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_runtime(folder: &Path) -> io::Result<Listener> {
+    listen(&open(folder)?, RUNTIME_PORT).map(Listener::from)
+}
+
+fn open(folder: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(folder, flags, Mode::empty())?)
 }
 
 fn listen(folder: &OwnedFd, port: u32) -> io::Result<UnixListener> {
@@ -77,28 +90,29 @@ mod tests {
     use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};
     use std::os::unix::net::UnixStream;
 
-    use skiff_base::Listener;
-
     use super::*;
 
-    fn sockets(listeners: Listeners) -> [UnixListener; 3] {
+    fn bind_all(folder: &Path) -> io::Result<[UnixListener; 4]> {
+        let listeners = bind(folder)?;
         let Datagrams::Carried(datagrams) = listeners.dns_datagrams else {
             panic!("datagrams have a socket");
         };
-        [listeners.gateway, listeners.dns, datagrams].map(|listener| match listener {
+        let runtime = bind_runtime(folder)?;
+        let all = [listeners.gateway, listeners.dns, datagrams, runtime];
+        Ok(all.map(|listener| match listener {
             Listener::Unix(listener) => listener,
             Listener::Tcp(_) => panic!("a socket is another's"),
-        })
+        }))
     }
 
-    fn paths(folder: &Path) -> [PathBuf; 3] {
-        [1026, 1027, 1028].map(|port| folder.join(format!("vsock_{port}")))
+    fn paths(folder: &Path) -> [PathBuf; 4] {
+        [1026, 1027, 1028, 1029].map(|port| folder.join(format!("vsock_{port}")))
     }
 
     #[test]
     fn each_port_has_a_socket_that_others_may_connect_to() {
         let folder = tempfile::tempdir().unwrap();
-        let listeners = sockets(bind(folder.path()).unwrap());
+        let listeners = bind_all(folder.path()).unwrap();
         for (listener, path) in listeners.iter().zip(paths(folder.path())) {
             let found = fs::symlink_metadata(&path).unwrap();
             assert!(found.file_type().is_socket());
@@ -112,11 +126,11 @@ mod tests {
     #[test]
     fn a_former_servers_sockets_give_way_and_its_end_takes_nothing_along() {
         let folder = tempfile::tempdir().unwrap();
-        let former = sockets(bind(folder.path()).unwrap());
+        let former = bind_all(folder.path()).unwrap();
         let [path, ..] = paths(folder.path());
         let before = UnixStream::connect(&path).unwrap();
         let mut served = former[0].accept().unwrap().0;
-        let current = sockets(bind(folder.path()).unwrap());
+        let current = bind_all(folder.path()).unwrap();
         drop(former);
         io::Write::write_all(&mut served, b"on").unwrap();
         let mut said = [0; 2];
@@ -141,7 +155,7 @@ mod tests {
         for path in paths(&own) {
             symlink(&precious, path).unwrap();
         }
-        let listeners = bind(&own).unwrap();
+        let listeners = bind_all(&own).unwrap();
         assert_eq!(fs::read(&precious).unwrap(), b"key");
         let opened = fs::File::open(&own).unwrap().into();
         drop(listeners);
@@ -154,6 +168,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(bind(&own).is_err());
-        assert!(bind(&folder.path().join("gone")).is_err());
+        let gone = folder.path().join("gone");
+        assert!(bind(&gone).is_err() && bind_runtime(&gone).is_err());
     }
 }

@@ -359,7 +359,6 @@ impl control::Fleet for Steering {
         let needs = Needs {
             egress: plan.egress,
             disk: matches!(plan.resources.writable, WritableLayer::Disk(_)),
-            function: plan.function,
         };
         let class = self.worker.expected_class(plan.isolation, needs);
         self.fleet.put_revision(skiff_sched::RevisionPlan {
