@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderValue;
 use skiff_base::{Clock, Monotonic, chain};
-use skiff_sandbox::Sandbox;
+use skiff_sandbox::{Sandbox, SandboxError};
 use skiff_types::FunctionLaunch;
 use skiff_wire::launcher::Exit;
 use skiff_worker::OutputTap;
@@ -18,7 +18,8 @@ use crate::machine::{Machine, Refusal, Wants};
 use crate::words;
 
 const SIGKILL: i32 = 9;
-/// How long a runtime's end is waited for after SIGKILL.
+/// How long a runtime's end is waited for after SIGKILL, and after its
+/// sandbox's destruction.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 
 /// An event on its way to the runtime.
@@ -541,17 +542,28 @@ impl Bridge {
         send(reply, told, log, last);
     }
 
-    /// Kills what runs and waits until it has ended.
+    /// Kills what runs and waits until it has ended. A machine whose guest does
+    /// not do as it is told is destroyed.
     pub async fn kill(&self) {
-        let killed = async {
-            if let Err(error) = self.sandbox.signal(SIGKILL).await {
-                tracing::debug!(instance = %self.sandbox.id(), error = %chain(&error), "not killed");
+        if self.ends_by(self.sandbox.signal(SIGKILL)).await {
+            return;
+        }
+        let instance = self.sandbox.id();
+        tracing::warn!(%instance, "a function's instance did not die in time and is destroyed");
+        if !self.ends_by(self.sandbox.destroy()).await {
+            tracing::error!(%instance, "a function's instance was not destroyed in time");
+        }
+    }
+
+    /// Whether its end follows the work.
+    async fn ends_by(&self, work: impl Future<Output = Result<(), SandboxError>>) -> bool {
+        let ended = async {
+            if let Err(error) = work.await {
+                tracing::debug!(instance = %self.sandbox.id(), error = %chain(&error), "not ended");
             }
             self.sandbox.exited().await
         };
-        if timeout(KILL_WAIT, killed).await.is_err() {
-            tracing::error!(instance = %self.sandbox.id(), "a function's instance did not die in time");
-        }
+        timeout(KILL_WAIT, ended).await.is_ok()
     }
 
     // What its log has.
@@ -654,4 +666,109 @@ fn send(reply: oneshot::Sender<Outcome>, told: Reply, log: Option<Vec<u8>>, last
         log,
         last,
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use futures_util::future::BoxFuture;
+    use skiff_base::{ByteStream, SystemClock};
+    use skiff_types::{FunctionSpec, InstanceId, IsolationClass};
+    use skiff_wire::launcher::Stats;
+
+    use super::*;
+
+    /// A machine whose guest does nothing that it is told.
+    #[derive(Debug, Default)]
+    struct Deaf {
+        destroyed: watch::Sender<bool>,
+    }
+
+    impl Sandbox for Deaf {
+        fn id(&self) -> InstanceId {
+            InstanceId::from_parts(1, 1)
+        }
+
+        fn class(&self) -> IsolationClass {
+            IsolationClass::Microvm
+        }
+
+        fn connect(&self, _: u16) -> BoxFuture<'_, io::Result<ByteStream>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn signal(&self, _: i32) -> BoxFuture<'_, Result<(), SandboxError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn pause(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn resume(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn stats(&self) -> BoxFuture<'_, Result<Stats, SandboxError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn exited(&self) -> BoxFuture<'_, Exit> {
+            Box::pin(async {
+                let mut destroyed = self.destroyed.subscribe();
+                destroyed.wait_for(|destroyed| *destroyed).await.unwrap();
+                Exit {
+                    code: None,
+                    signal: Some(SIGKILL),
+                    out_of_memory: false,
+                    cpu_us: 0,
+                    memory_peak_bytes: 0,
+                }
+            })
+        }
+
+        fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+            Box::pin(async {
+                self.destroyed.send_replace(true);
+                Ok(())
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timeout_ends_a_guest_that_does_not_do_as_it_is_told() {
+        let sandbox = Arc::new(Deaf::default());
+        let function = FunctionLaunch {
+            spec: FunctionSpec::default(),
+            timeout_s: 3,
+            memory_mib: 128,
+        };
+        let clock = Arc::new(SystemClock);
+        let bridge = Bridge::new(function, sandbox.clone(), false, clock, None);
+        let bridge = Arc::new(bridge);
+        let _call = bridge.next().unwrap();
+        let event = Event {
+            id: "7".to_owned(),
+            body: Bytes::new(),
+            deadline_unix_ms: 0,
+            arn: String::new(),
+            trace: None,
+            client_context: None,
+        };
+        let invocation = Invocation {
+            event,
+            wants_log: false,
+            is_cloud_event: false,
+        };
+        let (reply, outcome) = oneshot::channel();
+        bridge.invoke(invocation, reply).await;
+        let outcome = outcome.await.unwrap();
+        let Reply::Failed(words) = outcome.reply else {
+            panic!("{outcome:?}");
+        };
+        let words = String::from_utf8_lossy(&words).into_owned();
+        assert!(words.contains("timed out after 3.00 seconds"), "{words}");
+        assert!(outcome.last && *sandbox.destroyed.borrow());
+    }
 }
