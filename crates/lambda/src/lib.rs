@@ -13,11 +13,17 @@ pub mod event_stream;
 mod name;
 mod percent;
 mod replay;
+mod runtime;
 mod sigv4;
 mod streamed;
+mod upload;
 
 pub use error::{Code, LambdaError};
 pub use name::{Arns, FunctionRef, NameError, Qualifier};
 pub use percent::{decode, decode_query};
 pub use replay::{Replayed, Replays};
-pub use sigv4::{Request, Scope, Secret, Signature, SignatureError, payload_sha256, sign};
+pub use runtime::{Runtime, UnknownRuntime, is_handler};
+pub use sigv4::{
+    Request, Scope, Secret, Signature, SignatureError, payload_sha256, presigned_query, sign,
+};
+pub use upload::{JSON_BYTES_MAX, Upload, UploadError};

@@ -121,6 +121,42 @@ impl SignatureError {
     }
 }
 
+/// The query with which anyone may get this path for a while: as the key's
+/// owner, without the key.
+#[must_use]
+pub fn presigned_query(
+    (host, path): (&str, &str),
+    (access_key, secret): (&str, &Secret),
+    scope: Scope<'_>,
+    now_unix_s: u64,
+    expires_s: u64,
+) -> String {
+    let time = time(now_unix_s);
+    let scope = format!("{}/{}/{}/{END}", &time[..8], scope.region, scope.service);
+    let credential = encode(format!("{access_key}/{scope}").as_bytes(), false);
+    let query = format!(
+        "X-Amz-Algorithm={ALGORITHM}&X-Amz-Credential={credential}&X-Amz-Date={time}&X-Amz-Expires={expires_s}&X-Amz-SignedHeaders=host"
+    );
+    let request = Request {
+        method: "GET",
+        path,
+        query: &query,
+        headers: &[("host".to_owned(), host.to_owned())],
+    };
+    let unsigned = Signature {
+        access_key: access_key.to_owned(),
+        time,
+        unix_s: now_unix_s,
+        scope,
+        signed_headers: vec!["host".to_owned()],
+        signature: [0; 32],
+        expires_s: Some(expires_s),
+    };
+    let key = signing_key(secret, &unsigned.scope);
+    let signature = unsigned.expected(&request, &payload_sha256(b""), &key);
+    format!("{query}&X-Amz-Signature={}", hex(&signature))
+}
+
 /// What a request says of its signature; believed only after
 /// [`Signature::verify`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -277,26 +313,13 @@ impl Signature {
         secret: &Secret,
         now_unix_s: u64,
     ) -> Result<Vec<u8>, SignatureError> {
-        self.check_time(now_unix_s)?;
         let declared = request.header("x-amz-content-sha256");
         let streamed = declared == Some(STREAMED);
-        let payload = match declared {
-            Some(UNSIGNED) => {
-                return Err(SignatureError::Incomplete(
-                    "the body is not signed (UNSIGNED-PAYLOAD)",
-                ));
-            }
-            Some(STREAMED) => STREAMED.to_owned(),
-            Some(declared) if declared != payload_sha256(&body) => {
-                return Err(SignatureError::Mismatch);
-            }
-            _ => payload_sha256(&body),
+        let payload = match streamed {
+            true => STREAMED.to_owned(),
+            false => payload_sha256(&body),
         };
-        let key = signing_key(secret, &self.scope);
-        let expected = self.expected(request, &payload, &key);
-        if !bool::from(expected.ct_eq(&self.signature)) {
-            return Err(SignatureError::Mismatch);
-        }
+        let key = self.believed(request, &payload, secret, now_unix_s)?;
         if !streamed {
             return Ok(body);
         }
@@ -313,6 +336,28 @@ impl Signature {
         streamed::open(&body, &seal, self.signature, length)
     }
 
+    /// The same for a body that was digested as it passed. One in signed
+    /// chunks is refused: [`Self::verify`] takes it apart.
+    ///
+    /// # Errors
+    /// Why the request is not to be believed.
+    pub fn verify_digested(
+        &self,
+        request: &Request<'_>,
+        body_sha256: [u8; 32],
+        secret: &Secret,
+        now_unix_s: u64,
+    ) -> Result<(), SignatureError> {
+        if request.header("x-amz-content-sha256") == Some(STREAMED) {
+            return Err(SignatureError::Incomplete(
+                "the body is in signed chunks, and this operation takes it whole",
+            ));
+        }
+        let payload = hex(&body_sha256);
+        self.believed(request, &payload, secret, now_unix_s)
+            .map(|_| ())
+    }
+
     /// What the key gives for this request.
     fn expected(&self, request: &Request<'_>, payload: &str, key: &[u8; 32]) -> [u8; 32] {
         let canonical = self.canonical(request, payload);
@@ -323,6 +368,32 @@ impl Signature {
             payload_sha256(canonical.as_bytes())
         );
         hmac(key, to_sign.as_bytes())
+    }
+
+    /// The key that signed this request, with a body of this digest.
+    fn believed(
+        &self,
+        request: &Request<'_>,
+        payload: &str,
+        secret: &Secret,
+        now_unix_s: u64,
+    ) -> Result<[u8; 32], SignatureError> {
+        self.check_time(now_unix_s)?;
+        match request.header("x-amz-content-sha256") {
+            Some(UNSIGNED) => {
+                return Err(SignatureError::Incomplete(
+                    "the body is not signed (UNSIGNED-PAYLOAD)",
+                ));
+            }
+            Some(declared) if declared != payload => return Err(SignatureError::Mismatch),
+            _ => {}
+        }
+        let key = signing_key(secret, &self.scope);
+        let expected = self.expected(request, payload, &key);
+        if !bool::from(expected.ct_eq(&self.signature)) {
+            return Err(SignatureError::Mismatch);
+        }
+        Ok(key)
     }
 
     fn check_time(&self, now: u64) -> Result<(), SignatureError> {
@@ -512,6 +583,36 @@ fn canonical_query(query: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_presigned_is_believed_for_its_time() {
+        let secret = Secret("secret".to_owned());
+        let scope = Scope {
+            region: "us-east-1",
+            service: "lambda",
+        };
+        let now = 1_369_353_600;
+        let at = ("localhost:9090", "/skiff/code/a/b");
+        let query = presigned_query(at, ("SKIFA", &secret), scope, now, 600);
+        let headers = [("host".to_owned(), at.0.to_owned())];
+        let believed = |path: &str, now| {
+            let request = Request {
+                method: "GET",
+                path,
+                query: &query,
+                headers: &headers,
+            };
+            let signature = Signature::of(&request, scope).unwrap();
+            assert_eq!(signature.access_key(), "SKIFA");
+            signature.verify(&request, Vec::new(), &secret, now)
+        };
+        assert_eq!(believed(at.1, now + 600), Ok(Vec::new()));
+        assert_eq!(believed(at.1, now + 601), Err(SignatureError::Expired));
+        assert_eq!(
+            believed("/skiff/code/a/c", now),
+            Err(SignatureError::Mismatch)
+        );
+    }
 
     #[test]
     fn times_are_read() {
