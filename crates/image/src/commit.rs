@@ -7,7 +7,9 @@ use sha2::{Digest as _, Sha256};
 use skiff_types::Digest;
 
 use crate::config::ConfigDocument;
-use crate::document::DocumentError;
+use crate::document::{
+    Descriptor, DocumentError, Manifest, OCI_CONFIG, OCI_LAYER_TAR, OCI_MANIFEST,
+};
 use crate::error::ImageError;
 use crate::platform::Platform;
 use crate::record::{ImageRecord, SavedImage, SavedLayer};
@@ -78,6 +80,35 @@ pub(crate) fn checked_config(
         });
     }
     Ok(parsed)
+}
+
+/// A manifest that describes layers as the tars that they are, and its digest.
+pub(crate) fn manifest_of(
+    parsed: &ConfigDocument,
+    layers: &Layers,
+    config_digest: &Digest,
+    config_bytes: usize,
+) -> Result<(Digest, Vec<u8>), ImageError> {
+    let descriptor = |media_type: &str, digest: &Digest, size: u64| Descriptor {
+        media_type: media_type.to_owned(),
+        digest: digest.clone(),
+        size,
+        platform: None,
+        annotations: BTreeMap::new(),
+    };
+    let tars = parsed.diff_ids.iter().map(|diff_id| {
+        let size = layers.get(diff_id).map_or(0, |saved| saved.tar_bytes);
+        descriptor(OCI_LAYER_TAR, diff_id, size)
+    });
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: OCI_MANIFEST.to_owned(),
+        config: descriptor(OCI_CONFIG, config_digest, config_bytes as u64),
+        layers: tars.collect(),
+    };
+    let bytes = serde_json::to_vec(&manifest)
+        .map_err(|_| ImageError::Internal("a manifest could not be written"))?;
+    Ok((digest_of(&bytes), bytes))
 }
 
 pub(crate) fn digest_of(bytes: &[u8]) -> Digest {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use skiff_types::{Digest, ErrorKind};
 
 use crate::auth::CredentialsError;
+use crate::code::CodeError;
 use crate::document::DocumentError;
 use crate::reference::ParseReferenceError;
 use crate::registry::RegistryError;
@@ -65,6 +66,18 @@ pub enum ImageError {
         #[source]
         source: LayerError,
     },
+    /// A zip file of code cannot become a layer.
+    #[error("the zip file {digest} cannot be used")]
+    Code {
+        /// Its SHA-256.
+        digest: Digest,
+        /// What is wrong with it.
+        #[source]
+        source: CodeError,
+    },
+    /// A zip file of code is too long.
+    #[error("the zip file is over {0} bytes")]
+    CodeTooLarge(u64),
     /// The image is for another machine.
     #[error("the image is for {found}, not for {wanted}")]
     WrongPlatform {
@@ -165,9 +178,18 @@ impl ImageError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Reference(_) | Self::Credentials(_) | Self::SeveralImages { .. } => {
-                ErrorKind::Invalid
-            }
+            Self::Code {
+                source: CodeError::Read(source) | CodeError::Write(source),
+                ..
+            } => match source.kind() {
+                io::ErrorKind::StorageFull => ErrorKind::Exhausted,
+                _ => ErrorKind::Internal,
+            },
+            Self::Reference(_)
+            | Self::Credentials(_)
+            | Self::SeveralImages { .. }
+            | Self::Code { .. }
+            | Self::CodeTooLarge(_) => ErrorKind::Invalid,
             Self::Layer {
                 source: LayerError::Tar(skiff_erofs::LayerError::Write(source)),
                 ..

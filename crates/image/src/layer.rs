@@ -55,22 +55,33 @@ pub(crate) fn store_layer(
             found: written.diff_id,
         });
     }
-    let saved = saved(&written);
+    keep_layer(store, temporary, &written)
+}
+
+/// Gives a written layer its name, and its record.
+pub(crate) fn keep_layer(
+    store: &ImageStore,
+    temporary: Temporary,
+    written: &Written,
+) -> Result<SavedLayer, ImageError> {
+    let layout = store.layout();
+    let saved = saved(written);
     tracing::debug!(
-        layer = %expected.diff_id, entries = written.report.entries, bytes = saved.size_bytes,
+        layer = %written.diff_id, entries = written.report.entries, bytes = saved.size_bytes,
         implied_directories = written.report.implied_count,
         dropped_xattrs = written.report.dropped_xattrs, "layer written"
     );
     // Both names are in one folder, which is synced with the second: a layer
     // without its record counts as none.
-    let record = layout.layer_record(&expected.diff_id);
+    let record = layout.layer_record(&written.diff_id);
     temporary_record(&layout.ingest(), &record, &saved)?.name(&record)?;
-    temporary.persist(&layout.layer(&expected.diff_id))?;
+    temporary.persist(&layout.layer(&written.diff_id))?;
     Ok(saved)
 }
 
-struct Written {
-    diff_id: Digest,
+/// A layer's file that has yet to get its name.
+pub(crate) struct Written {
+    pub diff_id: Digest,
     tar_bytes: u64,
     report: LayerReport,
 }
@@ -310,7 +321,7 @@ fn fill(source: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// The second thread's end of the buffers, digested as they pass.
-struct TarReader {
+pub(crate) struct TarReader {
     full: Receiver<Vec<u8>>,
     spare: SyncSender<Vec<u8>>,
     current: Vec<u8>,
@@ -320,7 +331,7 @@ struct TarReader {
 }
 
 impl TarReader {
-    fn new(full: Receiver<Vec<u8>>, spare: SyncSender<Vec<u8>>) -> Self {
+    pub fn new(full: Receiver<Vec<u8>>, spare: SyncSender<Vec<u8>>) -> Self {
         Self {
             full,
             spare,
@@ -359,7 +370,11 @@ impl Read for TarReader {
     }
 }
 
-fn write(mut tar: TarReader, file: &mut std::fs::File) -> Result<Written, skiff_erofs::LayerError> {
+/// Writes the layer of a tar that is digested as it passes.
+pub(crate) fn write(
+    mut tar: TarReader,
+    file: &mut std::fs::File,
+) -> Result<Written, skiff_erofs::LayerError> {
     let options = LayerOptions {
         max_bytes: LAYER_BYTES_MAX,
         // The digest of the tar proves that nothing is missing.

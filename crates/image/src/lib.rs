@@ -15,9 +15,10 @@
 //!   the registry and its token service only.
 //!
 //! Entry points: [`ImageStore`] with `pull`, `import`, `resolve`, `prune`;
-//! [`Reference`]; [`docker_credentials`].
+//! `add_code`, `compose`; [`Reference`]; [`docker_credentials`].
 
 mod auth;
+mod code;
 mod commit;
 mod config;
 mod document;
@@ -35,6 +36,7 @@ mod store;
 mod user;
 
 pub use auth::{CredentialsError, docker_credentials, docker_credentials_in};
+pub use code::{CodeError, CodeRoot, Composition, EntryProblem, StoredCode};
 pub use config::ImageConfig;
 pub use document::DocumentError;
 pub use error::{ImageError, LayerError};

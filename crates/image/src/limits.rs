@@ -29,6 +29,21 @@ pub const REFERENCE_CHARS_MAX: usize = 512;
 /// Docker's configuration file, bytes.
 pub const DOCKER_CONFIG_BYTES_MAX: u64 = JSON_BYTES_MAX;
 
+/// A zip file of code, bytes: as much as it may unpack to.
+pub const CODE_ZIP_BYTES_MAX: u64 = CODE_BYTES_MAX;
+/// A zip file's contents, bytes (AWS's limit); a bomb ends here.
+pub const CODE_BYTES_MAX: u64 = 250 * 1024 * 1024;
+/// Files, folders and links in it.
+pub const CODE_ENTRIES_MAX: usize = 100_000;
+/// What looks like an entry's header in it; archives in it have some, too.
+pub const CODE_HEADERS_MAX: usize = 400_000;
+/// A path in it, bytes.
+pub const CODE_PATH_BYTES_MAX: usize = 3072;
+/// One part of a path, bytes (Linux's `NAME_MAX`).
+pub const CODE_NAME_BYTES_MAX: usize = 255;
+/// Parts of a path.
+pub const CODE_DEPTH_MAX: usize = 128;
+
 /// Layers that one pull or import works on at once.
 pub const LAYERS_AT_ONCE: usize = 4;
 /// Chunks between the network and the decompression of one layer.

@@ -1,15 +1,11 @@
 //! One image of a source: its documents read and proved, its layers found.
 
-use std::collections::BTreeMap;
-
 use skiff_types::Digest;
 use skiff_types::limits::LAYERS_MAX;
 
-use crate::commit::{Layers, check, checked_config, digest_of};
+use crate::commit::{Layers, check, checked_config, digest_of, manifest_of};
 use crate::config::ConfigDocument;
-use crate::document::{
-    Descriptor, Document, Manifest, OCI_CONFIG, OCI_LAYER_TAR, OCI_MANIFEST, bounded,
-};
+use crate::document::{Descriptor, Document, Manifest, bounded};
 use crate::error::ImageError;
 use crate::layer::Expected;
 use crate::limits::INDEX_DEPTH_MAX;
@@ -186,26 +182,7 @@ impl Chosen {
         if let Some(manifest) = self.manifest.take() {
             return Ok(manifest);
         }
-        let descriptor = |media_type: &str, digest: &Digest, size: u64| Descriptor {
-            media_type: media_type.to_owned(),
-            digest: digest.clone(),
-            size,
-            platform: None,
-            annotations: BTreeMap::new(),
-        };
-        let tars = self.parsed.diff_ids.iter().map(|diff_id| {
-            let size = layers.get(diff_id).map_or(0, |saved| saved.tar_bytes);
-            descriptor(OCI_LAYER_TAR, diff_id, size)
-        });
-        let manifest = Manifest {
-            schema_version: 2,
-            media_type: OCI_MANIFEST.to_owned(),
-            config: descriptor(OCI_CONFIG, &self.config_digest, self.config.len() as u64),
-            layers: tars.collect(),
-        };
-        let bytes = serde_json::to_vec(&manifest)
-            .map_err(|_| ImageError::Internal("a manifest could not be written"))?;
-        Ok((digest_of(&bytes), bytes))
+        manifest_of(&self.parsed, layers, &self.config_digest, self.config.len())
     }
 }
 

@@ -144,7 +144,7 @@ pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>,
 }
 
 /// Reads a file, but not more than so many bytes.
-fn read_bounded(path: &Path, most: u64) -> Result<Option<Vec<u8>>, ImageError> {
+pub(crate) fn read_bounded(path: &Path, most: u64) -> Result<Option<Vec<u8>>, ImageError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

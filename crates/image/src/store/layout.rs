@@ -5,6 +5,8 @@
 //! blobs/sha256/HEX         manifests and configurations, byte for byte
 //! layers/HEX.erofs         a layer, named by the digest of its tar (diff id)
 //! layers/HEX.json          its size and its passwd and group files; written first
+//! code/HEX.zip             functions' code as it came, named by its SHA-256
+//! code/HEX-task.json       the layer below /var/task that it became; HEX-opt below /opt
 //! images/HEX.json          an image, named by its manifest; written after its layers
 //! references/HEX.json      a name; HEX is a hash of reference and platform
 //! ingest/HEX.turn          locked by whoever works on a layer
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 use skiff_types::Digest;
 
+use crate::code::CodeRoot;
 use crate::platform::Platform;
 
 #[derive(Clone, Debug)]
@@ -31,10 +34,11 @@ impl Layout {
         }
     }
 
-    pub fn folders(&self) -> [PathBuf; 5] {
+    pub fn folders(&self) -> [PathBuf; 6] {
         [
             self.blobs(),
             self.layers(),
+            self.code_folder(),
             self.images(),
             self.references(),
             self.ingest(),
@@ -89,6 +93,19 @@ impl Layout {
         let key = Sha256::digest(format!("{platform} {reference}"));
         let name = Digest::from_sha256(key.into());
         self.references().join(format!("{}.json", name.hex()))
+    }
+
+    pub fn code_folder(&self) -> PathBuf {
+        self.dir.join("code")
+    }
+
+    pub fn code(&self, digest: &Digest) -> PathBuf {
+        self.code_folder().join(format!("{}.zip", digest.hex()))
+    }
+
+    pub fn code_record(&self, digest: &Digest, root: CodeRoot) -> PathBuf {
+        let name = format!("{}-{}.json", digest.hex(), root.word());
+        self.code_folder().join(name)
     }
 
     pub fn turn(&self, diff_id: &Digest) -> PathBuf {

@@ -34,7 +34,8 @@ impl ImageStore {
     /// Removes images that are not in use, and content that no image has.
     /// Waits for pulls and imports, and they for it.
     ///
-    /// `in_use` are manifests that something is pinned to.
+    /// `in_use` are manifests that something is pinned to, and code that
+    /// something is made of.
     ///
     /// # Errors
     /// A pull does not end in time, or the store holds what cannot be read:
@@ -80,6 +81,7 @@ impl ImageStore {
         }
         sync_folder(&self.layout.images())?;
         self.prune_content(&kept, &mut pruned)?;
+        self.prune_code(in_use, &mut pruned)?;
         Ok(pruned)
     }
 
@@ -106,6 +108,20 @@ impl ImageStore {
         // Nobody writes while this holds the lock: all of it is left over.
         for path in entries(&self.layout.ingest())? {
             pruned.bytes += take(&path)?;
+        }
+        Ok(())
+    }
+}
+
+impl ImageStore {
+    /// Code that nothing uses; what it became goes before it.
+    fn prune_code(&self, in_use: &BTreeSet<Digest>, pruned: &mut Pruned) -> Result<(), ImageError> {
+        let used: BTreeSet<&str> = in_use.iter().map(Digest::hex).collect();
+        for path in entries(&self.layout.code_folder())? {
+            let name = stem(&path).split('-').next().unwrap_or_default();
+            if !used.contains(name) {
+                pruned.bytes += take(&path)?;
+            }
         }
         Ok(())
     }
