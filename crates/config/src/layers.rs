@@ -116,6 +116,9 @@ pub(crate) fn known_keys() -> Vec<String> {
         "lambda.events.sqs_endpoint",
         "lambda.events.sqs_secret_file",
         "lambda.listen",
+        "lambda.s3.access_key_id",
+        "lambda.s3.endpoint",
+        "lambda.s3.secret_access_key_file",
         "secrets.key_file",
     ];
     if let Ok(table) = Table::try_from(Config::default()) {
@@ -129,7 +132,8 @@ fn collect(prefix: &str, table: &Table, keys: &mut Vec<String>) {
     for (name, value) in table {
         let key = format!("{prefix}{name}");
         match value {
-            Value::Table(inner) => collect(&format!("{key}."), inner, keys),
+            // A table without keys of ours is one value: names of others'.
+            Value::Table(inner) if !inner.is_empty() => collect(&format!("{key}."), inner, keys),
             _ => keys.push(key),
         }
     }

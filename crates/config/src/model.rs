@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -81,6 +82,10 @@ pub struct Lambda {
     pub egress: bool,
     /// Event invocations.
     pub events: LambdaEvents,
+    /// Images of runtimes by their names, before AWS's own.
+    pub runtimes: BTreeMap<String, String>,
+    /// Where functions' code is fetched from.
+    pub s3: S3,
 }
 
 /// How event invocations are kept, tried and told on.
@@ -107,6 +112,20 @@ pub struct LambdaEvents {
     pub sqs_access_key: Option<String>,
     /// The file with its secret.
     pub sqs_secret_file: Option<PathBuf>,
+}
+
+/// An S3-compatible store of objects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct S3 {
+    /// Its URL; absent is none.
+    pub endpoint: Option<String>,
+    /// The region that requests to it are signed for.
+    pub region: String,
+    /// The key that signs them; absent signs none.
+    pub access_key_id: Option<String>,
+    /// A file with that key's secret.
+    pub secret_access_key_file: Option<PathBuf>,
 }
 
 /// Where images come from.
@@ -316,6 +335,8 @@ impl Default for Lambda {
             region: "us-east-1".to_owned(),
             egress: false,
             events: LambdaEvents::default(),
+            runtimes: BTreeMap::new(),
+            s3: S3::default(),
         }
     }
 }
@@ -333,6 +354,36 @@ impl Default for LambdaEvents {
             sqs_access_key: None,
             sqs_secret_file: None,
         }
+    }
+}
+
+impl Default for S3 {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            region: "us-east-1".to_owned(),
+            access_key_id: None,
+            secret_access_key_file: None,
+        }
+    }
+}
+
+impl S3 {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let url = |text: &String| text.starts_with("http://") || text.starts_with("https://");
+        if !self.endpoint.iter().all(url) {
+            return Err((
+                "lambda.s3.endpoint",
+                "is not a URL as https://s3.example is".to_owned(),
+            ));
+        }
+        if self.access_key_id.is_some() != self.secret_access_key_file.is_some() {
+            return Err((
+                "lambda.s3.secret_access_key_file",
+                "and lambda.s3.access_key_id belong together: one is missing".to_owned(),
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -453,6 +504,7 @@ impl Config {
             ));
         }
         self.lambda.events.check()?;
+        self.lambda.s3.check()?;
         for (key, factor) in [
             ("worker.memory_overcommit", self.worker.memory_overcommit),
             ("worker.cpu_overcommit", self.worker.cpu_overcommit),

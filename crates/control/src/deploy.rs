@@ -24,7 +24,8 @@ use std::time::Duration;
 
 use skiff_types::api::{self, ApiError, DeployEvent, RevisionState};
 use skiff_types::{
-    EnvValue, IsolationRequest, Probe, ProbeKind, RevisionId, RevisionSpec, ServiceName, Tag,
+    ContainerSpec, Digest, EnvValue, IsolationRequest, Probe, ProbeKind, RevisionId, RevisionSpec,
+    ServiceName, Tag,
 };
 
 use crate::compose;
@@ -39,7 +40,7 @@ use crate::library::Pin;
 use crate::limit::START_MARGIN;
 use crate::manifest::open_spec;
 use crate::operations::check_reference;
-use crate::port::{PullRequest, StartFailure};
+use crate::port::{CodeRoot, Composition, PullRequest, StartFailure};
 use crate::publish::{Publication, plan, revision_route};
 use crate::record::{Mark, NumberRecord, ProjectRecord, RevisionRecord, ServiceRecord, Target};
 use crate::traffic::revision_id;
@@ -48,7 +49,21 @@ use crate::traffic::revision_id;
 #[derive(Debug)]
 pub(crate) enum Wish {
     Deploy(Box<api::Deploy>),
+    Code(Box<api::Deploy>, Overlay),
     Scale(api::Scale),
+}
+
+/// What is laid over the image of a deployment.
+#[derive(Clone, Debug)]
+pub(crate) struct Overlay {
+    /// Over its image; else there is nothing below, and that is only a name.
+    pub on_image: bool,
+    /// Zip files, the lowest first.
+    pub code: Vec<(Digest, CodeRoot)>,
+    /// Variables to add to the image's.
+    pub env: Vec<String>,
+    /// Where its process begins.
+    pub working_dir: String,
 }
 
 /// One deployment under way.
@@ -69,6 +84,7 @@ struct Draft {
     tag: Option<Tag>,
     stay: bool,
     force: bool,
+    overlay: Option<Overlay>,
     /// The digests are those of a revision that exists.
     pinned: bool,
 }
@@ -183,15 +199,21 @@ impl Deployment {
     /// The revision that is asked for, with digests still open.
     async fn draft(&self, current: Option<&Found<ServiceRecord>>) -> Result<Draft, ControlError> {
         match &self.wish {
-            Wish::Deploy(deploy) => Ok(Draft {
-                spec: self.open_spec(deploy),
-                auth: deploy.registry_auth.clone(),
-                tag: deploy.tag.clone(),
-                stay: deploy.no_traffic,
-                force: deploy.force,
-                pinned: false,
-            }),
+            Wish::Deploy(deploy) => Ok(self.open(deploy, None)),
+            Wish::Code(deploy, overlay) => Ok(self.open(deploy, Some(overlay.clone()))),
             Wish::Scale(scale) => self.scaled(scale, current).await,
+        }
+    }
+
+    fn open(&self, deploy: &api::Deploy, overlay: Option<Overlay>) -> Draft {
+        Draft {
+            spec: self.open_spec(deploy),
+            auth: deploy.registry_auth.clone(),
+            tag: deploy.tag.clone(),
+            stay: deploy.no_traffic,
+            force: deploy.force,
+            overlay,
+            pinned: false,
         }
     }
 
@@ -241,6 +263,7 @@ impl Deployment {
             tag: None,
             stay: false,
             force: false,
+            overlay: None,
             pinned: true,
         })
     }
@@ -321,7 +344,20 @@ impl Deployment {
                 bytes,
                 total,
             });
-            let (image, pin) = self.control.inner.library.ensure(request, progress).await?;
+            let library = &self.control.inner.library;
+            let (image, pin) = match &draft.overlay {
+                None => library.ensure(request, progress).await?,
+                Some(overlay) => {
+                    let mut base = None;
+                    if overlay.on_image {
+                        let (image, pin) = library.ensure(request, progress).await?;
+                        check_entrypoint(container, &image.config)?;
+                        base = Some(image.digest);
+                        pins.push(pin);
+                    }
+                    library.compose(overlay.over(base)).await?
+                }
+            };
             if !image.runs_here {
                 return Err(failed(format!(
                     "the image {} is for {}, which this machine does not run: build it for this machine's processor, or name a tag that has it",
@@ -523,6 +559,31 @@ impl Control {
             }
         }
     }
+}
+
+impl Overlay {
+    fn over(&self, base: Option<Digest>) -> Composition {
+        Composition {
+            base,
+            code: self.code.clone(),
+            env: self.env.clone(),
+            working_dir: self.working_dir.clone(),
+        }
+    }
+}
+
+/// A runtime's image starts it; its only argument is a handler.
+fn check_entrypoint(
+    container: &ContainerSpec,
+    image: &crate::port::ImageConfig,
+) -> Result<(), ControlError> {
+    if container.command.is_empty() && image.entrypoint.is_empty() {
+        return Err(failed(format!(
+            "the image {} has no Entrypoint: that of a runtime has one, which takes a handler as its argument",
+            container.image
+        )));
+    }
+    Ok(())
 }
 
 fn new_service(created_unix_ms: u64) -> ServiceRecord {

@@ -97,6 +97,11 @@ pub(crate) fn function(project: &ProjectId, name: &ServiceName) -> String {
     format!("{project}/function/{name}")
 }
 
+/// All versions of a project's functions.
+pub(crate) fn function_versions(project: &ProjectId) -> String {
+    format!("{project}/function-version/")
+}
+
 /// A version of a function; keys sort by number.
 pub(crate) fn function_version(project: &ProjectId, name: &ServiceName, number: u32) -> String {
     format!("{project}/function-version/{name}/{number:010}")

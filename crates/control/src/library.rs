@@ -17,7 +17,7 @@ use crate::db::Db;
 use crate::error::{ControlError, conflict, failed, not_found, timeout};
 use crate::key;
 use crate::limit::PULL_TIMEOUT;
-use crate::port::{Images, Progress, PullRequest, StoredImage};
+use crate::port::{Composition, Images, Progress, PullRequest, StoredImage};
 use crate::record::Mark;
 
 /// Pulls that find their image collected before it could be pinned.
@@ -65,7 +65,8 @@ impl Library {
         }
     }
 
-    fn pin(&self, digest: &Digest) -> Pin {
+    /// Keeps an image, or code, while the pin lives.
+    pub(crate) fn pin(&self, digest: &Digest) -> Pin {
         let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         *pins.entry(digest.clone()).or_insert(0) += 1;
         Pin {
@@ -108,6 +109,18 @@ impl Library {
                 request.reference
             ))
         })
+    }
+
+    /// Makes an image of another one and code, and keeps it as long as the
+    /// pin lives.
+    pub(crate) async fn compose(
+        &self,
+        parts: Composition,
+    ) -> Result<(StoredImage, Pin), ControlError> {
+        let _collection = self.collection.lock().await;
+        let image = self.images.compose(parts).await?;
+        let pin = self.pin(&image.digest);
+        Ok((image, pin))
     }
 
     pub(crate) async fn pull(
@@ -200,6 +213,7 @@ impl Library {
                 in_use.insert(digest);
             }
         }
+        in_use.extend(crate::lambda::code_in_use(&self.db).await?);
         Ok(in_use)
     }
 }

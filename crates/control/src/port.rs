@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::fmt::Debug;
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -337,7 +338,42 @@ pub struct ImageUser {
     pub home: String,
 }
 
-/// The image store.
+/// Where code lies in its function's file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CodeRoot {
+    /// A function's own: `/var/task`.
+    Task,
+    /// What functions share: `/opt`.
+    Opt,
+}
+
+/// A zip file of code that is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredCode {
+    /// Its SHA-256.
+    pub digest: Digest,
+    /// Its length.
+    pub zip_bytes: u64,
+    /// Its files' contents, bytes.
+    pub unpacked_bytes: u64,
+    /// It has a file `bootstrap` at its top.
+    pub bootstrap: bool,
+}
+
+/// An image to be made of another one and code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Composition {
+    /// What lies below the code; nothing when it is absent.
+    pub base: Option<Digest>,
+    /// Zip files by their SHA-256, the lowest first.
+    pub code: Vec<(Digest, CodeRoot)>,
+    /// Variables to add to the base's, `NAME=VALUE`.
+    pub env: Vec<String>,
+    /// Where its process begins.
+    pub working_dir: String,
+}
+
+/// The image store, and the code that images are made of.
 pub trait Images: Debug + Send + Sync + 'static {
     /// Fetches and verifies an image; costs one question to the registry
     /// when it is there already.
@@ -364,7 +400,7 @@ pub trait Images: Debug + Send + Sync + 'static {
         reference: &str,
         in_use: &HashSet<Digest>,
     ) -> BoxFuture<'_, Result<Pruned, PortError>>;
-    /// Removes every image that is not in use.
+    /// Removes every image, and all code, that is not in use.
     fn prune(&self, in_use: &HashSet<Digest>) -> BoxFuture<'_, Result<Pruned, PortError>>;
     /// Looks a `User` up in the image's own files.
     fn resolve_user(
@@ -372,4 +408,42 @@ pub trait Images: Debug + Send + Sync + 'static {
         digest: &Digest,
         user: &str,
     ) -> BoxFuture<'_, Result<ImageUser, PortError>>;
+    /// A file without a name, in which a zip file can be gathered.
+    fn spool(&self) -> BoxFuture<'_, Result<File, PortError>>;
+    /// Keeps a zip file of code; `Invalid` when it cannot be one.
+    fn add_code(&self, zip: File, root: CodeRoot) -> BoxFuture<'_, Result<StoredCode, PortError>>;
+    /// The zip file with this SHA-256, if it is stored.
+    fn open_code(&self, digest: &Digest) -> BoxFuture<'_, Result<Option<File>, PortError>>;
+    /// Makes an image without a name; the same of the same parts.
+    fn compose(&self, parts: Composition) -> BoxFuture<'_, Result<StoredImage, PortError>>;
+}
+
+/// An object of an S3-compatible store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectName {
+    /// Its bucket.
+    pub bucket: String,
+    /// Its key.
+    pub key: String,
+    /// One of its versions; the newest when it is absent.
+    pub version: Option<String>,
+}
+
+/// An object cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ObjectError {
+    /// S3's name for what went wrong: `NoSuchKey`, `AccessDenied`.
+    pub code: &'static str,
+    /// What happened, with its causes, on one line.
+    pub message: String,
+}
+
+/// An object's content, a piece at a time.
+pub type ObjectContent = BoxStream<'static, Result<Bytes, ObjectError>>;
+
+/// An S3-compatible store of the operator's.
+pub trait Objects: Debug + Send + Sync + 'static {
+    /// Begins to read an object.
+    fn read(&self, object: ObjectName) -> BoxFuture<'_, Result<ObjectContent, ObjectError>>;
 }

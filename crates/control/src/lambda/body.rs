@@ -14,6 +14,10 @@ pub(crate) struct CreateFunction {
     #[serde(default)]
     pub package_type: Option<String>,
     #[serde(default)]
+    pub runtime: Option<String>,
+    #[serde(default)]
+    pub handler: Option<String>,
+    #[serde(default)]
     pub description: Option<String>,
     #[serde(default)]
     pub timeout: Option<u32>,
@@ -38,7 +42,17 @@ pub(crate) struct CreateFunction {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub(crate) struct Code {
-    pub image_uri: String,
+    #[serde(default)]
+    pub image_uri: Option<String>,
+    /// Empty: the zip file itself does not come to here.
+    #[serde(default)]
+    pub zip_file: Option<String>,
+    #[serde(default)]
+    pub s3_bucket: Option<String>,
+    #[serde(default)]
+    pub s3_key: Option<String>,
+    #[serde(default)]
+    pub s3_object_version: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -66,7 +80,17 @@ pub(crate) struct EphemeralStorage {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub(crate) struct UpdateFunctionCode {
-    pub image_uri: String,
+    #[serde(default)]
+    pub image_uri: Option<String>,
+    /// Empty: the zip file itself does not come to here.
+    #[serde(default)]
+    pub zip_file: Option<String>,
+    #[serde(default)]
+    pub s3_bucket: Option<String>,
+    #[serde(default)]
+    pub s3_key: Option<String>,
+    #[serde(default)]
+    pub s3_object_version: Option<String>,
     #[serde(default)]
     pub architectures: Option<Vec<String>>,
     #[serde(default)]
@@ -82,6 +106,10 @@ pub(crate) struct UpdateFunctionCode {
 pub(crate) struct UpdateFunctionConfiguration {
     #[serde(default)]
     pub role: Option<String>,
+    #[serde(default)]
+    pub runtime: Option<String>,
+    #[serde(default)]
+    pub handler: Option<String>,
     #[serde(default)]
     pub description: Option<String>,
     #[serde(default)]

@@ -1,10 +1,14 @@
 //! A call that is signed, and the reply to it.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use skiff_lambda::{Code, LambdaError};
 
+use super::KnownKey;
+use super::upload::Gathered;
 use crate::record::ProjectRecord;
 
 /// A call whose caller is known.
@@ -12,12 +16,22 @@ use crate::record::ProjectRecord;
 pub(crate) struct Call {
     /// Of the key that signed it.
     pub project: ProjectRecord,
+    pub signer: Signer,
     /// Milliseconds since 1970.
     pub now_ms: u64,
     pub request_id: String,
     pub query: Vec<(String, String)>,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
+    /// The zip file that was in the body.
+    pub zip: Option<Gathered>,
+}
+
+/// The key that signed a call.
+#[derive(Clone, Debug)]
+pub(crate) struct Signer {
+    pub id: String,
+    pub key: Arc<KnownKey>,
 }
 
 impl Call {

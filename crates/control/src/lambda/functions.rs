@@ -22,11 +22,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::body::{self, CreateFunction, ImageConfig};
 use super::call::{Call, Reply, body as parse, invalid};
+use super::code::Source;
 use super::record::{self, Configuration, FunctionRecord, Update, Version};
 use super::{Front, show, state::missing};
 use crate::control::Control;
 use crate::db::Change;
-use crate::deploy::Wish;
 use crate::events::events;
 use crate::key;
 use crate::publish::Publication;
@@ -58,10 +58,10 @@ impl Front {
             return Err(invalid("a new function's name has no qualifier"));
         }
         let name = target.name;
-        check_package(
-            wanted.package_type.as_deref(),
-            wanted.architectures.as_deref(),
-        )?;
+        check_architectures(wanted.architectures.as_deref())?;
+        let source = wanted.code.source()?;
+        check_package(wanted.package_type.as_deref(), &source)?;
+        let (image_uri, code, _pin) = self.first_code(call, source).await?;
         let mut config = Configuration {
             revision_id: call.new_id(),
             modified_unix_ms: call.now_ms,
@@ -70,7 +70,8 @@ impl Front {
             timeout_s: TIMEOUT_S,
             memory_mib: MEMORY_MIB,
             environment: BTreeMap::new(),
-            image_uri: wanted.code.image_uri,
+            image_uri,
+            code,
             entry_point: Vec::new(),
             command: Vec::new(),
             dead_letter: None,
@@ -83,6 +84,8 @@ impl Front {
             &mut config,
             body::UpdateFunctionConfiguration {
                 role: Some(wanted.role),
+                runtime: wanted.runtime,
+                handler: wanted.handler,
                 description: wanted.description,
                 timeout: wanted.timeout,
                 memory_size: wanted.memory_size,
@@ -93,6 +96,7 @@ impl Front {
                 revision_id: None,
             },
         )?;
+        self.settle_code(&mut config)?;
         let tags = wanted.tags.unwrap_or_default();
         check_tags(&tags)?;
         let record = FunctionRecord {
@@ -147,7 +151,7 @@ impl Front {
     ) -> Result<Settled, LambdaError> {
         let (teller, listener) = events();
         let arn = self.arns(&call.project.id).function(name);
-        let wish = Wish::Deploy(Box::new(self.wanted(config, arn)));
+        let wish = self.wish(config, self.wanted(config, arn))?;
         let control = &self.control;
         let project = call.project.clone();
         let begun = control
@@ -270,7 +274,13 @@ impl Front {
         let arns = self.arns(&call.project.id);
         let shown = show::configuration(&arns, &target.name, qualifier, &version, &config);
         let shown = match whole {
-            true => show::function(&record, &config, shown),
+            true => {
+                let location = config.code.as_ref().map(|code| {
+                    let path = format!("/skiff/code/{}/{}", target.name, code.sha256.hex());
+                    self.location(call, &path)
+                });
+                show::function(&record, &config, shown, location)
+            }
             false => shown,
         };
         Ok(Reply::json(StatusCode::OK, shown))
@@ -381,13 +391,28 @@ impl Front {
 
     pub(crate) async fn update_code(&self, call: &Call, text: &str) -> Result<Reply, LambdaError> {
         let wanted: body::UpdateFunctionCode = parse(call)?;
-        check_package(None, wanted.architectures.as_deref())?;
+        check_architectures(wanted.architectures.as_deref())?;
         let name = self.unqualified(call, text)?;
         let id = call.new_id();
+        let source = body::Code {
+            image_uri: wanted.image_uri,
+            zip_file: wanted.zip_file,
+            s3_bucket: wanted.s3_bucket,
+            s3_key: wanted.s3_key,
+            s3_object_version: wanted.s3_object_version,
+        };
+        let source = source.source()?;
+        let record = self.record(call, &name).await?;
+        check_same_package(&record.latest, &source)?;
+        let (image, code, _pin) = self.first_code(call, source).await?;
         let set = |config: &mut Configuration| {
-            config.image_uri.clone_from(&wanted.image_uri);
             config.digest = None;
-            Ok(())
+            match (&mut config.code, &code) {
+                (Some(known), Some(new)) => known.take(new),
+                (None, None) => config.image_uri.clone_from(&image),
+                _ => return Err(invalid("the function's PackageType has changed: try again")),
+            }
+            self.settle_code(config)
         };
         if wanted.dry_run == Some(true) {
             return self
@@ -426,7 +451,10 @@ impl Front {
         let name = self.unqualified(call, text)?;
         let id = call.new_id();
         let expected = wanted.revision_id.clone();
-        let set = |config: &mut Configuration| apply(config, wanted.clone());
+        let set = |config: &mut Configuration| {
+            apply(config, wanted.clone())?;
+            self.settle_code(config)
+        };
         let settled = self
             .update(call, &name, expected.as_deref(), &id, set)
             .await?;
@@ -454,6 +482,9 @@ impl Front {
         id: &str,
         set: impl Fn(&mut Configuration) -> Result<(), LambdaError>,
     ) -> Result<Settled, LambdaError> {
+        // What it comes back to when it is refused is not collected meanwhile.
+        let current = self.record(call, name).await?.latest;
+        let _pins = self.pins(&current);
         let change = |record: &mut FunctionRecord| {
             check_changeable(record, name, expected)?;
             let before = record.latest.clone();
@@ -562,12 +593,8 @@ impl Front {
                     let message = format!("the function {name} has no revision that serves");
                     return Err(LambdaError::new(Code::ResourceConflict, message));
                 };
-                let sum = latest.digest.as_ref().map(|digest| digest.hex());
-                if wanted
-                    .code_sha256
-                    .as_deref()
-                    .is_some_and(|code| Some(code) != sum)
-                {
+                let sum = show::code_sha256(latest);
+                if wanted.code_sha256.as_ref().is_some_and(|code| *code != sum) {
                     return Err(invalid("CodeSha256 is not that of $LATEST"));
                 }
                 if let Some((number, same)) = record.versions.last_key_value()
@@ -761,13 +788,35 @@ fn reason(message: &str, log: &[String]) -> String {
     text.chars().take(1000).collect()
 }
 
-fn check_package(
-    package: Option<&str>,
-    architectures: Option<&[String]>,
-) -> Result<(), LambdaError> {
-    if package.is_some_and(|package| package != "Image") {
-        return Err(invalid("PackageType Image is served; Zip is not"));
+/// The package type is the one that the code is of.
+fn check_package(package: Option<&str>, source: &Source) -> Result<(), LambdaError> {
+    match (package, source) {
+        (None, _)
+        | (Some("Image"), Source::Image(_))
+        | (Some("Zip"), Source::Body | Source::Object(_)) => Ok(()),
+        (Some("Image"), _) => Err(invalid(
+            "Please provide ImageUri when creating a function with packageType Image.",
+        )),
+        (Some("Zip"), _) => Err(invalid(
+            "Please don't provide ImageUri when creating a function with packageType Zip.",
+        )),
+        (Some(_), _) => Err(invalid("PackageType is Zip or Image")),
     }
+}
+
+fn check_same_package(config: &Configuration, source: &Source) -> Result<(), LambdaError> {
+    match (&config.code, source) {
+        (Some(_), Source::Image(_)) => Err(invalid(
+            "Please don't provide ImageUri when updating a function with packageType Zip.",
+        )),
+        (None, Source::Body | Source::Object(_)) => Err(invalid(
+            "Please provide ImageUri when updating a function with packageType Image.",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn check_architectures(architectures: Option<&[String]>) -> Result<(), LambdaError> {
     if architectures.is_some_and(|all| all.iter().any(|one| one != "x86_64")) {
         return Err(invalid("Architectures: x86_64 is served"));
     }
@@ -834,11 +883,15 @@ fn apply(
         }
         config.environment = variables;
     }
+    apply_package(config, wanted.runtime, wanted.handler)?;
     if let Some(ImageConfig {
         entry_point,
         command,
     }) = wanted.image_config
     {
+        if config.code.is_some() {
+            return Err(invalid("ImageConfig is for functions of PackageType Image"));
+        }
         config.entry_point = entry_point;
         config.command = command;
     }
@@ -853,6 +906,25 @@ fn apply(
             "EphemeralStorage: {EPHEMERAL_MIB} is served"
         )));
     }
+    Ok(())
+}
+
+/// Sets what only functions from zip files have.
+fn apply_package(
+    config: &mut Configuration,
+    runtime: Option<String>,
+    handler: Option<String>,
+) -> Result<(), LambdaError> {
+    let Some(code) = &mut config.code else {
+        if runtime.is_some() || handler.is_some() {
+            return Err(invalid(
+                "Runtime and Handler are for functions of PackageType Zip",
+            ));
+        }
+        return Ok(());
+    };
+    code.runtime = runtime.unwrap_or_else(|| code.runtime.clone());
+    code.handler = handler.unwrap_or_else(|| code.handler.clone());
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod aliases;
 mod body;
 mod cache;
 mod call;
+mod code;
 mod events;
 mod functions;
 mod invoke;
@@ -21,8 +22,9 @@ mod record;
 mod show;
 mod sign;
 mod state;
+mod upload;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::ready;
 use std::sync::{Arc, Mutex};
 
@@ -39,7 +41,7 @@ use tokio::sync::Semaphore;
 
 use crate::control::{Control, ServiceKey};
 use crate::key;
-use crate::port::Revisions;
+use crate::port::{Objects, Revisions};
 use call::{Call, Reply, invalid, uuid};
 use links::Links;
 use operation::Operation;
@@ -48,9 +50,12 @@ use record::FunctionRecord;
 pub(crate) use cache::{Keys, KnownKey, Views};
 pub(crate) use events::Events;
 pub use events::{EventSettings, SqsSettings};
+pub(crate) use state::code_in_use;
 
 /// Memory for the bodies of all calls under way, KiB.
 const BODIES_KIB: usize = 256 * 1024;
+/// Zip files that arrive at once, each in a file of its own.
+const UPLOADS_MAX: usize = 8;
 /// Clients' connections; each has one call at a time.
 const CONNECTIONS_MAX: usize = 4096;
 /// Concurrent executions of a project without a quota, as is told.
@@ -65,6 +70,10 @@ pub struct LambdaConfig {
     pub egress: bool,
     /// How events are kept, tried and told on.
     pub events: EventSettings,
+    /// Runtimes' images by the runtimes' names, before AWS's own.
+    pub runtimes: BTreeMap<String, String>,
+    /// Where S3's buckets are.
+    pub objects: Option<Arc<dyn Objects>>,
 }
 
 /// The API, ready to be served; events are under way.
@@ -77,10 +86,15 @@ pub(crate) struct Front {
     control: Control,
     region: String,
     egress: bool,
+    runtimes: BTreeMap<String, String>,
+    objects: Option<Arc<dyn Objects>>,
     revisions: Arc<dyn Revisions>,
     links: Links,
     replays: Mutex<Replays>,
     bodies: Semaphore,
+    /// Zip files that are arriving.
+    uploads: Semaphore,
+    conversions: Semaphore,
     /// Invocations under way of functions with a reservation.
     running: Arc<Mutex<HashMap<ServiceKey, u32>>>,
     events: Arc<Events>,
@@ -105,10 +119,14 @@ impl Control {
             control: self.clone(),
             region: config.region,
             egress: config.egress,
+            runtimes: config.runtimes,
+            objects: config.objects,
             revisions,
             links: Links::default(),
             replays: Mutex::default(),
             bodies: Semaphore::new(BODIES_KIB),
+            uploads: Semaphore::new(UPLOADS_MAX),
+            conversions: Semaphore::new(code::CONVERSIONS_MAX),
             running: Arc::default(),
             events,
         });
@@ -152,17 +170,31 @@ impl Front {
         let (parts, body) = request.into_parts();
         let signed = self.signed(&parts).await?;
         let operation = Operation::of(parts.method.as_str(), parts.uri.path())?;
-        let (body, _room) = self.read(&parts, body, operation.invokes()).await?;
         let now_ms = self.control.inner.base.now();
-        let body = self.verify(&signed, body, operation.only_reads(), now_ms)?;
+        let _room;
+        let (body, zip) = match operation.zip_member() {
+            Some((name, member)) => {
+                let uploaded = self.read_upload(&parts, body, name, member).await?;
+                self.verify_upload(&signed, &uploaded, now_ms)?;
+                (uploaded.json, uploaded.zip)
+            }
+            None => {
+                let (read, room) = self.read(&parts, body, operation.invokes()).await?;
+                _room = room;
+                let body = self.verify(&signed, read, operation.only_reads(), now_ms)?;
+                (body, None)
+            }
+        };
         let query = decode_query(parts.uri.query().unwrap_or_default());
         let call = Call {
             project: signed.key.project.clone(),
+            signer: signed.signer(),
             now_ms,
             request_id: request_id.to_owned(),
             query: query.ok_or_else(|| invalid("the query is not percent-encoded UTF-8"))?,
             headers: parts.headers,
             body,
+            zip,
         };
         self.run(operation, call).await
     }
@@ -204,6 +236,7 @@ impl Front {
             }
             O::ListFunctionEventInvokeConfigs(name) => self.list_event_configs(&call, &name).await,
             O::GetAccountSettings => self.account_settings(&call).await,
+            O::FunctionZip(name, zip) => self.function_zip(&call, &name, &zip).await,
             O::ListTags(arn) => self.list_tags(&call, &arn).await,
             O::TagResource(arn) => self.tag(&call, &arn).await,
             O::UntagResource(arn) => self.untag(&call, &arn).await,

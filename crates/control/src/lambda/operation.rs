@@ -33,6 +33,8 @@ pub(crate) enum Operation {
     DeleteFunctionEventInvokeConfig(String),
     ListFunctionEventInvokeConfigs(String),
     GetAccountSettings,
+    /// Not AWS's: where `Code.Location` leads.
+    FunctionZip(String, String),
     ListTags(String),
     TagResource(String),
     UntagResource(String),
@@ -90,6 +92,9 @@ impl Operation {
             ["2016-08-19", "account-settings"] => {
                 (method == "GET").then_some(Self::GetAccountSettings)
             }
+            ["skiff", "code", name, zip] => {
+                (method == "GET").then(|| Self::FunctionZip(name.to_owned(), zip.to_owned()))
+            }
             ["2017-03-31", "tags", arn] => match method {
                 "GET" => Some(Self::ListTags(arn.to_owned())),
                 "POST" => Some(Self::TagResource(arn.to_owned())),
@@ -119,8 +124,18 @@ impl Operation {
                 | Self::GetFunctionEventInvokeConfig(_)
                 | Self::ListFunctionEventInvokeConfigs(_)
                 | Self::GetAccountSettings
+                | Self::FunctionZip(..)
                 | Self::ListTags(_)
         )
+    }
+
+    /// Where in its body a zip file is, and what it is called.
+    pub(crate) const fn zip_member(&self) -> Option<(&'static str, &'static [&'static str])> {
+        match self {
+            Self::CreateFunction => Some(("CreateFunction", &["Code", "ZipFile"])),
+            Self::UpdateFunctionCode(_) => Some(("UpdateFunctionCode", &["ZipFile"])),
+            _ => None,
+        }
     }
 
     /// Whether its body is an event.

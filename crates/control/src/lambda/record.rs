@@ -57,7 +57,11 @@ pub(crate) struct Configuration {
     pub timeout_s: u32,
     pub memory_mib: u32,
     pub environment: BTreeMap<String, String>,
+    /// The function's image; of code from a zip file what lies below it.
     pub image_uri: String,
+    /// Code from a zip file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<ZipCode>,
     pub entry_point: Vec<String>,
     pub command: Vec<String>,
     /// Who gets events that failed.
@@ -68,6 +72,19 @@ pub(crate) struct Configuration {
     /// What the image was pinned to.
     pub digest: Option<Digest>,
     pub update: Update,
+}
+
+/// Code from a zip file that is kept in the image store, and how it is run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ZipCode {
+    /// Of the zip file.
+    pub sha256: Digest,
+    pub zip_bytes: u64,
+    pub unpacked_bytes: u64,
+    /// It has a file `bootstrap` at its top.
+    pub bootstrap: bool,
+    pub runtime: String,
+    pub handler: String,
 }
 
 /// How the last change of a configuration went.

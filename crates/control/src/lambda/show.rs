@@ -1,9 +1,11 @@
 //! Replies, in the shapes of botocore's service model.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use skiff_base::Date;
 use skiff_lambda::{Arns, Qualifier};
-use skiff_types::ServiceName;
+use skiff_types::{Digest, ServiceName};
 
 use super::record::{Alias, Configuration, EventConfig, FunctionRecord, Policy, Statement, Update};
 
@@ -28,16 +30,16 @@ pub(crate) fn configuration(
         "FunctionName": name.as_str(),
         "FunctionArn": arn,
         "Role": config.role,
-        "CodeSize": 0,
+        "CodeSize": config.code.as_ref().map_or(0, |code| code.zip_bytes),
         "Description": config.description,
         "Timeout": config.timeout_s,
         "MemorySize": config.memory_mib,
         "LastModified": time(config.modified_unix_ms),
-        "CodeSha256": config.digest.as_ref().map(|digest| digest.hex()).unwrap_or_default(),
+        "CodeSha256": code_sha256(config),
         "Version": version,
         "TracingConfig": {"Mode": "PassThrough"},
         "RevisionId": config.revision_id,
-        "PackageType": "Image",
+        "PackageType": if config.code.is_some() { "Zip" } else { "Image" },
         "Architectures": ["x86_64"],
         "EphemeralStorage": {"Size": 512},
         "SnapStart": {"ApplyOn": "None", "OptimizationStatus": "Off"},
@@ -58,6 +60,16 @@ pub(crate) fn configuration(
     if let Some(target) = &config.dead_letter {
         let target = json!({"TargetArn": target});
         fields.insert("DeadLetterConfig".to_owned(), target);
+    }
+    if let Some(code) = &config.code {
+        fields.insert("Runtime".to_owned(), json!(code.runtime));
+        fields.insert("Handler".to_owned(), json!(code.handler));
+    }
+    if let (Some(_), Some(digest)) = (&config.code, &config.digest) {
+        // The image that is run: the runtime's with the code over it.
+        let version = format!("arn:aws:lambda:{}::runtime:{}", arns.region, digest.hex());
+        let version = json!({"RuntimeVersionArn": version});
+        fields.insert("RuntimeVersionConfig".to_owned(), version);
     }
     state(fields, config);
     shown
@@ -80,6 +92,22 @@ pub(crate) fn event_config(arn: &str, config: &EventConfig) -> Value {
             "OnFailure": destination(&config.on_failure),
         },
     })
+}
+
+/// Of a zip file in base64, of an image in hexadecimal digits (as AWS does).
+pub(crate) fn code_sha256(config: &Configuration) -> String {
+    match (&config.code, &config.digest) {
+        (Some(code), _) => sha256_base64(&code.sha256),
+        (None, Some(digest)) => digest.hex().to_owned(),
+        (None, None) => String::new(),
+    }
+}
+
+pub(crate) fn sha256_base64(digest: &Digest) -> String {
+    let hex = digest.hex();
+    let byte = |at: usize| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
+    let bytes: Vec<u8> = (0..hex.len()).step_by(2).filter_map(byte).collect();
+    STANDARD.encode(bytes)
 }
 
 fn state(fields: &mut Map<String, Value>, config: &Configuration) {
@@ -108,20 +136,30 @@ fn state(fields: &mut Map<String, Value>, config: &Configuration) {
 }
 
 /// `GetFunctionResponse`.
-pub(crate) fn function(record: &FunctionRecord, config: &Configuration, shown: Value) -> Value {
+pub(crate) fn function(
+    record: &FunctionRecord,
+    config: &Configuration,
+    shown: Value,
+    location: Option<String>,
+) -> Value {
+    if let Some(location) = location {
+        let code = json!({"RepositoryType": "S3", "Location": location});
+        return with_tags(record, code, shown);
+    }
     let resolved = match &config.digest {
         Some(digest) => format!("{}@{digest}", repository(&config.image_uri)),
         None => config.image_uri.clone(),
     };
-    let mut reply = json!({
-        "Configuration": shown,
-        "Code": {
-            "RepositoryType": "ECR",
-            "ImageUri": config.image_uri,
-            "ResolvedImageUri": resolved,
-        },
-        "Tags": record.tags,
+    let code = json!({
+        "RepositoryType": "ECR",
+        "ImageUri": config.image_uri,
+        "ResolvedImageUri": resolved,
     });
+    with_tags(record, code, shown)
+}
+
+fn with_tags(record: &FunctionRecord, code: Value, shown: Value) -> Value {
+    let mut reply = json!({"Configuration": shown, "Code": code, "Tags": record.tags});
     if let (Some(reserved), Some(fields)) = (record.reserved_concurrency, reply.as_object_mut()) {
         let concurrency = json!({"ReservedConcurrentExecutions": reserved});
         fields.insert("Concurrency".to_owned(), concurrency);

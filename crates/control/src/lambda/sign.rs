@@ -9,6 +9,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use skiff_lambda::{Code, LambdaError, Request, Scope, Signature, SignatureError};
 use tokio::sync::SemaphorePermit;
 
+use super::call::Signer;
 use super::{Front, KnownKey};
 use crate::limit::BODY_TIMEOUT;
 
@@ -38,6 +39,27 @@ impl Signed {
             query: &self.query,
             headers: &self.headers,
         }
+    }
+
+    pub(crate) fn signer(&self) -> Signer {
+        Signer {
+            id: self.signature.access_key().to_owned(),
+            key: Arc::clone(&self.key),
+        }
+    }
+
+    /// Whether the key signed a body of this digest.
+    pub(crate) fn verify_digested(
+        &self,
+        body_sha256: [u8; 32],
+        now_s: u64,
+    ) -> Result<(), LambdaError> {
+        let request = self.request();
+        let secret = &self.key.secret;
+        let verified = self
+            .signature
+            .verify_digested(&request, body_sha256, secret, now_s);
+        verified.map_err(refused)
     }
 }
 
@@ -136,9 +158,15 @@ impl Front {
         if only_reads {
             return Ok(body);
         }
+        self.take_once(signed, now_s)?;
+        Ok(body)
+    }
+
+    /// Takes a signature that was not there before.
+    pub(crate) fn take_once(&self, signed: &Signed, now_s: u64) -> Result<(), LambdaError> {
+        let signature = &signed.signature;
         let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = replays.take(signature.bytes(), signature.unix_s(), now_s);
-        taken.map_err(|error| LambdaError::new(Code::InvalidSignature, error.to_string()))?;
-        Ok(body)
+        taken.map_err(|error| LambdaError::new(Code::InvalidSignature, error.to_string()))
     }
 }

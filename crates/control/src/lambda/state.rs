@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use skiff_lambda::{Code, LambdaError};
-use skiff_types::{ProjectId, ServiceName};
+use skiff_types::{Digest, ProjectId, ServiceName};
 
 use super::cache::View;
-use super::record::{FunctionRecord, Update};
+use super::record::{Configuration, FunctionRecord, Update, ZipCode};
 use crate::control::Control;
-use crate::db::{Change, Found};
+use crate::db::{Change, Db, Found};
 use crate::error::ControlError;
 use crate::key;
 use crate::record::{ProjectRecord, ServiceRecord};
@@ -29,6 +29,25 @@ impl From<ControlError> for LambdaError {
 pub(crate) fn missing(name: &ServiceName) -> LambdaError {
     let message = format!("Function not found: {name}");
     LambdaError::new(Code::ResourceNotFound, message)
+}
+
+/// The zip files that functions and their versions are made of.
+pub(crate) async fn code_in_use(db: &Db) -> Result<Vec<Digest>, ControlError> {
+    let mut used = Vec::new();
+    let mut note = |config: &Configuration| {
+        let zips = config.code.iter().flat_map(ZipCode::zips);
+        used.extend(zips.cloned());
+    };
+    for project in db.all::<ProjectRecord>(key::PROJECTS).await? {
+        let id = &project.record.id;
+        let functions = db.all::<FunctionRecord>(&key::functions(id)).await?;
+        functions
+            .iter()
+            .for_each(|found| note(&found.record.latest));
+        let versions = db.all::<Configuration>(&key::function_versions(id)).await?;
+        versions.iter().for_each(|found| note(&found.record));
+    }
+    Ok(used)
 }
 
 impl Control {

@@ -379,6 +379,33 @@ impl Images for Shelf {
         };
         async move { Ok(user) }.boxed()
     }
+
+    fn spool(&self) -> BoxFuture<'_, Result<std::fs::File, PortError>> {
+        async move { Err(no_code()) }.boxed()
+    }
+
+    fn add_code(
+        &self,
+        _zip: std::fs::File,
+        _root: CodeRoot,
+    ) -> BoxFuture<'_, Result<StoredCode, PortError>> {
+        async move { Err(no_code()) }.boxed()
+    }
+
+    fn open_code(
+        &self,
+        _digest: &Digest,
+    ) -> BoxFuture<'_, Result<Option<std::fs::File>, PortError>> {
+        async move { Err(no_code()) }.boxed()
+    }
+
+    fn compose(&self, _parts: Composition) -> BoxFuture<'_, Result<StoredImage, PortError>> {
+        async move { Err(no_code()) }.boxed()
+    }
+}
+
+fn no_code() -> PortError {
+    PortError::new(ErrorKind::Unsupported, "this shelf keeps no code")
 }
 
 /// Logs, traces and ledger that answer something of each kind.

@@ -1,6 +1,7 @@
 //! The image store as the control plane asks for it.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -11,7 +12,8 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use skiff_base::chain;
 use skiff_control::port::{
-    ImageConfig, ImageUser, Images, PortError, Progress, PullRequest, StoredImage,
+    CodeRoot, Composition, ImageConfig, ImageUser, Images, PortError, Progress, PullRequest,
+    StoredCode, StoredImage,
 };
 use skiff_image::{
     Collect, ImageError, ImageRecord, ImageStore, ImportOptions, ImportSource, Platform,
@@ -163,6 +165,56 @@ impl Images for StoreImages {
             })
         }
         .boxed()
+    }
+
+    fn spool(&self) -> BoxFuture<'_, Result<File, PortError>> {
+        async move { self.store.spool().await.map_err(|error| refused(&error)) }.boxed()
+    }
+
+    fn add_code(&self, zip: File, place: CodeRoot) -> BoxFuture<'_, Result<StoredCode, PortError>> {
+        async move {
+            let added = self.store.add_code(zip, root(place)).await;
+            let added = added.map_err(|error| refused(&error))?;
+            Ok(StoredCode {
+                digest: added.digest,
+                zip_bytes: added.zip_bytes,
+                unpacked_bytes: added.unpacked_bytes,
+                bootstrap: added.bootstrap,
+            })
+        }
+        .boxed()
+    }
+
+    fn open_code(&self, digest: &Digest) -> BoxFuture<'_, Result<Option<File>, PortError>> {
+        let digest = digest.clone();
+        async move {
+            let opened = self.store.open_code(&digest).await;
+            opened.map_err(|error| refused(&error))
+        }
+        .boxed()
+    }
+
+    fn compose(&self, parts: Composition) -> BoxFuture<'_, Result<StoredImage, PortError>> {
+        async move {
+            let code = parts.code.into_iter();
+            let parts = skiff_image::Composition {
+                base: parts.base,
+                code: code.map(|(digest, place)| (digest, root(place))).collect(),
+                env: parts.env,
+                working_dir: parts.working_dir,
+            };
+            let record = self.store.compose(parts).await;
+            let record = record.map_err(|error| refused(&error))?;
+            Ok(self.stored(record))
+        }
+        .boxed()
+    }
+}
+
+const fn root(root: CodeRoot) -> skiff_image::CodeRoot {
+    match root {
+        CodeRoot::Task => skiff_image::CodeRoot::Task,
+        CodeRoot::Opt => skiff_image::CodeRoot::Opt,
     }
 }
 

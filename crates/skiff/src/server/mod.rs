@@ -21,6 +21,7 @@ pub mod launcher;
 pub mod logs;
 pub mod meter;
 pub mod microvm;
+pub mod objects;
 pub mod parts;
 pub mod prometheus;
 pub mod records;
@@ -365,6 +366,8 @@ impl Server {
                 region: config.lambda.region.clone(),
                 egress: config.lambda.egress,
                 events: event_settings(config, &home)?,
+                runtimes: config.lambda.runtimes.clone(),
+                objects: objects::of(&config.lambda.s3)?,
             };
             let front = control.lambda(settings, steering).await;
             let front = front.context("event invocations cannot go on")?;
