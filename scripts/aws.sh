@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Makes a Python environment with AWS's own clients, for tests: boto3 and the
-# AWS CLI from the package index, and moto, whose queues are told of events. Prints its folder, which is kept in the
-# user's cache folder by the hash of this recipe.
+# Makes a Python environment with AWS's own clients, for tests: boto3, the AWS
+# CLI, and moto for queues and an S3-compatible store, from the package index.
+# Prints its folder, which is kept in the user's cache folder by the hash of
+# this recipe.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,7 +20,7 @@ if [ ! -e "$out/done" ]; then
   rm -rf "$out"
   /usr/bin/python3 -m venv "$out"
   "$out/bin/pip" install --quiet --disable-pip-version-check 'boto3>=1.43,<2' 'awscli>=1.43,<2' \
-    'moto>=5.1,<6' 'flask>=3,<4' 'flask-cors>=6,<7' >&2
+    'moto[s3]>=5.1,<6' 'flask>=3,<4' 'flask-cors>=6,<7' >&2
   touch "$out/done"
 fi
 echo "$out"

@@ -1,16 +1,18 @@
 //! AWS Lambda's API with AWS's own clients: boto3, botocore's signers and the
-//! AWS CLI. The cases are in `aws/clients.py`.
+//! AWS CLI. The cases are in `aws/clients.py` and `aws/code.py`.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use skiff_testkit::{Held, Server, ServerOptions, SharedServer, aws_clients, run};
+use skiff_testkit::{Held, Server, ServerOptions, SharedServer, aws_clients, run, started};
 
 static SERVER: SharedServer = SharedServer::new();
 
 fn options() -> ServerOptions {
-    ServerOptions::with(&["hello-python"]).set("lambda.listen=127.0.0.1:0")
+    ServerOptions::with(&["hello-python", "python-function"])
+        .set("lambda.listen=127.0.0.1:0")
+        .set(r#"lambda.runtimes={"python3.12"="python-function:1"}"#)
 }
 
 /// What a case is told of a server.
@@ -41,9 +43,16 @@ impl World {
     }
 
     fn case(&self, name: &str) {
-        static CLIENTS: OnceLock<PathBuf> = OnceLock::new();
-        let python = CLIENTS.get_or_init(aws_clients).join("bin/python");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/aws/clients.py");
+        self.case_of("clients.py", name, &[]);
+    }
+
+    /// A case of functions from zip files.
+    fn code(&self, name: &str) {
+        let bootstrap = format!("BOOTSTRAP={}", bootstrap().display());
+        self.case_of("code.py", name, &[bootstrap]);
+    }
+
+    fn case_of(&self, script: &str, name: &str, more: &[String]) {
         let variables = [
             format!("AWS_ENDPOINT_URL_LAMBDA={}", self.endpoint),
             format!("AWS_ACCESS_KEY_ID={}", self.own.0),
@@ -56,10 +65,41 @@ impl World {
             format!("SCRATCH={}", self.scratch.path().display()),
             format!("HOME={}", self.scratch.path().display()),
         ];
-        let program = [python.display().to_string(), script.display().to_string()];
-        let words = variables.into_iter().chain(program);
-        let _out = run("env", words.chain([name.to_owned()])).ok();
+        let program = [python(), script_of(script)];
+        let words = variables.into_iter().chain(more.iter().cloned());
+        let words = words.chain(program).chain([name.to_owned()]);
+        let _out = run("env", words).ok();
     }
+}
+
+fn python() -> String {
+    static CLIENTS: OnceLock<PathBuf> = OnceLock::new();
+    let python = CLIENTS.get_or_init(aws_clients).join("bin/python");
+    python.display().to_string()
+}
+
+fn script_of(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/aws");
+    folder.join(name).display().to_string()
+}
+
+/// A static runtime's file.
+fn bootstrap() -> &'static Path {
+    static MADE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_folder, file) = MADE.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("bootstrap");
+        let out = file.display().to_string();
+        let source = script_of("bootstrap.rs");
+        let flags = ["--edition", "2024", "-C", "target-feature=+crt-static"];
+        let words = flags
+            .iter()
+            .copied()
+            .chain(["-C", "strip=symbols", "-o", &out, &source]);
+        let _out = run(option_env!("RUSTC").unwrap_or("rustc"), words).ok();
+        (folder, file)
+    });
+    file
 }
 
 fn endpoint(server: &Server) -> String {
@@ -158,4 +198,67 @@ fn a_key_that_is_revoked_signs_nothing_more() {
 fn the_aws_cli_works_unchanged() {
     let (_server, world) = shared();
     world.case("cli");
+}
+
+#[test]
+fn zip_files_become_functions() {
+    let (_server, world) = shared();
+    world.code("zips");
+}
+
+#[test]
+fn a_static_program_needs_nothing_below_it() {
+    let (_server, world) = shared();
+    world.code("bootstraps");
+}
+
+#[test]
+fn hostile_and_wrong_zip_files_are_refused() {
+    let (_server, world) = shared();
+    world.code("refusals");
+    world.code("no_objects");
+}
+
+#[test]
+fn the_aws_cli_brings_zip_files() {
+    let (_server, world) = shared();
+    world.code("cli");
+}
+
+#[test]
+fn code_outlives_a_server_that_is_killed_and_a_collection() {
+    let mut server = Server::start(options());
+    let mut world = World::of(&server);
+    world.code("before_the_crash");
+    server.kill();
+    server.launch(&[]);
+    world.endpoint = endpoint(&server);
+    let _out = server.cli(&["image", "prune"]).ok();
+    world.code("after_the_crash");
+}
+
+#[test]
+fn code_comes_from_a_store_of_objects() {
+    use std::io::{BufRead as _, BufReader};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let mut moto = started(python(), [script_of("s3.py")]);
+    let mut url = String::new();
+    let mut out = BufReader::new(moto.0.stdout.take().unwrap());
+    out.read_line(&mut url).unwrap();
+    let url = url.trim();
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), "secret\n").unwrap();
+    secret
+        .as_file()
+        .set_permissions(std::fs::Permissions::from_mode(0o644))
+        .unwrap();
+    let file = secret.path().display();
+    let options = options()
+        .set(format!("lambda.s3.endpoint={url}"))
+        .set("lambda.s3.access_key_id=id")
+        .set(format!("lambda.s3.secret_access_key_file={file}"));
+    let server = Server::start(options);
+    let world = World::of(&server);
+    world.case_of("code.py", "objects", &[format!("S3={url}")]);
 }
