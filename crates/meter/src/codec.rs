@@ -167,7 +167,8 @@ fn shorten(entry: &Entry) -> Option<Entry> {
     if reason.len() <= REASON_BYTES_MAX {
         return None;
     }
-    let cut = reason.floor_char_boundary(REASON_BYTES_MAX);
+    let whole = |at: &usize| reason.is_char_boundary(*at);
+    let cut = (0..=REASON_BYTES_MAX).rev().find(whole).unwrap_or(0);
     let mut shortened = entry.clone();
     match &mut shortened {
         Entry::InstanceEnd(InstanceEnd { reason, .. }) | Entry::FellBack { why: reason, .. } => {
