@@ -3,6 +3,7 @@
 # each:
 #
 #   FOLDER/shell-function   a bootstrap in shell, with curl from Debian packages
+#   FOLDER/small-function   the same on busybox, with this machine's curl
 #   FOLDER/python-function  Python from Debian packages with awslambdaric
 #   FOLDER/rust-function    a static program on lambda_runtime and nothing else
 #
@@ -20,7 +21,7 @@ say() { echo "fixtures: $*" >&2; }
 RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release -p skiff-testfunction \
   --target x86_64-unknown-linux-gnu --target-dir target/static >&2
 
-key=$(cat scripts/fixtures-functions.sh examples/functions/bootstrap examples/functions/app.py "$testfunction" <(echo "$suite") \
+key=$(cat scripts/fixtures-functions.sh examples/functions/bootstrap examples/functions/app.py /bin/busybox "$testfunction" <(echo "$suite") \
   | sha256sum | cut -c1-16)
 out=$cache/functions-$key
 if [ -e "$out/done" ]; then
@@ -64,9 +65,18 @@ image() { # NAME TAR...
 shell=$(userland shell curl)
 python=$(userland python python3)
 
-mkdir -p "$work/shell/var/task" "$work/python/var/task"
+mkdir -p "$work/shell/var/task" "$work/python/var/task" "$work/small"/{bin,tmp}
 install -m 755 examples/functions/bootstrap "$work/shell/var/task/bootstrap"
 layer "$work/shell.tar" "$work/shell"
+chmod 1777 "$work/small/tmp"
+cp /bin/busybox "$work/small/bin/busybox"
+for command in $(/bin/busybox --list); do
+  [ "$command" = busybox ] || ln -s busybox "$work/small/bin/$command"
+done
+for file in $(command -v curl) $(ldd "$(command -v curl)" | grep -o '/[^ ]*'); do
+  install -D -m 755 "$file" "$work/small$file"
+done
+layer "$work/small.tar" "$work/small"
 cp examples/functions/app.py "$work/python/var/task/app.py"
 # The one that the image's Python can load, whatever this machine's is.
 version=$(tar --list --file "$python" | sed -n 's|^\./usr/lib/python\(3\.[0-9]*\)/$|\1|p' | head -1)
@@ -84,6 +94,8 @@ layer "$work/python.tar" "$work/python"
 say "making images of functions"
 image shell-function "$shell" "$work/shell.tar" >&2
 umoci config --image "$out/shell-function:1" --config.entrypoint /var/task/bootstrap
+image small-function "$work/small.tar" "$work/shell.tar" >&2
+umoci config --image "$out/small-function:1" --config.entrypoint /var/task/bootstrap
 image python-function "$python" "$work/python.tar" >&2
 umoci config --image "$out/python-function:1" --config.entrypoint /usr/bin/python3 \
   --config.entrypoint -m --config.entrypoint awslambdaric --config.cmd app.handler

@@ -5,7 +5,7 @@
 # and a server deploys to it.
 #
 #   test-kvm.sh [PROGRAM...]  all, or these (vcpu, machine, command, confined,
-#                             guest, microvm, boots, deploy, services, images, ten)
+#                             guest, microvm, boots, deploy, services, functions, images, ten)
 #
 # SKIFF_SLOWNESS=N stretches every deadline N times.
 set -euo pipefail
@@ -27,14 +27,15 @@ build
 mapfile -t tests < <(built '(.target.kind == ["test"]) and ((.package_id | test("/crates/(kvm|vmm)#")) or .target.name == "guest" or .target.name == "microvm")')
 [ "${#tests[@]}" -gt 0 ] || { say "cargo has built no tests"; exit 1; }
 mapfile -t names < <(names_of "${tests[@]}")
-choose "$*" "${names[@]}" boots deploy services images ten
+choose "$*" "${names[@]}" boots deploy services functions images ten
 
 kernel=$(scripts/machine/kernel.sh)
 guest=$(scripts/kvm/kernel.sh)
 agent=$(scripts/agent.sh)
 images=${SKIFF_FIXTURES:-$(scripts/fixtures.sh)}
+functions=${SKIFF_FUNCTION_FIXTURES:-$(scripts/fixtures-functions.sh)}
 once() {
-  scripts/kvm/disk.sh "$work/disk" "$kernel" "$guest" "$images" \
+  scripts/kvm/disk.sh "$work/disk" "$kernel" "$guest" "$images" "$functions" \
     "$(program skiff)" "$(program skiff-vmm)" "$(program skiff-vsock-peer)" "$agent" "${tests[@]}" \
     "$(program skiff-vmm-launcher)" "$(program skiff-vmm-taken)" || return
   run_machine "$kernel" "$work/disk" -cpu EPYC,+svm,+npt

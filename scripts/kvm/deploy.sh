@@ -5,7 +5,8 @@
 #
 #   deploy.sh deploy    the life of a service, in each class
 #   deploy.sh services  one service calls another, in each class
-#   deploy.sh images    Python, and twenty layers, in virtual machines
+#   deploy.sh functions events for a runtime in a virtual machine
+#   deploy.sh images    Python, a function in it, and twenty layers, in virtual machines
 #   deploy.sh ten       ten virtual machines at once
 part=$1
 passed=0 failed=0
@@ -215,6 +216,88 @@ calls() { # CLASS
   check "${class}_services_leave_no_process" soon is_gone "$class"
 }
 
+# A function's own flags; a machine takes long to come up here.
+deploy_function() { # NAME IMAGE OPTION...
+  name=$1 image=$2
+  shift 2
+  say skiff deploy "$name" --function --image "$image" --isolation microvm --memory 48 \
+    --init-timeout "$deadline" --timeout $((10 * SKIFF_SLOWNESS)) --keep-alive $((600 * SKIFF_SLOWNESS)) "$@"
+}
+# What an event gets: its answer's body to $out, the head to $work/head.
+invoke() { # NAME EVENT HEADER...
+  to=$1 event=$2
+  shift 2
+  headers=
+  for header in "$@"; do headers="$headers -H $header"; done
+  # shellcheck disable=SC2086
+  say curl --silent --show-error --max-time $((3 * deadline)) -D $work/head --data-binary "$event" $headers \
+    "http://$to.skiff.localhost:8080/"
+}
+gets() { # NAME EVENT ANSWER
+  invoke "$1" "$2"
+  ended 0 && [ "$(cat $out)" = "$3" ] && ! grep -qi '^x-amz-function-error' $work/head
+}
+fails() { # NAME EVENT KIND WORDS
+  invoke "$1" "$2"
+  ended 0 && grep -qi '^x-amz-function-error: Unhandled' $work/head && in_output "\"$3\"" && in_output "$4"
+}
+is_paused() { [ "$(instances "$1" state)" = paused ]; }
+another() { [ -n "$(instances "$1" id)" ] && [ "$(instances "$1" id)" != "$2" ]; }
+
+# A shell that asks for events over and over, in a machine. What ends its
+# machine is followed by another machine, and its caller notices nothing but
+# the time.
+functions() {
+  say skiff image import /images/small-function --name small:1
+  check a_function_is_imported ended 0
+  deploy_function small small:1
+  check a_function_is_deployed ended 0
+  check a_function_answers soon gets small '{"a":[1,2]}' '{"a":[1,2]}'
+  say instances small class_reason
+  check a_function_is_in_a_machine in_output '^microvm: asked for'
+  before=$(instances small id)
+  check a_function_writes_to_tmp_alone gets small '"write"' 'root read-only, tmp writable'
+  invoke small '"context"' 'x-amz-request-id:2f2b9c4e-52e3-4a0f-8f6a-1f0e7c1d2b3a'
+  check a_function_is_told_its_event in_output \
+    ':function:small  2f2b9c4e-52e3-4a0f-8f6a-1f0e7c1d2b3a 993 '
+  check a_function_s_error_is_told fails small '"error"' Own.Error 'as asked'
+  check a_first_answer_is_in_time gets small '"late"' '"fresh none"'
+  check a_late_answer_is_refused gets small '"late"' '"fresh 403"'
+  invoke small '"speak"' 'x-amz-log-type:Tail'
+  tailed() {
+    sed -n 's/^x-amz-log-result: *//Ip' $work/head | tr -d '\r' | base64 -d >$work/tail
+    grep -q 'it says something' $work/tail && grep -q 'and complains' $work/tail && grep -q '^REPORT ' $work/tail
+  }
+  check a_function_s_log_comes_along tailed
+  check a_function_is_paused_between_events soon is_paused small
+  check a_function_goes_on gets small 7 7
+  check all_events_had_the_same_machine [ "$(instances small id)" = "$before" ]
+
+  check a_function_runs_out_of_time fails small '"sleep"' Sandbox.Timedout 'Task timed out after'
+  check a_function_answers_after_a_timeout soon gets small 8 8
+  check another_machine_follows_a_timeout another small "$before"
+  check a_function_that_exits_is_told fails small '"exit 1"' Runtime.ExitError 'exit status 1'
+  check a_function_answers_after_an_exit soon gets small 9 9
+  check a_function_that_crashes_is_told fails small '"crash"' Runtime.ExitError 'segmentation fault'
+  check a_function_answers_after_a_crash soon gets small 10 10
+  kill -KILL $server
+  wait $server
+  start
+  check a_function_answers_by_the_next_server soon gets small 11 11
+  say skiff rm small
+  check a_function_is_removed ended 0
+
+  deploy_function extended small:1 --handler extension
+  check a_function_with_an_extension_is_deployed ended 0
+  check a_function_with_an_extension_answers soon gets extended 1 1
+  logged() { say skiff logs extended && in_output "$1"; }
+  check an_extension_works_on_after_the_answer soon logged 'the extension has seen'
+  say skiff scale extended --max 1
+  check an_extension_is_told_of_the_end soon logged 'the extension ends'
+  say skiff rm extended
+  check functions_leave_no_process soon is_gone microvm
+}
+
 # An interpreter out of a distribution's packages, and an image of many layers.
 images() {
   say skiff image import /images/hello-python --name hello-python:1
@@ -223,6 +306,13 @@ images() {
   check a_python_application_is_deployed ended 0
   check a_python_application_answers soon answers python / '^hello from python-00001 on Python 3'
   say skiff rm python
+  say skiff image import /images/python-function --name python-function:1
+  deploy_function events python-function:1 --memory 96 --handler app.handler
+  check a_python_function_is_deployed ended 0
+  check a_python_function_answers soon gets events '{"a":[1,"b"]}' '{"a": [1, "b"]}'
+  check a_python_function_s_exception_is_told fails events '{"raise":"on purpose"}' Broken 'on purpose'
+  check a_python_function_answers_again gets events 5 5
+  say skiff rm events
   say skiff image import /images/layered --name layered:1
   check an_image_of_twenty_layers_is_imported ended 0
   say deploy microvm layered layered:1 --memory 32

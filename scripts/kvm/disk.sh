@@ -2,10 +2,10 @@
 # Makes the disk of the machine that has KVM: a small userland, a server's
 # programs and an image, a guest's kernel and disks, the tests.
 #
-#   disk.sh DISK KERNEL GUEST-KERNEL IMAGES SKIFF MONITOR PEER AGENT TEST...
+#   disk.sh DISK KERNEL GUEST-KERNEL IMAGES FUNCTIONS SKIFF MONITOR PEER AGENT TEST...
 set -euo pipefail
-disk=$1 kernel=$2 guest=$3 images=$4 skiff=$5 monitor=$6 peer=$7 agent=$8
-shift 8
+disk=$1 kernel=$2 guest=$3 images=$4 functions=$5 skiff=$6 monitor=$7 peer=$8 agent=$9
+shift 9
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 # The server's account has to pass through.
@@ -38,7 +38,7 @@ add_stripped "$peer" /usr/bin/peer
 add_tests "$@"
 add_named curl ip jq mke2fs mkfs.erofs nft pgrep setpriv
 mkdir "$root/images"
-cp -a "$images"/{testapp,hello-python,layered} "$root/images/"
+cp -a "$images"/{testapp,hello-python,layered} "$functions"/{small,python}-function "$root/images/"
 # Here rather than on an emulated processor.
 read -r package _ < <("$here/../machine/package.sh" linux-image-cloud-amd64)
 "$skiff" kernel install --data-dir "$root/var/lib/skiff" --agent "$root/usr/bin/skiff-agent" \
