@@ -1,7 +1,14 @@
-"""A function that answers what its event asks for."""
+"""A function that answers what its event asks for. With WATCH it has an
+extension within itself that takes the telemetry of its instance."""
 
+import http.server
+import json
 import os
 import sys
+import threading
+import urllib.request
+
+seen = []
 
 
 class Broken(Exception):
@@ -17,6 +24,8 @@ def handler(event, context):
             os._exit(code)
         case {"env": name}:
             return os.environ.get(name)
+        case "seen":
+            return seen
         case {"say": words}:
             print(words)
             return len(words)
@@ -34,3 +43,46 @@ def handler(event, context):
                 "custom": client.custom if client else None,
             }
     return event
+
+
+class Taker(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        seen.extend(json.loads(body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def call(method, path, body=None, **headers):
+    url = f"http://{os.environ['AWS_LAMBDA_RUNTIME_API']}{path}"
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    data = None if body is None else json.dumps(body).encode()
+    return urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method))
+
+
+def watch():
+    server = http.server.HTTPServer(("sandbox.localdomain", 8085), Taker)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    extension = "/2020-01-01/extension"
+    registered = call("POST", f"{extension}/register", {"events": ["INVOKE"]}, Lambda_Extension_Name="watcher")
+    own = {"Lambda_Extension_Identifier": registered.headers["Lambda-Extension-Identifier"]}
+    subscription = {
+        "schemaVersion": "2022-12-13",
+        "types": ["platform", "function"],
+        "buffering": {"timeoutMs": 25, "maxItems": 1000, "maxBytes": 262144},
+        "destination": {"protocol": "HTTP", "URI": "http://sandbox.localdomain:8085"},
+    }
+    call("PUT", "/2022-07-01/telemetry", subscription, **own).read()
+
+    def events():
+        while True:
+            call("GET", f"{extension}/event/next", **own).read()
+
+    threading.Thread(target=events, daemon=True).start()
+
+
+if os.environ.get("WATCH"):
+    watch()

@@ -540,6 +540,48 @@ fn rust_with_lambda_runtime_answers_its_events() {
 }
 
 #[test]
+fn an_extension_takes_the_telemetry_of_its_instance() {
+    let server = server();
+    let flags = [
+        "--timeout",
+        "30",
+        "--handler",
+        "app.handler",
+        "--env",
+        "WATCH=1",
+    ];
+    let host = deploy(&server, "watched", "python", &flags);
+    assert_eq!(json_of(invoke(&server, &host, r#"{"say":"aloud"}"#)), 5);
+    let seen = wait_for("the telemetry of an invocation", 60, || {
+        let seen = json_of(invoke(&server, &host, r#""seen""#));
+        let seen = seen.as_array().unwrap().clone();
+        let ended = seen.iter().any(|event| event["type"] == "platform.report");
+        ended.then_some(seen)
+    });
+    let of = |kind: &str| seen.iter().find(|event| event["type"] == kind);
+    for kind in [
+        "platform.initStart",
+        "platform.telemetrySubscription",
+        "platform.initRuntimeDone",
+        "platform.extension",
+        "platform.initReport",
+        "platform.start",
+        "platform.runtimeDone",
+    ] {
+        assert!(of(kind).is_some(), "{kind} is not in {seen:?}");
+    }
+    assert_eq!(of("function").unwrap()["record"], "aloud");
+    let report = &of("platform.report").unwrap()["record"];
+    assert_eq!(report["status"], "success");
+    assert_eq!(
+        report["requestId"],
+        of("platform.start").unwrap()["record"]["requestId"]
+    );
+    assert_eq!(report["metrics"]["memorySizeMB"], 128);
+    let _out = server.cli(&["rm", "watched"]).ok();
+}
+
+#[test]
 fn a_server_that_was_killed_serves_its_functions_again() {
     let mut server = Server::start(ServerOptions::with(&["shell-function", "python-function"]));
     let shell = deploy(&server, "shell", "shell", &["--keep-alive", "600"]);

@@ -309,6 +309,6 @@ fn the_network_is_its_own() {
     let script = "ls /sys/class/net; head -1 /etc/resolv.conf; cat /etc/hosts | tr '\\t' ' '";
     assert_eq!(
         client.shell(&[busybox()], script),
-        "lo\nnameserver 198.18.0.1\n127.0.0.1 localhost\n127.0.0.1 box\n"
+        "lo\nnameserver 198.18.0.1\n127.0.0.1 localhost sandbox.localdomain\n127.0.0.1 box\n"
     );
 }

@@ -1,5 +1,5 @@
-//! The Runtime API and the Extensions API, as AWS documents them: HTTP/1.1
-//! under `/2018-06-01` and `/2020-01-01`.
+//! The Runtime API, the Extensions API and the Telemetry API, as AWS documents
+//! them: HTTP/1.1 under `/2018-06-01`, `/2020-01-01` and `/2022-07-01`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use skiff_base::{Backoff, ByteStream, Listener, Tasks};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::body::{BodyRefusal, whole};
-use crate::bridge::{Answer, Bridge, Event, ExtensionEvent, StreamError};
+use crate::bridge::{Answer, Bridge, Event, ExtensionEvent, StreamError, SubscribeRefusal};
 use crate::machine::{Refusal, Wants};
 use crate::words::{self, ANSWER_BYTES_MAX};
 
@@ -32,6 +32,7 @@ const PIECES_MAX: usize = 4;
 
 const RUNTIME: &str = "/2018-06-01/runtime/";
 const EXTENSION: &str = "/2020-01-01/extension/";
+const TELEMETRY: &str = "/2022-07-01/telemetry";
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("lambda-runtime-aws-request-id");
 const DEADLINE: HeaderName = HeaderName::from_static("lambda-runtime-deadline-ms");
@@ -113,6 +114,7 @@ async fn answer(request: Request<Incoming>, bridge: &Arc<Bridge>) -> Answered {
         return extension(request, method, call, bridge).await;
     }
     match (method, path.as_str()) {
+        (Method::PUT, TELEMETRY) => subscribe(request, bridge).await,
         (Method::GET, "/ping") => plain(StatusCode::OK, "pong"),
         _ => nothing_there(),
     }
@@ -404,6 +406,29 @@ async fn register(request: Request<Incoming>, bridge: &Arc<Bridge>) -> Answered 
             response
         }
         Err(refusal) => refused(refusal),
+    }
+}
+
+async fn subscribe(request: Request<Incoming>, bridge: &Arc<Bridge>) -> Answered {
+    let number = match identifier(request.headers()) {
+        Ok(number) => number,
+        Err(answer) => return *answer,
+    };
+    let body = match whole(request.into_body(), SMALL_BYTES_MAX).await {
+        Ok(body) => body,
+        Err(refusal) => return not_taken(refusal),
+    };
+    match bridge.subscribe(number, &body) {
+        Ok(()) => plain(StatusCode::OK, "OK"),
+        Err(SubscribeRefusal::Call(refusal)) => refused(refusal),
+        Err(SubscribeRefusal::Closed) => error(
+            StatusCode::FORBIDDEN,
+            "Telemetry.SubscriptionClosed",
+            "extensions subscribe before the first event",
+        ),
+        Err(SubscribeRefusal::Body(why)) => {
+            error(StatusCode::BAD_REQUEST, "ValidationError", &why.to_string())
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
+use serde_json::json;
 use skiff_base::{Clock, Monotonic, chain};
 use skiff_sandbox::{Sandbox, SandboxError};
 use skiff_types::FunctionLaunch;
@@ -15,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::machine::{Machine, Refusal, Wants};
+use crate::telemetry::{Kind, Subscription, Telemetry, Unacceptable, ms};
 use crate::words;
 
 const SIGKILL: i32 = 9;
@@ -103,6 +105,15 @@ pub(crate) struct Invocation {
     pub is_cloud_event: bool,
 }
 
+/// Why an extension is told nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SubscribeRefusal {
+    Call(Refusal),
+    /// The instance has come up.
+    Closed,
+    Body(Unacceptable),
+}
+
 /// Why an instance takes no event any more.
 #[derive(Clone, Debug)]
 enum End {
@@ -123,6 +134,8 @@ struct State {
     pending: HashMap<u64, ExtensionEvent>,
     end: Option<End>,
     was_ready: bool,
+    /// Its subscribers know that it is.
+    ready_told: bool,
     init_over: bool,
     /// Its end was told to a caller, or nobody will ask.
     end_told: bool,
@@ -139,6 +152,7 @@ pub(crate) struct Bridge {
     pub proven: bool,
     clock: Arc<dyn Clock>,
     output: Option<Arc<OutputTap>>,
+    pub telemetry: Arc<Telemetry>,
     state: Mutex<State>,
     changed: watch::Sender<()>,
     turn: tokio::sync::Mutex<()>,
@@ -152,12 +166,18 @@ impl Bridge {
         clock: Arc<dyn Clock>,
         output: Option<Arc<OutputTap>>,
     ) -> Self {
+        let telemetry = Arc::new(Telemetry::new(sandbox.clone(), clock.clone()));
+        if let Some(output) = &output {
+            let telemetry = telemetry.clone();
+            output.hear(move |line| telemetry.tell(Kind::Function, "function", json!(line)));
+        }
         Self {
             function,
             sandbox,
             proven,
             clock,
             output,
+            telemetry,
             state: Mutex::default(),
             changed: watch::Sender::new(()),
             turn: tokio::sync::Mutex::default(),
@@ -203,6 +223,7 @@ impl Bridge {
             state.was_ready |= state.machine.is_ready();
             Ok(state.calls)
         })?;
+        self.tell_ready();
         Ok(NextCall {
             bridge: self.clone(),
             number,
@@ -256,7 +277,58 @@ impl Bridge {
             state.was_ready |= state.machine.is_ready();
             Ok(())
         })?;
+        self.tell_ready();
         Ok(event)
+    }
+
+    /// Its subscribers are told that it has come up, once.
+    fn tell_ready(&self) {
+        let mut state = self.lock();
+        if !state.was_ready || std::mem::replace(&mut state.ready_told, true) {
+            return;
+        }
+        let extensions = state.machine.extensions();
+        drop(state);
+        let tell = |name: &str, record| self.telemetry.tell(Kind::Platform, name, record);
+        let phase = json!({"initializationType": "on-demand", "phase": "init"});
+        let mut done = phase.clone();
+        done["status"] = json!("success");
+        tell("platform.initRuntimeDone", done);
+        for (name, wants) in extensions {
+            let events: Vec<_> = [("INVOKE", wants.invoke), ("SHUTDOWN", wants.shutdown)]
+                .into_iter()
+                .filter_map(|(event, wanted)| wanted.then_some(event))
+                .collect();
+            let record = json!({"name": name, "state": "Ready", "events": events});
+            tell("platform.extension", record);
+        }
+        let mut report = phase;
+        report["metrics"] = json!({"durationMs": self.telemetry.age_ms()});
+        tell("platform.initReport", report);
+    }
+
+    /// An extension wants to be told what happens, from the beginning on.
+    pub fn subscribe(&self, number: u64, body: &[u8]) -> Result<(), SubscribeRefusal> {
+        let name = {
+            let state = self.lock();
+            let name = state.machine.extension(number);
+            let name = name.ok_or(SubscribeRefusal::Call(Refusal::ExtensionId))?;
+            if state.was_ready {
+                return Err(SubscribeRefusal::Closed);
+            }
+            name.to_owned()
+        };
+        let subscription = Subscription::parse(body).map_err(SubscribeRefusal::Body)?;
+        let spec = &self.function.spec;
+        let begin = json!({
+            "initializationType": "on-demand",
+            "phase": "init",
+            "functionName": spec.name,
+            "functionVersion": spec.version,
+            "instanceMaxMemory": u64::from(self.function.memory_mib) << 20,
+        });
+        self.telemetry.subscribe(number, &name, subscription, begin);
+        Ok(())
     }
 
     /// An extension cannot go on, which ends the instance as a runtime's end does.
@@ -370,7 +442,9 @@ impl Bridge {
         });
         if told {
             // Those that go on are killed with the rest.
-            let _late = timeout(most, self.sandbox.exited()).await;
+            let ended =
+                futures_util::future::join(self.telemetry.hurry(most), self.sandbox.exited());
+            let _late = timeout(most, ended).await;
         }
     }
 
@@ -412,6 +486,11 @@ impl Bridge {
         let Some(answered) = answered else {
             return self.tell_end(&id, invocation.wants_log, reply).await;
         };
+        let (status, bytes) = match &answered {
+            Answer::Payload { body, .. } => ("success", Some(body.len())),
+            Answer::Failed(body) => ("error", Some(body.len())),
+            Answer::Stream { .. } => ("success", None),
+        };
         let (told, whole) = match answered {
             Answer::Payload { body, content_type } => (Reply::Payload { body, content_type }, None),
             Answer::Failed(body) => (Reply::Failed(body), None),
@@ -428,12 +507,12 @@ impl Bridge {
             ),
         };
         let Some(whole) = whole else {
-            self.report(&id, begun).await;
+            self.report(&id, begun, status, bytes).await;
             return self.tell(told, invocation.wants_log, false, reply).await;
         };
         self.tell(told, false, false, reply).await;
         tokio::select! {
-            _whole = whole => self.report(&id, begun).await,
+            _whole = whole => self.report(&id, begun, status, bytes).await,
             () = self.exit() => {}
             () = &mut over => self.end_in_time().await,
         }
@@ -457,6 +536,9 @@ impl Bridge {
             if !noted {
                 noted = true;
                 self.begin_log(&event.id).await;
+                let record = json!({"requestId": event.id, "version": self.function.spec.version});
+                self.telemetry
+                    .tell(Kind::Platform, "platform.start", record);
             }
             let left = limit.saturating_sub(self.clock.now().since(begun));
             event.deadline_unix_ms = self.unix_ms_in(left);
@@ -578,8 +660,9 @@ impl Bridge {
         }
     }
 
-    async fn report(&self, id: &str, begun: Monotonic) {
+    async fn report(&self, id: &str, begun: Monotonic, status: &str, bytes: Option<usize>) {
         let took = self.clock.now().since(begun);
+        self.tell_done(id, took, status, bytes).await;
         let us = took.as_micros();
         let memory = self.function.memory_mib;
         self.note(format!("END RequestId: {id}")).await;
@@ -590,6 +673,29 @@ impl Bridge {
             us.div_ceil(1000),
         ))
         .await;
+    }
+
+    /// Tells its subscribers, behind what it wrote.
+    async fn tell_done(&self, id: &str, took: Duration, status: &str, bytes: Option<usize>) {
+        if let Some(output) = &self.output
+            && self.telemetry.is_wanted(Kind::Function)
+        {
+            let _said = output.tail().await;
+        }
+        let tell = |name: &str, record| self.telemetry.tell(Kind::Platform, name, record);
+        let mut metrics = json!({"durationMs": ms(took)});
+        if let Some(bytes) = bytes {
+            metrics["producedBytes"] = json!(bytes);
+        }
+        let done = json!({"requestId": id, "status": status, "metrics": metrics});
+        tell("platform.runtimeDone", done);
+        let metrics = json!({
+            "durationMs": ms(took),
+            "billedDurationMs": took.as_micros().div_ceil(1000),
+            "memorySizeMB": self.function.memory_mib,
+        });
+        let report = json!({"requestId": id, "status": status, "metrics": metrics});
+        tell("platform.report", report);
     }
 
     async fn note(&self, text: String) {
@@ -670,99 +776,46 @@ fn send(reply: oneshot::Sender<Outcome>, told: Reply, log: Option<Vec<u8>>, last
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
-    use futures_util::future::BoxFuture;
-    use skiff_base::{ByteStream, SystemClock};
-    use skiff_types::{FunctionSpec, InstanceId, IsolationClass};
-    use skiff_wire::launcher::Stats;
+    use serde_json::Value;
+    use skiff_base::{SystemClock, Tasks};
+    use skiff_types::FunctionSpec;
 
     use super::*;
+    use crate::fake::{Fake, posts};
 
-    /// A machine whose guest does nothing that it is told.
-    #[derive(Debug, Default)]
-    struct Deaf {
-        destroyed: watch::Sender<bool>,
-    }
-
-    impl Sandbox for Deaf {
-        fn id(&self) -> InstanceId {
-            InstanceId::from_parts(1, 1)
-        }
-
-        fn class(&self) -> IsolationClass {
-            IsolationClass::Microvm
-        }
-
-        fn connect(&self, _: u16) -> BoxFuture<'_, io::Result<ByteStream>> {
-            Box::pin(std::future::pending())
-        }
-
-        fn signal(&self, _: i32) -> BoxFuture<'_, Result<(), SandboxError>> {
-            Box::pin(std::future::pending())
-        }
-
-        fn pause(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
-            Box::pin(async { Ok(()) })
-        }
-
-        fn resume(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
-            Box::pin(async { Ok(()) })
-        }
-
-        fn stats(&self) -> BoxFuture<'_, Result<Stats, SandboxError>> {
-            Box::pin(std::future::pending())
-        }
-
-        fn exited(&self) -> BoxFuture<'_, Exit> {
-            Box::pin(async {
-                let mut destroyed = self.destroyed.subscribe();
-                destroyed.wait_for(|destroyed| *destroyed).await.unwrap();
-                Exit {
-                    code: None,
-                    signal: Some(SIGKILL),
-                    out_of_memory: false,
-                    cpu_us: 0,
-                    memory_peak_bytes: 0,
-                }
-            })
-        }
-
-        fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
-            Box::pin(async {
-                self.destroyed.send_replace(true);
-                Ok(())
-            })
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_timeout_ends_a_guest_that_does_not_do_as_it_is_told() {
-        let sandbox = Arc::new(Deaf::default());
+    fn bridge(sandbox: &Arc<Fake>) -> Arc<Bridge> {
         let function = FunctionLaunch {
             spec: FunctionSpec::default(),
             timeout_s: 3,
             memory_mib: 128,
         };
         let clock = Arc::new(SystemClock);
-        let bridge = Bridge::new(function, sandbox.clone(), false, clock, None);
-        let bridge = Arc::new(bridge);
-        let _call = bridge.next().unwrap();
+        Arc::new(Bridge::new(function, sandbox.clone(), false, clock, None))
+    }
+
+    fn invocation(id: &str) -> Invocation {
         let event = Event {
-            id: "7".to_owned(),
+            id: id.to_owned(),
             body: Bytes::new(),
             deadline_unix_ms: 0,
             arn: String::new(),
             trace: None,
             client_context: None,
         };
-        let invocation = Invocation {
+        Invocation {
             event,
             wants_log: false,
             is_cloud_event: false,
-        };
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timeout_ends_a_guest_that_does_not_do_as_it_is_told() {
+        let sandbox = Arc::new(Fake::default());
+        let bridge = bridge(&sandbox);
+        let _call = bridge.next().unwrap();
         let (reply, outcome) = oneshot::channel();
-        bridge.invoke(invocation, reply).await;
+        bridge.invoke(invocation("7"), reply).await;
         let outcome = outcome.await.unwrap();
         let Reply::Failed(words) = outcome.reply else {
             panic!("{outcome:?}");
@@ -770,5 +823,77 @@ mod tests {
         let words = String::from_utf8_lossy(&words).into_owned();
         assert!(words.contains("timed out after 3.00 seconds"), "{words}");
         assert!(outcome.last && *sandbox.destroyed.borrow());
+    }
+
+    /// Until an event of this kind, all that subscribers are told.
+    async fn told_until(last: &str, told: &mut mpsc::Receiver<Value>) -> Vec<Value> {
+        let mut all: Vec<Value> = Vec::new();
+        while all.last().is_none_or(|event| event["type"] != last) {
+            let events = told.recv().await.unwrap();
+            all.extend(events.as_array().unwrap().iter().cloned());
+        }
+        all
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn subscribers_are_told_of_init_and_of_invocations() {
+        let (sandbox, tasks) = (Arc::new(Fake::default()), Tasks::new());
+        let mut told = posts(&tasks, sandbox.listen());
+        let bridge = bridge(&sandbox);
+        let wants = Wants {
+            invoke: false,
+            shutdown: true,
+        };
+        let watcher = bridge.register("watcher", wants).unwrap();
+        let body = json!({
+            "schemaVersion": "2022-12-13",
+            "types": ["platform"],
+            "destination": {"protocol": "HTTP", "URI": "http://sandbox:8080/told"},
+        });
+        let body = body.to_string().into_bytes();
+        let unknown = bridge.subscribe(watcher + 1, &body).unwrap_err();
+        assert_eq!(unknown, SubscribeRefusal::Call(Refusal::ExtensionId));
+        bridge.subscribe(watcher, &body).unwrap();
+        let _waits = bridge.extension_next(watcher).unwrap();
+        let call = bridge.next().unwrap();
+        let late = bridge.subscribe(watcher, &body).unwrap_err();
+        assert_eq!(late, SubscribeRefusal::Closed);
+        let (reply, outcome) = oneshot::channel();
+        let answering = async {
+            let event = call.event().await.unwrap();
+            let place = bridge.begin_answer(&event.id).unwrap().unwrap();
+            place
+                .send(Answer::Failed(Bytes::from_static(b"{}")))
+                .unwrap();
+        };
+        tokio::join!(bridge.invoke(invocation("7"), reply), answering);
+        assert!(matches!(outcome.await.unwrap().reply, Reply::Failed(_)));
+        let told = told_until("platform.report", &mut told).await;
+        let types: Vec<_> = told
+            .iter()
+            .map(|event| event["type"].as_str().unwrap())
+            .collect();
+        let expected = [
+            "platform.initStart",
+            "platform.telemetrySubscription",
+            "platform.initRuntimeDone",
+            "platform.extension",
+            "platform.initReport",
+            "platform.start",
+            "platform.runtimeDone",
+            "platform.report",
+        ];
+        assert_eq!(types, expected);
+        assert_eq!(
+            told[3]["record"],
+            json!({"name": "watcher", "state": "Ready", "events": ["SHUTDOWN"]})
+        );
+        let done = &told[6]["record"];
+        assert_eq!(
+            (&done["requestId"], &done["status"]),
+            (&json!("7"), &json!("error"))
+        );
+        assert_eq!(done["metrics"]["producedBytes"], 2);
+        assert_eq!(told[7]["record"]["metrics"]["memorySizeMB"], 128);
     }
 }

@@ -21,10 +21,13 @@ mod api;
 mod body;
 mod bridge;
 mod cloudevents;
+#[cfg(test)]
+mod fake;
 mod host;
 mod invoke;
 mod machine;
 mod sandbox;
+mod telemetry;
 mod words;
 
 pub use host::Functions;

@@ -184,6 +184,12 @@ impl Machine {
         self.extensions.get(&number).map(|e| e.name.as_str())
     }
 
+    /// All of them, by name, and what they want.
+    pub fn extensions(&self) -> Vec<(String, Wants)> {
+        let extensions = self.extensions.values();
+        extensions.map(|e| (e.name.clone(), e.wants)).collect()
+    }
+
     /// Those that want to be told of the end.
     pub fn to_shut_down(&self) -> Vec<u64> {
         let wanting = self.extensions.iter().filter(|(_, e)| e.wants.shutdown);

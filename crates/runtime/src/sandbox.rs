@@ -15,6 +15,8 @@ use crate::invoke;
 const SIGKILL: i32 = 9;
 /// What a connection of the gateway's holds on its way.
 const PIPE_BYTES: usize = 64 * 1024;
+/// How long subscribers may take what they are told before it stands.
+const TELEMETRY_WAIT: Duration = Duration::from_secs(1);
 /// How long extensions have when the instance ends (AWS's).
 const SHUTDOWN: Duration = Duration::from_millis(2000);
 
@@ -35,18 +37,23 @@ pub(crate) struct Freezer {
 }
 
 impl Freezer {
-    async fn freeze(&self, sandbox: &dyn Sandbox) -> Result<(), SandboxError> {
+    async fn freeze(&self, bridge: &Bridge) -> Result<(), SandboxError> {
         let _alone = self.steering.lock().await;
         if !self.wanted.load(Ordering::SeqCst) {
             return Ok(());
         }
-        sandbox.pause().await
+        bridge.telemetry.stand(true);
+        let paused = bridge.sandbox.pause().await;
+        bridge.telemetry.stand(paused.is_ok());
+        paused
     }
 
-    async fn thaw(&self, sandbox: &dyn Sandbox) -> Result<(), SandboxError> {
+    async fn thaw(&self, bridge: &Bridge) -> Result<(), SandboxError> {
         self.wanted.store(false, Ordering::SeqCst);
         let _alone = self.steering.lock().await;
-        sandbox.resume().await
+        bridge.sandbox.resume().await?;
+        bridge.telemetry.stand(false);
+        Ok(())
     }
 }
 
@@ -65,18 +72,15 @@ impl FunctionSandbox {
     /// invocation whose caller has hung up.
     async fn freeze(&self) -> Result<(), SandboxError> {
         self.freezer.wanted.store(true, Ordering::SeqCst);
-        if self.bridge.is_settled() {
-            return self.freezer.freeze(&*self.inner).await;
+        if self.bridge.is_settled() && self.bridge.telemetry.is_idle() {
+            return self.freezer.freeze(&self.bridge).await;
         }
-        let (bridge, freezer, inner) = (
-            self.bridge.clone(),
-            self.freezer.clone(),
-            self.inner.clone(),
-        );
+        let (bridge, freezer) = (self.bridge.clone(), self.freezer.clone());
         self.tasks.spawn("freeze", async move {
             bridge.settled().await;
-            if let Err(error) = freezer.freeze(&*inner).await {
-                tracing::debug!(instance = %inner.id(), %error, "not frozen");
+            bridge.telemetry.hurry(TELEMETRY_WAIT).await;
+            if let Err(error) = freezer.freeze(&bridge).await {
+                tracing::debug!(instance = %bridge.sandbox.id(), %error, "not frozen");
             }
         });
         Ok(())
@@ -116,7 +120,7 @@ impl Sandbox for FunctionSandbox {
     }
 
     fn resume(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
-        Box::pin(self.freezer.thaw(&*self.inner))
+        Box::pin(self.freezer.thaw(&self.bridge))
     }
 
     fn stats(&self) -> BoxFuture<'_, Result<Stats, SandboxError>> {

@@ -237,7 +237,11 @@ fn plan(spec: &SandboxSpec, network: &Network, disk: Option<&Disk>) -> Plan {
             Stdio::Piped | Stdio::PipedInput | Stdio::Given => None,
         },
         resolv_conf: network.resolv_conf(),
-        hosts: format!("127.0.0.1\tlocalhost\n{address}\t{}\n", spec.hostname),
+        // The second is AWS's name for where extensions listen for telemetry.
+        hosts: format!(
+            "127.0.0.1\tlocalhost sandbox.localdomain\n{address}\t{}\n",
+            spec.hostname
+        ),
     }
 }
 

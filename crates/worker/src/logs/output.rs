@@ -204,6 +204,9 @@ fn read_some(
             }
             let mut lines = Vec::new();
             splitter.feed(&buffer[..len], &mut lines);
+            if let Some(tap) = tap {
+                tap.tell(&lines);
+            }
             Some(Ok(lines))
         }
         Err(error) => Some(Err(error)),

@@ -1,8 +1,9 @@
 //! What a function says in one invocation, for whoever asks for the end of it.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -25,6 +26,16 @@ pub struct OutputTap {
     /// Up to which of these each stream has been read.
     read: [AtomicU64; 2],
     heard: tokio::sync::Notify,
+    lines: OnceLock<Listener>,
+}
+
+/// Told each line.
+struct Listener(Box<dyn Fn(&str) + Send + Sync>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
 }
 
 impl OutputTap {
@@ -35,6 +46,22 @@ impl OutputTap {
             asked: watch::Sender::new(0),
             read: [const { AtomicU64::new(0) }; 2],
             heard: tokio::sync::Notify::new(),
+            lines: OnceLock::new(),
+        }
+    }
+
+    /// Has each line that the instance writes told from now on, by who reads
+    /// it. The first listener stays.
+    pub fn hear(&self, listener: impl Fn(&str) + Send + Sync + 'static) {
+        // A second one changes nothing.
+        drop(self.lines.set(Listener(Box::new(listener))));
+    }
+
+    pub(crate) fn tell(&self, lines: &[String]) {
+        if let Some(Listener(listener)) = self.lines.get() {
+            for line in lines {
+                listener(line);
+            }
         }
     }
 
