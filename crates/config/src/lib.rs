@@ -10,6 +10,6 @@ mod model;
 
 pub use layers::{ConfigError, Source, load};
 pub use model::{
-    Api, Config, Gateway, Images, IpNet, Lambda, Log, LogFormat, Meter, Network, Prices, S3,
+    Api, Config, Gateway, Images, IpNet, Lambda, Log, LogFormat, Meter, Network, Prices, Role, S3,
     Secrets, Worker,
 };

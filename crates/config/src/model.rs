@@ -22,6 +22,8 @@ pub struct Config {
     pub api: Api,
     /// The door for AWS's clients.
     pub lambda: Lambda,
+    /// What functions' roles give them, by the roles' ARNs.
+    pub roles: BTreeMap<String, Role>,
     /// Where images come from.
     pub images: Images,
     /// What this machine gives.
@@ -126,6 +128,53 @@ pub struct S3 {
     pub access_key_id: Option<String>,
     /// A file with that key's secret.
     pub secret_access_key_file: Option<PathBuf>,
+}
+
+/// A function's role: credentials, and where AWS's services are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Role {
+    /// `AWS_ACCESS_KEY_ID`.
+    pub access_key_id: Option<String>,
+    /// A file with `AWS_SECRET_ACCESS_KEY`.
+    pub secret_access_key_file: Option<PathBuf>,
+    /// A file with `AWS_SESSION_TOKEN`.
+    pub session_token_file: Option<PathBuf>,
+    /// URLs of services: `s3` becomes `AWS_ENDPOINT_URL_S3`, and `all`
+    /// `AWS_ENDPOINT_URL`.
+    pub endpoints: BTreeMap<String, String>,
+}
+
+impl Role {
+    fn check(&self, arn: &str) -> Result<(), String> {
+        let parts: Vec<&str> = arn.split(':').collect();
+        let account = |text: &str| text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit());
+        if !matches!(parts[..], ["arn", _, "iam", "", id, role] if account(id) && role.starts_with("role/"))
+        {
+            return Err(format!(
+                "`{arn}` is not a role's ARN as arn:aws:iam::000000000001:role/app is"
+            ));
+        }
+        if self.access_key_id.is_some() != self.secret_access_key_file.is_some()
+            || (self.session_token_file.is_some() && self.access_key_id.is_none())
+        {
+            return Err(format!(
+                "{arn}: access_key_id and secret_access_key_file belong together, and session_token_file to both"
+            ));
+        }
+        let name = |name: &str| {
+            let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+            !name.is_empty() && name.bytes().all(good)
+        };
+        for (service, url) in &self.endpoints {
+            if !name(service) || !(url.starts_with("http://") || url.starts_with("https://")) {
+                return Err(format!(
+                    "{arn}: the endpoint {service} is not as s3 = \"https://s3.example\" is"
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where images come from.
@@ -305,6 +354,7 @@ impl Default for Config {
             gateway: Gateway::default(),
             api: Api::default(),
             lambda: Lambda::default(),
+            roles: BTreeMap::new(),
             images: Images::default(),
             worker: Worker::default(),
             microvm: Microvm::default(),
@@ -505,6 +555,9 @@ impl Config {
         }
         self.lambda.events.check()?;
         self.lambda.s3.check()?;
+        for (arn, role) in &self.roles {
+            role.check(arn).map_err(|message| ("roles", message))?;
+        }
         for (key, factor) in [
             ("worker.memory_overcommit", self.worker.memory_overcommit),
             ("worker.cpu_overcommit", self.worker.cpu_overcommit),

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use skiff_types::{ProjectId, ProjectName, ServerId, ServiceName};
@@ -31,9 +32,29 @@ pub struct Config {
     pub queue_ms: u64,
     /// Bytes of one imported tar.
     pub import_bytes_max: u64,
+    /// Functions' roles by their ARNs.
+    pub roles: BTreeMap<String, Role>,
+}
+
+/// What the process of a function with a role is given: variables and their
+/// values, which are secret. Never printed.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Role(pub Vec<(String, String)>);
+
+impl std::fmt::Debug for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Role")
+    }
 }
 
 impl Config {
+    /// The role of this name, if it is of that project: its ARN says so.
+    pub(crate) fn role(&self, project: &ProjectId, arn: &str) -> Option<&Role> {
+        let account = arn.split(':').nth(4)?;
+        let role = self.roles.get(arn)?;
+        (account == project.as_str()).then_some(role)
+    }
+
     /// `NAME.DOMAIN` in the default project, else `NAME.PROJECT.DOMAIN`.
     pub(crate) fn host(
         &self,

@@ -49,7 +49,12 @@ use crate::traffic::revision_id;
 #[derive(Debug)]
 pub(crate) enum Wish {
     Deploy(Box<api::Deploy>),
-    Code(Box<api::Deploy>, Overlay),
+    Function {
+        deploy: Box<api::Deploy>,
+        overlay: Option<Overlay>,
+        /// An ARN.
+        role: String,
+    },
     Scale(api::Scale),
 }
 
@@ -200,7 +205,15 @@ impl Deployment {
     async fn draft(&self, current: Option<&Found<ServiceRecord>>) -> Result<Draft, ControlError> {
         match &self.wish {
             Wish::Deploy(deploy) => Ok(self.open(deploy, None)),
-            Wish::Code(deploy, overlay) => Ok(self.open(deploy, Some(overlay.clone()))),
+            Wish::Function {
+                deploy,
+                overlay,
+                role,
+            } => {
+                let mut draft = self.open(deploy, overlay.clone());
+                draft.spec.role = Some(role.clone());
+                Ok(draft)
+            }
             Wish::Scale(scale) => self.scaled(scale, current).await,
         }
     }

@@ -107,6 +107,15 @@ pub(crate) fn function_version(project: &ProjectId, name: &ServiceName, number: 
     format!("{project}/function-version/{name}/{number:010}")
 }
 
+/// A project's layers.
+pub(crate) fn layers(project: &ProjectId) -> String {
+    format!("{project}/layer/")
+}
+
+pub(crate) fn layer(project: &ProjectId, name: &str) -> String {
+    format!("{project}/layer/{name}")
+}
+
 /// What stands behind the last `/`.
 pub(crate) fn last_part(key: &str) -> &str {
     key.rsplit('/').next().unwrap_or_default()

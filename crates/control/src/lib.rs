@@ -40,7 +40,7 @@ mod tokens;
 mod traffic;
 mod vault;
 
-pub use config::Config;
+pub use config::{Config, Role};
 pub use control::Control;
 pub use error::ControlError;
 pub use http::openapi_json;

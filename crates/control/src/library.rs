@@ -16,6 +16,7 @@ use skiff_types::api::{Image, Pruned};
 use crate::db::Db;
 use crate::error::{ControlError, conflict, failed, not_found, timeout};
 use crate::key;
+use crate::lambda::CodeInUse;
 use crate::limit::PULL_TIMEOUT;
 use crate::port::{Composition, Images, Progress, PullRequest, StoredImage};
 use crate::record::Mark;
@@ -213,7 +214,12 @@ impl Library {
                 in_use.insert(digest);
             }
         }
-        in_use.extend(crate::lambda::code_in_use(&self.db).await?);
+        let code = CodeInUse::of(&self.db).await?;
+        in_use.extend(code.zips);
+        for reference in &code.images {
+            let found = self.images.find(reference).await?;
+            in_use.extend(found.map(|image| image.digest));
+        }
         Ok(in_use)
     }
 }

@@ -249,6 +249,7 @@ pub(crate) fn open_spec(deploy: &Deploy) -> RevisionSpec {
         egress: deploy.egress,
         isolation: deploy.isolation,
         function: deploy.function.clone(),
+        role: None,
     }
 }
 

@@ -7,6 +7,7 @@ use crate::control::Control;
 use crate::db::{Change, Found};
 use crate::error::{ControlError, conflict, internal, invalid};
 use crate::key;
+use crate::lambda::LayerRecord;
 use crate::record::{NumberRecord, ProjectRecord, TokenRecord};
 
 /// Draws of an id before it is called impossible: of 10^12, few are taken.
@@ -116,6 +117,12 @@ impl Control {
                 "the project {name} has secrets: delete them first"
             )));
         }
+        let layers = self.db().all::<LayerRecord>(&key::layers(id)).await?;
+        if layers.iter().any(|found| !found.record.versions.is_empty()) {
+            return Err(conflict(format!(
+                "the project {name} has layers: delete their versions first"
+            )));
+        }
         let change = Change::default()
             .expect(&found.key, found.version)
             .delete(&found.key)
@@ -133,6 +140,10 @@ impl Control {
         let swept = async {
             self.sweep_numbers(id).await?;
             self.sweep_tokens(id).await?;
+            for found in self.db().all::<LayerRecord>(&key::layers(id)).await? {
+                let change = Change::default().delete(&found.key);
+                self.db().commit(change).await?;
+            }
             self.sweep_access_keys(id).await
         };
         if let Err(error) = swept.await {

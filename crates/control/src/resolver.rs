@@ -50,6 +50,7 @@ struct Prepared {
 
 #[derive(Debug)]
 struct SecretEnv {
+    role: Option<String>,
     image: Vec<String>,
     vars: Vec<EnvVar>,
     home: String,
@@ -95,7 +96,8 @@ impl Resolver {
         let Some(secret) = &prepared.secret else {
             return Ok(Arc::clone(&prepared.launch));
         };
-        let user = self.base.env_values(revision, &secret.vars).await?;
+        let role = secret.role.as_deref();
+        let user = self.base.env_values(revision, &secret.vars, role).await?;
         let mut launch = Launch::clone(&prepared.launch);
         launch.env = env(&launch, &secret.image, user, &secret.home);
         Ok(Arc::new(launch))
@@ -201,6 +203,7 @@ impl Base {
         }
         let args = compose::args(&container, &image.config)?;
         let (vars, home) = (container.env, home_of(&user));
+        let role = spec.role;
         let with_secrets = vars.iter().any(EnvVar::is_secret);
         let mut launch = Launch {
             revision: revision.clone(),
@@ -221,9 +224,14 @@ impl Base {
         };
         let image = image.config.env;
         let secret = if with_secrets {
-            Some(Box::new(SecretEnv { image, vars, home }))
+            Some(Box::new(SecretEnv {
+                role,
+                image,
+                vars,
+                home,
+            }))
         } else {
-            let user = self.env_values(revision, &vars).await?;
+            let user = self.env_values(revision, &vars, role.as_deref()).await?;
             launch.env = env(&launch, &image, user, &home);
             None
         };
@@ -249,8 +257,11 @@ impl Base {
         &self,
         revision: &RevisionId,
         vars: &[EnvVar],
+        role: Option<&str>,
     ) -> Result<Vec<(String, String)>, ControlError> {
-        let mut values = Vec::with_capacity(vars.len());
+        // What the user sets wins over the role's.
+        let role = role.and_then(|role| self.config.role(&revision.project, role));
+        let mut values = role.map(|role| role.0.clone()).unwrap_or_default();
         for var in vars {
             let value = match &var.value {
                 EnvValue::Value(value) => value.clone(),

@@ -1,5 +1,5 @@
 //! AWS Lambda's API with AWS's own clients: boto3, botocore's signers and the
-//! AWS CLI. The cases are in `aws/clients.py` and `aws/code.py`.
+//! AWS CLI. The cases are in `aws/clients.py` and `aws/zips.py`.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ impl World {
     /// A case of functions from zip files.
     fn code(&self, name: &str) {
         let bootstrap = format!("BOOTSTRAP={}", bootstrap().display());
-        self.case_of("code.py", name, &[bootstrap]);
+        self.case_of("zips.py", name, &[bootstrap]);
     }
 
     fn case_of(&self, script: &str, name: &str, more: &[String]) {
@@ -213,6 +213,40 @@ fn a_static_program_needs_nothing_below_it() {
 }
 
 #[test]
+fn layers_lie_below_code_and_outlive_their_deletion() {
+    let (_server, world) = shared();
+    world.code("layers");
+}
+
+#[test]
+fn roles_give_credentials_to_functions_of_their_project() {
+    let secret = hidden("hidden-secret");
+    let file = secret.path().display();
+    let role = format!(
+        r#"{{access_key_id="AKIDAPP",secret_access_key_file="{file}",endpoints={{s3="https://s3.example"}}}}"#
+    );
+    let arn = "arn:aws:iam::000000000001:role/app";
+    let server = Server::start(options().set(format!(r#"roles={{"{arn}"={role}}}"#)));
+    World::of(&server).code("roles");
+    let revisions = server.json(&["describe", "role"]).to_string();
+    assert!(!revisions.contains("hidden"), "{revisions}");
+    let stored = std::fs::read(server.data_dir().join("state/skiff.db")).unwrap();
+    let secret = b"hidden-secret";
+    assert!(!stored.windows(secret.len()).any(|window| window == secret));
+}
+
+/// A file that the server's user may read.
+fn hidden(text: &str) -> tempfile::NamedTempFile {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("{text}\n")).unwrap();
+    let readable = std::fs::Permissions::from_mode(0o644);
+    file.as_file().set_permissions(readable).unwrap();
+    file
+}
+
+#[test]
 fn hostile_and_wrong_zip_files_are_refused() {
     let (_server, world) = shared();
     world.code("refusals");
@@ -240,19 +274,13 @@ fn code_outlives_a_server_that_is_killed_and_a_collection() {
 #[test]
 fn code_comes_from_a_store_of_objects() {
     use std::io::{BufRead as _, BufReader};
-    use std::os::unix::fs::PermissionsExt as _;
 
     let mut moto = started(python(), [script_of("s3.py")]);
     let mut url = String::new();
     let mut out = BufReader::new(moto.0.stdout.take().unwrap());
     out.read_line(&mut url).unwrap();
     let url = url.trim();
-    let secret = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(secret.path(), "secret\n").unwrap();
-    secret
-        .as_file()
-        .set_permissions(std::fs::Permissions::from_mode(0o644))
-        .unwrap();
+    let secret = hidden("secret");
     let file = secret.path().display();
     let options = options()
         .set(format!("lambda.s3.endpoint={url}"))
@@ -260,5 +288,5 @@ fn code_comes_from_a_store_of_objects() {
         .set(format!("lambda.s3.secret_access_key_file={file}"));
     let server = Server::start(options);
     let world = World::of(&server);
-    world.case_of("code.py", "objects", &[format!("S3={url}")]);
+    world.case_of("zips.py", "objects", &[format!("S3={url}")]);
 }

@@ -10,6 +10,7 @@
 
 mod error;
 pub mod event_stream;
+mod layer;
 mod name;
 mod percent;
 mod replay;
@@ -19,6 +20,7 @@ mod streamed;
 mod upload;
 
 pub use error::{Code, LambdaError};
+pub use layer::{LayerNameError, LayerRef};
 pub use name::{Arns, FunctionRef, NameError, Qualifier};
 pub use percent::{decode, decode_query};
 pub use replay::{Replayed, Replays};

@@ -31,6 +31,10 @@ pub struct RevisionSpec {
     /// Its requests are Lambda events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub function: Option<FunctionSpec>,
+    /// A function's role: the ARN of one in the server's configuration, whose
+    /// credentials its process gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
 }
 
 /// One container of a revision.
@@ -439,6 +443,7 @@ mod tests {
             egress: false,
             isolation: IsolationRequest::Auto,
             function: None,
+            role: None,
         }
     }
 

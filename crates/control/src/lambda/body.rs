@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
+use super::record::UsedLayer;
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub(crate) struct CreateFunction {
@@ -17,6 +19,8 @@ pub(crate) struct CreateFunction {
     pub runtime: Option<String>,
     #[serde(default)]
     pub handler: Option<String>,
+    #[serde(default)]
+    pub layers: Option<Vec<String>>,
     #[serde(default)]
     pub description: Option<String>,
     #[serde(default)]
@@ -111,6 +115,11 @@ pub(crate) struct UpdateFunctionConfiguration {
     #[serde(default)]
     pub handler: Option<String>,
     #[serde(default)]
+    pub layers: Option<Vec<String>>,
+    /// What those come to.
+    #[serde(skip)]
+    pub used: Option<Vec<UsedLayer>>,
+    #[serde(default)]
     pub description: Option<String>,
     #[serde(default)]
     pub timeout: Option<u32>,
@@ -134,6 +143,28 @@ pub(crate) struct DeadLetterConfig {
     /// Empty is nobody.
     #[serde(default)]
     pub target_arn: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct PublishLayerVersion {
+    pub content: Code,
+    #[serde(default)]
+    pub description: Option<String>,
+    #[serde(default)]
+    pub license_info: Option<String>,
+    #[serde(default)]
+    pub compatible_runtimes: Option<Vec<String>>,
+    #[serde(default)]
+    pub compatible_architectures: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct AddLayerVersionPermission {
+    pub statement_id: String,
+    pub action: String,
+    pub principal: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

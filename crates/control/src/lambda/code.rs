@@ -20,7 +20,7 @@ use crate::library::Pin;
 use crate::port::{CodeRoot, ObjectName, StoredCode};
 
 /// A function's code with its layers, unpacked, bytes (AWS's limit).
-const UNPACKED_BYTES_MAX: u64 = 250 * 1024 * 1024;
+pub(crate) const UNPACKED_BYTES_MAX: u64 = 250 * 1024 * 1024;
 /// Conversions of zip files under way; each has the headers of one in memory.
 pub(crate) const CONVERSIONS_MAX: usize = 2;
 /// How long a URL of code leads to it, seconds (AWS's).
@@ -65,7 +65,12 @@ impl body::Code {
 impl ZipCode {
     /// The program of a runtime that is the code's own.
     fn bootstrap_path(&self) -> Option<&'static str> {
-        self.bootstrap.then_some("/var/task/bootstrap")
+        let shared = self.layers.iter().any(|layer| layer.bootstrap);
+        match (self.bootstrap, shared) {
+            (true, _) => Some("/var/task/bootstrap"),
+            (false, true) => Some("/opt/bootstrap"),
+            (false, false) => None,
+        }
     }
 
     /// Of a function that is not described yet.
@@ -77,6 +82,7 @@ impl ZipCode {
             bootstrap: code.bootstrap,
             runtime: String::new(),
             handler: String::new(),
+            layers: Vec::new(),
         }
     }
 
@@ -85,18 +91,24 @@ impl ZipCode {
         *self = Self {
             runtime: self.runtime.clone(),
             handler: self.handler.clone(),
+            layers: self.layers.clone(),
             ..other.clone()
         };
     }
 
     /// Everything that is laid over the runtime's image, the lowest first.
     pub(crate) fn parts(&self) -> Vec<(Digest, CodeRoot)> {
-        vec![(self.sha256.clone(), CodeRoot::Task)]
+        let layers = self.layers.iter();
+        let layers = layers.map(|layer| (layer.sha256.clone(), CodeRoot::Opt));
+        layers
+            .chain([(self.sha256.clone(), CodeRoot::Task)])
+            .collect()
     }
 
     /// The zip files that it is made of.
     pub(crate) fn zips(&self) -> impl Iterator<Item = &Digest> {
-        std::iter::once(&self.sha256)
+        let layers = self.layers.iter().map(|layer| &layer.sha256);
+        layers.chain([&self.sha256])
     }
 }
 
@@ -249,12 +261,13 @@ impl Front {
         if runtime.bootstrap && code.bootstrap_path().is_none() {
             let name = &code.runtime;
             return Err(invalid(format!(
-                "the runtime {name} is a file bootstrap at the top of the zip file, and there is none"
+                "the runtime {name} is a file bootstrap at the top of the zip file or of a layer, and there is none"
             )));
         }
-        if code.unpacked_bytes > UNPACKED_BYTES_MAX {
+        let layers = code.layers.iter().map(|layer| layer.unpacked_bytes);
+        if layers.fold(code.unpacked_bytes, u64::saturating_add) > UNPACKED_BYTES_MAX {
             return Err(invalid(format!(
-                "Unzipped size must be smaller than {UNPACKED_BYTES_MAX} bytes"
+                "Function code combined with layers exceeds the maximum allowed size of {UNPACKED_BYTES_MAX} bytes"
             )));
         }
         config.image_uri = runtime.image.unwrap_or_else(|| code.runtime.clone());
@@ -268,7 +281,11 @@ impl Front {
         mut deploy: Deploy,
     ) -> Result<Wish, LambdaError> {
         let Some(code) = &config.code else {
-            return Ok(Wish::Deploy(Box::new(deploy)));
+            return Ok(Wish::Function {
+                deploy: Box::new(deploy),
+                overlay: None,
+                role: config.role.clone(),
+            });
         };
         let runtime = Runtime::named(&code.runtime, &self.runtimes).map_err(invalid)?;
         let program = match runtime.bootstrap {
@@ -296,6 +313,10 @@ impl Front {
             },
             working_dir: TASK_ROOT.to_owned(),
         };
-        Ok(Wish::Code(Box::new(deploy), overlay))
+        Ok(Wish::Function {
+            deploy: Box::new(deploy),
+            overlay: Some(overlay),
+            role: config.role.clone(),
+        })
     }
 }

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::body::{self, CreateFunction, ImageConfig};
 use super::call::{Call, Reply, body as parse, invalid};
 use super::code::Source;
-use super::record::{self, Configuration, FunctionRecord, Update, Version};
+use super::record::{self, Configuration, FunctionRecord, Update, UsedLayer, Version};
 use super::{Front, show, state::missing};
 use crate::control::Control;
 use crate::db::Change;
@@ -61,6 +61,7 @@ impl Front {
         check_architectures(wanted.architectures.as_deref())?;
         let source = wanted.code.source()?;
         check_package(wanted.package_type.as_deref(), &source)?;
+        let (used, _pins) = self.used_layers(call, wanted.layers.as_deref()).await?;
         let (image_uri, code, _pin) = self.first_code(call, source).await?;
         let mut config = Configuration {
             revision_id: call.new_id(),
@@ -86,6 +87,8 @@ impl Front {
                 role: Some(wanted.role),
                 runtime: wanted.runtime,
                 handler: wanted.handler,
+                layers: None,
+                used,
                 description: wanted.description,
                 timeout: wanted.timeout,
                 memory_size: wanted.memory_size,
@@ -446,9 +449,12 @@ impl Front {
         call: &Call,
         text: &str,
     ) -> Result<Reply, LambdaError> {
-        let wanted: body::UpdateFunctionConfiguration = parse(call)?;
+        let mut wanted: body::UpdateFunctionConfiguration = parse(call)?;
         self.check_dead_letter(call, wanted.dead_letter_config.as_ref())?;
         let name = self.unqualified(call, text)?;
+        let layers = wanted.layers.as_deref();
+        let (used, _pins) = self.used_layers(call, layers).await?;
+        wanted.used = used;
         let id = call.new_id();
         let expected = wanted.revision_id.clone();
         let set = |config: &mut Configuration| {
@@ -617,6 +623,7 @@ impl Front {
                 let version = Version {
                     revision,
                     timeout_s: config.timeout_s,
+                    role: config.role.clone(),
                 };
                 record.versions.insert(number, version);
                 service.kept.insert(revision);
@@ -883,7 +890,7 @@ fn apply(
         }
         config.environment = variables;
     }
-    apply_package(config, wanted.runtime, wanted.handler)?;
+    apply_package(config, wanted.runtime, wanted.handler, wanted.used)?;
     if let Some(ImageConfig {
         entry_point,
         command,
@@ -914,17 +921,19 @@ fn apply_package(
     config: &mut Configuration,
     runtime: Option<String>,
     handler: Option<String>,
+    layers: Option<Vec<UsedLayer>>,
 ) -> Result<(), LambdaError> {
     let Some(code) = &mut config.code else {
-        if runtime.is_some() || handler.is_some() {
+        if runtime.is_some() || handler.is_some() || layers.is_some() {
             return Err(invalid(
-                "Runtime and Handler are for functions of PackageType Zip",
+                "Runtime, Handler and Layers are for functions of PackageType Zip",
             ));
         }
         return Ok(());
     };
     code.runtime = runtime.unwrap_or_else(|| code.runtime.clone());
     code.handler = handler.unwrap_or_else(|| code.handler.clone());
+    code.layers = layers.unwrap_or_else(|| std::mem::take(&mut code.layers));
     Ok(())
 }
 

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
@@ -30,6 +32,10 @@ const ANSWER_BYTES_MAX: usize = 6 * 1024 * 1024 + 100;
 /// The longest timeout, twice for a slow init, the queue, and a minute for the
 /// gateway to say why: it and who hands an instance its events end it earlier.
 const DEADLINE: Duration = Duration::from_secs(900 * 2 + 30 + 60);
+/// A log's end in a reply, bytes (AWS's).
+const LOG_BYTES_MAX: usize = 4096;
+/// Of a role's ARN in a log.
+const ROLE_CHARS_SHOWN: usize = 256;
 const CLIENT_CONTEXT_BYTES_MAX: usize = 3583;
 const PATH: &str = "/2015-03-31/functions/function/invocations";
 
@@ -51,6 +57,7 @@ pub(crate) struct Way {
     pub version: String,
     pub arn: String,
     timeout_s: u32,
+    role: String,
     reserved: Option<u32>,
 }
 
@@ -187,6 +194,7 @@ impl Front {
         };
         let json = HeaderValue::from_static("application/json");
         reply.headers.insert(http::header::CONTENT_TYPE, json);
+        self.warn_of_role(&way, &mut reply.headers);
         Ok(reply)
     }
 
@@ -221,6 +229,27 @@ impl Front {
         }
         let pieces = framed(response, (place, link));
         Ok(streamed(&way, Body::from_stream(pieces)))
+    }
+
+    /// Says at a log's end that its function has no credentials.
+    fn warn_of_role(&self, way: &Way, headers: &mut HeaderMap) {
+        let config = &self.control.inner.base.config;
+        if config.role(&way.key.0, &way.role).is_some() {
+            return;
+        }
+        let Some(log) = headers.get(LOG_RESULT) else {
+            return;
+        };
+        let Ok(mut log) = STANDARD.decode(log.as_bytes()) else {
+            return;
+        };
+        let role: String = way.role.chars().take(ROLE_CHARS_SHOWN).collect();
+        let warning = format!(
+            "WARN no credentials for the role {role}: [roles.\"ARN\"] in the server's configuration gives a role of this project some\n"
+        );
+        log.extend_from_slice(warning.as_bytes());
+        let from = log.len().saturating_sub(LOG_BYTES_MAX);
+        set(headers, LOG_RESULT, &STANDARD.encode(&log[from..]));
     }
 
     /// Which revision an invocation is for, if the caller may make it.
@@ -263,6 +292,7 @@ impl Front {
             version: chosen.version,
             arn,
             timeout_s: chosen.timeout_s,
+            role: chosen.role,
             reserved: view.record.reserved_concurrency,
         })
     }
@@ -273,6 +303,7 @@ struct Chosen {
     version: String,
     revision: u32,
     timeout_s: u32,
+    role: String,
 }
 
 /// The version and the revision that a qualifier leads to, by weight.
@@ -287,6 +318,7 @@ fn choose(view: &View, target: &FunctionRef) -> Result<Chosen, LambdaError> {
             version: "$LATEST".to_owned(),
             revision,
             timeout_s: view.record.latest.timeout_s,
+            role: view.record.latest.role.clone(),
         })
     };
     let number = match &target.qualifier {
@@ -307,6 +339,7 @@ fn choose(view: &View, target: &FunctionRef) -> Result<Chosen, LambdaError> {
         version: number.to_string(),
         revision: version.revision,
         timeout_s: version.timeout_s,
+        role: version.role.clone(),
     })
 }
 

@@ -15,6 +15,7 @@ mod code;
 mod events;
 mod functions;
 mod invoke;
+mod layers;
 mod links;
 mod operation;
 mod policies;
@@ -50,7 +51,8 @@ use record::FunctionRecord;
 pub(crate) use cache::{Keys, KnownKey, Views};
 pub(crate) use events::Events;
 pub use events::{EventSettings, SqsSettings};
-pub(crate) use state::code_in_use;
+pub(crate) use record::LayerRecord;
+pub(crate) use state::CodeInUse;
 
 /// Memory for the bodies of all calls under way, KiB.
 const BODIES_KIB: usize = 256 * 1024;
@@ -237,6 +239,19 @@ impl Front {
             O::ListFunctionEventInvokeConfigs(name) => self.list_event_configs(&call, &name).await,
             O::GetAccountSettings => self.account_settings(&call).await,
             O::FunctionZip(name, zip) => self.function_zip(&call, &name, &zip).await,
+            O::LayerZip(owner, name, number) => self.layer_zip(&call, &owner, &name, &number).await,
+            O::ListLayers => self.list_layers(&call).await,
+            O::PublishLayerVersion(name) => self.publish_layer(&call, &name).await,
+            O::ListLayerVersions(name) => self.list_layer_versions(&call, &name).await,
+            O::GetLayerVersion(name, n) => self.get_layer(&call, &name, Some(&n)).await,
+            O::DeleteLayerVersion(name, n) => self.delete_layer(&call, &name, &n).await,
+            O::AddLayerVersionPermission(name, n) => {
+                self.add_layer_permission(&call, &name, &n).await
+            }
+            O::GetLayerVersionPolicy(name, n) => self.get_layer_policy(&call, &name, &n).await,
+            O::RemoveLayerVersionPermission(name, n, sid) => {
+                self.remove_layer_permission(&call, &name, &n, &sid).await
+            }
             O::ListTags(arn) => self.list_tags(&call, &arn).await,
             O::TagResource(arn) => self.tag(&call, &arn).await,
             O::UntagResource(arn) => self.untag(&call, &arn).await,
@@ -250,6 +265,10 @@ impl Front {
             .db()
             .all::<record::FunctionRecord>(&prefix)
             .await?;
+        let zips = functions
+            .iter()
+            .filter_map(|found| found.record.latest.code.as_ref());
+        let zipped = zips.fold(0, |sum: u64, code| sum.saturating_add(code.zip_bytes));
         let reserved = functions
             .iter()
             .filter_map(|found| found.record.reserved_concurrency);
@@ -258,12 +277,12 @@ impl Front {
         let reply = json!({
             "AccountLimit": {
                 "TotalCodeSize": 0,
-                "CodeSizeUnzipped": 0,
-                "CodeSizeZipped": 0,
+                "CodeSizeUnzipped": code::UNPACKED_BYTES_MAX,
+                "CodeSizeZipped": upload::ZIP_BYTES_MAX,
                 "ConcurrentExecutions": most,
                 "UnreservedConcurrentExecutions": open,
             },
-            "AccountUsage": {"TotalCodeSize": 0, "FunctionCount": functions.len()},
+            "AccountUsage": {"TotalCodeSize": zipped, "FunctionCount": functions.len()},
         });
         Ok(Reply::json(StatusCode::OK, reply))
     }

@@ -35,6 +35,17 @@ pub(crate) enum Operation {
     GetAccountSettings,
     /// Not AWS's: where `Code.Location` leads.
     FunctionZip(String, String),
+    /// The same of layers: the project, the name and the number.
+    LayerZip(String, String, String),
+    /// Or GetLayerVersionByArn, as the query says.
+    ListLayers,
+    PublishLayerVersion(String),
+    ListLayerVersions(String),
+    GetLayerVersion(String, String),
+    DeleteLayerVersion(String, String),
+    AddLayerVersionPermission(String, String),
+    GetLayerVersionPolicy(String, String),
+    RemoveLayerVersionPermission(String, String, String),
     ListTags(String),
     TagResource(String),
     UntagResource(String),
@@ -47,7 +58,10 @@ ListVersionsByFunction, Invoke, InvokeWithResponseStream, CreateAlias, GetAlias,
 UpdateAlias, DeleteAlias, AddPermission, GetPolicy, RemovePermission, PutFunctionConcurrency, \
 GetFunctionConcurrency, DeleteFunctionConcurrency, PutFunctionEventInvokeConfig, \
 UpdateFunctionEventInvokeConfig, GetFunctionEventInvokeConfig, DeleteFunctionEventInvokeConfig, \
-ListFunctionEventInvokeConfigs, GetAccountSettings, ListTags, TagResource and UntagResource";
+ListFunctionEventInvokeConfigs, PublishLayerVersion, ListLayers, ListLayerVersions, \
+GetLayerVersion, GetLayerVersionByArn, DeleteLayerVersion, AddLayerVersionPermission, \
+GetLayerVersionPolicy, RemoveLayerVersionPermission, GetAccountSettings, ListTags, \
+TagResource and UntagResource";
 
 impl Operation {
     /// Reads a method and a path as it was sent.
@@ -92,6 +106,9 @@ impl Operation {
             ["2016-08-19", "account-settings"] => {
                 (method == "GET").then_some(Self::GetAccountSettings)
             }
+            ["2018-10-31", "layers", ref rest @ ..] => of_layers(method, rest),
+            ["skiff", "layer", owner, name, number] => (method == "GET")
+                .then(|| Self::LayerZip(owner.to_owned(), name.to_owned(), number.to_owned())),
             ["skiff", "code", name, zip] => {
                 (method == "GET").then(|| Self::FunctionZip(name.to_owned(), zip.to_owned()))
             }
@@ -125,6 +142,11 @@ impl Operation {
                 | Self::ListFunctionEventInvokeConfigs(_)
                 | Self::GetAccountSettings
                 | Self::FunctionZip(..)
+                | Self::LayerZip(..)
+                | Self::ListLayers
+                | Self::ListLayerVersions(_)
+                | Self::GetLayerVersion(..)
+                | Self::GetLayerVersionPolicy(..)
                 | Self::ListTags(_)
         )
     }
@@ -134,6 +156,7 @@ impl Operation {
         match self {
             Self::CreateFunction => Some(("CreateFunction", &["Code", "ZipFile"])),
             Self::UpdateFunctionCode(_) => Some(("UpdateFunctionCode", &["ZipFile"])),
+            Self::PublishLayerVersion(_) => Some(("PublishLayerVersion", &["Content", "ZipFile"])),
             _ => None,
         }
     }
@@ -166,6 +189,28 @@ fn of_functions(method: &str, rest: &[&str]) -> Option<Operation> {
         ("POST", [name, "policy"]) => Some(O::AddPermission(own(name))),
         ("GET", [name, "policy"]) => Some(O::GetPolicy(own(name))),
         ("DELETE", [name, "policy", sid]) => Some(O::RemovePermission(own(name), own(sid))),
+        _ => None,
+    }
+}
+
+fn of_layers(method: &str, rest: &[&str]) -> Option<Operation> {
+    use Operation as O;
+    let own = |name: &&str| (*name).to_owned();
+    match (method, rest) {
+        ("GET", []) => Some(O::ListLayers),
+        ("POST", [name, "versions"]) => Some(O::PublishLayerVersion(own(name))),
+        ("GET", [name, "versions"]) => Some(O::ListLayerVersions(own(name))),
+        ("GET", [name, "versions", n]) => Some(O::GetLayerVersion(own(name), own(n))),
+        ("DELETE", [name, "versions", n]) => Some(O::DeleteLayerVersion(own(name), own(n))),
+        ("POST", [name, "versions", n, "policy"]) => {
+            Some(O::AddLayerVersionPermission(own(name), own(n)))
+        }
+        ("GET", [name, "versions", n, "policy"]) => {
+            Some(O::GetLayerVersionPolicy(own(name), own(n)))
+        }
+        ("DELETE", [name, "versions", n, "policy", sid]) => {
+            Some(O::RemoveLayerVersionPermission(own(name), own(n), own(sid)))
+        }
         _ => None,
     }
 }

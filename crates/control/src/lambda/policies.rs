@@ -19,6 +19,12 @@ fn missing(what: &str) -> LambdaError {
     LambdaError::new(Code::ResourceNotFound, format!("there is no such {what}"))
 }
 
+/// Whether a text can name a statement.
+pub(crate) fn is_sid(text: &str) -> bool {
+    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    (1..=100).contains(&text.len()) && text.bytes().all(good)
+}
+
 impl Front {
     pub(crate) async fn add_permission(
         &self,
@@ -28,8 +34,7 @@ impl Front {
         let wanted: body::AddPermission = parse(call)?;
         let target = self.target(call, text)?;
         let sid = wanted.statement_id;
-        let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-        if !(1..=100).contains(&sid.len()) || !sid.bytes().all(good) {
+        if !is_sid(&sid) {
             return Err(invalid("StatementId is 1 to 100 of a-z, A-Z, 0-9, - and _"));
         }
         if ![INVOKE, "lambda:*", "*"].contains(&wanted.action.as_str()) {
@@ -176,7 +181,7 @@ impl Front {
 }
 
 /// `arn:aws:iam::ACCOUNT:root` means the account.
-fn account_of(principal: &str) -> &str {
+pub(crate) fn account_of(principal: &str) -> &str {
     let inner = principal.strip_prefix("arn:aws:iam::");
     inner
         .and_then(|inner| inner.strip_suffix(":root"))

@@ -40,10 +40,12 @@ pub(crate) struct EventConfig {
 }
 
 /// What invocations need to know of a version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Version {
     pub revision: u32,
     pub timeout_s: u32,
+    #[serde(default)]
+    pub role: String,
 }
 
 /// How a function, or one of its versions, is run.
@@ -85,6 +87,43 @@ pub(crate) struct ZipCode {
     pub bootstrap: bool,
     pub runtime: String,
     pub handler: String,
+    /// In the order of their use, the lowest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<UsedLayer>,
+}
+
+/// A layer's version as a function uses it, also when it is deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UsedLayer {
+    pub arn: String,
+    /// Of its zip file.
+    pub sha256: Digest,
+    pub zip_bytes: u64,
+    pub unpacked_bytes: u64,
+    pub bootstrap: bool,
+}
+
+/// A layer; its versions' numbers are never given again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerRecord {
+    pub last_version: u32,
+    pub versions: BTreeMap<u32, LayerVersion>,
+}
+
+/// A version of a layer, from a zip file that is kept in the image store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerVersion {
+    pub created_unix_ms: u64,
+    pub description: String,
+    pub license: Option<String>,
+    pub runtimes: Vec<String>,
+    pub architectures: Vec<String>,
+    pub sha256: Digest,
+    pub zip_bytes: u64,
+    pub unpacked_bytes: u64,
+    pub bootstrap: bool,
+    /// Who may use it besides its project.
+    pub policy: Option<Policy>,
 }
 
 /// How the last change of a configuration went.

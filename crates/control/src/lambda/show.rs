@@ -64,6 +64,12 @@ pub(crate) fn configuration(
     if let Some(code) = &config.code {
         fields.insert("Runtime".to_owned(), json!(code.runtime));
         fields.insert("Handler".to_owned(), json!(code.handler));
+        let layers = code.layers.iter();
+        let layers = layers.map(|layer| json!({"Arn": layer.arn, "CodeSize": layer.zip_bytes}));
+        let layers: Vec<Value> = layers.collect();
+        if !layers.is_empty() {
+            fields.insert("Layers".to_owned(), Value::Array(layers));
+        }
     }
     if let (Some(_), Some(digest)) = (&config.code, &config.digest) {
         // The image that is run: the runtime's with the code over it.
@@ -232,7 +238,7 @@ pub(crate) fn policy(arn: &str, policy: &Policy) -> Value {
 }
 
 /// `2026-11-26T19:00:00.000+0000`.
-fn time(unix_ms: u64) -> String {
+pub(crate) fn time(unix_ms: u64) -> String {
     let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
     let Date { year, month, day } = Date::of_days(seconds / 86_400);
     let of_day = seconds % 86_400;

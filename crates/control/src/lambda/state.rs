@@ -1,13 +1,14 @@
 //! A function's record in the store: read, changed as a whole, removed with
 //! its service.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use skiff_lambda::{Code, LambdaError};
 use skiff_types::{Digest, ProjectId, ServiceName};
 
 use super::cache::View;
-use super::record::{Configuration, FunctionRecord, Update, ZipCode};
+use super::record::{Configuration, FunctionRecord, LayerRecord, Update};
 use crate::control::Control;
 use crate::db::{Change, Db, Found};
 use crate::error::ControlError;
@@ -31,23 +32,40 @@ pub(crate) fn missing(name: &ServiceName) -> LambdaError {
     LambdaError::new(Code::ResourceNotFound, message)
 }
 
-/// The zip files that functions and their versions are made of.
-pub(crate) async fn code_in_use(db: &Db) -> Result<Vec<Digest>, ControlError> {
-    let mut used = Vec::new();
-    let mut note = |config: &Configuration| {
-        let zips = config.code.iter().flat_map(ZipCode::zips);
-        used.extend(zips.cloned());
-    };
-    for project in db.all::<ProjectRecord>(key::PROJECTS).await? {
-        let id = &project.record.id;
-        let functions = db.all::<FunctionRecord>(&key::functions(id)).await?;
-        functions
-            .iter()
-            .for_each(|found| note(&found.record.latest));
-        let versions = db.all::<Configuration>(&key::function_versions(id)).await?;
-        versions.iter().for_each(|found| note(&found.record));
+/// What functions, their versions and layers are made of.
+#[derive(Debug, Default)]
+pub(crate) struct CodeInUse {
+    /// Zip files by their SHA-256.
+    pub zips: Vec<Digest>,
+    /// What lies below the code: references, some of which are of no image.
+    pub images: BTreeSet<String>,
+}
+
+impl CodeInUse {
+    pub(crate) async fn of(db: &Db) -> Result<Self, ControlError> {
+        let mut used = Self::default();
+        for project in db.all::<ProjectRecord>(key::PROJECTS).await? {
+            let id = &project.record.id;
+            for found in db.all::<FunctionRecord>(&key::functions(id)).await? {
+                used.note(&found.record.latest);
+            }
+            for found in db.all::<Configuration>(&key::function_versions(id)).await? {
+                used.note(&found.record);
+            }
+            for found in db.all::<LayerRecord>(&key::layers(id)).await? {
+                let versions = found.record.versions.into_values();
+                used.zips.extend(versions.map(|version| version.sha256));
+            }
+        }
+        Ok(used)
     }
-    Ok(used)
+
+    fn note(&mut self, config: &Configuration) {
+        if let Some(code) = &config.code {
+            self.zips.extend(code.zips().cloned());
+            self.images.insert(config.image_uri.clone());
+        }
+    }
 }
 
 impl Control {

@@ -23,7 +23,7 @@ use crate::error::ControlError;
 use crate::port::{ObjectContent, ObjectName};
 
 /// A zip file in a body, bytes (AWS's limit).
-const ZIP_BYTES_MAX: u64 = 50 * 1024 * 1024;
+pub(crate) const ZIP_BYTES_MAX: u64 = 50 * 1024 * 1024;
 /// A zip file in an object, bytes: as much as it may unpack to.
 const OBJECT_BYTES_MAX: u64 = 250 * 1024 * 1024;
 /// A body with a zip file in it, bytes (AWS's limit).

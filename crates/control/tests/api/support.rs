@@ -521,6 +521,7 @@ impl World {
             allow_null: false,
             queue_requests: 10,
             queue_ms: 1000,
+            roles: BTreeMap::new(),
             import_bytes_max: 1_000_000,
         }
     }

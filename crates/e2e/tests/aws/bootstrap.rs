@@ -51,7 +51,7 @@ fn main() {
         let (id, event) = call(&api, &format!("GET {BASE}next"), b"");
         let said = std::fs::read_to_string("/opt/said").unwrap_or_default();
         let answer = format!(
-            r#"{{"event":{},"program":"{}","handler":"{}","cwd":"{}","task":"{}","opt":"{}","said":"{}","root":"{}","id":"{}","key":"{}","endpoint":"{}"}}"#,
+            r#"{{"event":{},"program":"{}","handler":"{}","cwd":"{}","task":"{}","opt":"{}","said":"{}","root":"{}","key":"{}","endpoint":"{}"}}"#,
             String::from_utf8(event).unwrap(),
             std::env::args().next().unwrap(),
             variable("_HANDLER"),
@@ -61,7 +61,6 @@ fn main() {
             said.trim(),
             variable("LAMBDA_TASK_ROOT"),
             variable("AWS_ACCESS_KEY_ID"),
-            variable("AWS_SECRET_ACCESS_KEY"),
             variable("AWS_ENDPOINT_URL_S3"),
         );
         call(&api, &format!("POST {BASE}{id}/response"), answer.as_bytes());

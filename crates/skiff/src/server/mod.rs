@@ -25,6 +25,7 @@ pub mod objects;
 pub mod parts;
 pub mod prometheus;
 pub mod records;
+pub mod roles;
 pub mod user;
 
 use std::net::SocketAddr;
@@ -559,6 +560,7 @@ async fn resolver(config: &Config, home: &Home, doors: &Doors) -> anyhow::Result
         queue_requests: limits::DEFAULT_QUEUE_REQUESTS,
         queue_ms: u64::from(limits::DEFAULT_QUEUE_S) * 1000,
         import_bytes_max: 64 << 30,
+        roles: roles::of(&config.roles)?,
     };
     let store = Arc::new(SqliteStore::open(&home.data_dir.join("state/skiff.db"))?);
     Ok(Resolver::open(control, store, images).await?)

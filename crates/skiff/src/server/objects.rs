@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::roles::secret;
 use anyhow::Context as _;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -26,16 +27,7 @@ pub fn of(config: &S3) -> anyhow::Result<Option<Arc<dyn Objects>>> {
         return Ok(None);
     };
     let secret = match &config.secret_access_key_file {
-        Some(path) => {
-            let read = std::fs::read_to_string(path);
-            let read = read.with_context(|| {
-                format!(
-                    "lambda.s3.secret_access_key_file: {} cannot be read",
-                    path.display()
-                )
-            })?;
-            Some(read.trim().to_owned())
-        }
+        Some(path) => Some(secret(path).context("lambda.s3.secret_access_key_file")?),
         None => None,
     };
     Ok(Some(Arc::new(S3Objects {

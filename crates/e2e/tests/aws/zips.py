@@ -1,4 +1,4 @@
-"""Functions from zip files, as AWS's own clients see them: `code.py CASE`.
+"""Functions from zip files, as AWS's own clients see them: `zips.py CASE`.
 
 Beside what `clients.py` needs, `BOOTSTRAP` is a static runtime's file, and
 `S3` the URL of an S3-compatible store that the server fetches code from.
@@ -19,7 +19,7 @@ import zipfile
 import boto3
 from botocore.config import Config
 
-from clients import ROLE, ask, client, refused, subprocess, updated
+from clients import ACCOUNT, ROLE, ask, client, other, refused, subprocess, updated
 
 # Its awslambdaric is in the runtime's image.
 HANDLER = """
@@ -137,6 +137,123 @@ def bootstraps():
     aws.delete_function(FunctionName="own")
 
 
+def layers():
+    """Shared below /opt, in order; used after they are deleted; of other projects."""
+    aws = client()
+
+    def publish(name, *files, **more):
+        return aws.publish_layer_version(LayerName=name, Content={"ZipFile": zipped(*files)}, **more)
+
+    low = publish("low", ("said", "low"), ("only-low", ""), CompatibleRuntimes=["provided.al2023"], Description="one")
+    assert low["Version"] == 1 and low["LayerVersionArn"] == low["LayerArn"] + ":1", low
+    assert low["Content"]["CodeSha256"] == sha256(zipped(("said", "low"), ("only-low", ""))), low
+    with urllib.request.urlopen(low["Content"]["Location"]) as reply:
+        assert len(reply.read()) == low["Content"]["CodeSize"]
+    high = publish("high", ("said", "high"), CompatibleArchitectures=["x86_64"])
+    arns = [low["LayerVersionArn"], high["LayerVersionArn"]]
+    made = aws.create_function(FunctionName="layered", Code={"ZipFile": own_bootstrap()}, Layers=arns, **OWN)
+    assert [layer["Arn"] for layer in made["Layers"]] == arns, made
+    active(aws, "layered")
+    answer = ask(aws, "layered", 1)[1]
+    assert answer["said"] == "high" and answer["opt"] == "only-low,said", answer
+    aws.update_function_configuration(FunctionName="layered", Layers=arns[::-1])
+    updated(aws, "layered")
+    assert ask(aws, "layered", 1)[1]["said"] == "low"
+
+    again = publish("low", ("said", "again"))
+    assert again["Version"] == 2, again
+    versions = aws.list_layer_versions(LayerName="low")["LayerVersions"]
+    assert [version["Version"] for version in versions] == [2, 1], versions
+    assert aws.list_layer_versions(LayerName="low", MaxItems=1)["NextMarker"]
+    fitting = aws.list_layers(CompatibleRuntime="provided.al2023")["Layers"]
+    assert [layer["LatestMatchingVersion"]["Version"] for layer in fitting] == [1], fitting
+    assert {layer["LayerName"] for layer in aws.list_layers()["Layers"]} >= {"low", "high"}
+    assert aws.get_layer_version(LayerName="low", VersionNumber=1)["Description"] == "one"
+    assert aws.get_layer_version_by_arn(Arn=arns[0])["Version"] == 1
+    aws.delete_layer_version(LayerName="low", VersionNumber=1)
+    aws.delete_layer_version(LayerName="low", VersionNumber=1)
+    with refused("ResourceNotFoundException", 404):
+        aws.get_layer_version_by_arn(Arn=arns[0])
+    # The function goes on with what is deleted, in another configuration, too.
+    aws.update_function_configuration(FunctionName="layered", Handler="changed")
+    updated(aws, "layered")
+    answer = ask(aws, "layered", 1)[1]
+    assert (answer["said"], answer["handler"]) == ("low", "changed"), answer
+    with refused("ResourceNotFoundException", 404):
+        aws.update_function_configuration(FunctionName="layered", Layers=arns)
+
+    with open(os.environ["BOOTSTRAP"], "rb") as file:
+        runtime = publish("runtime", ("bootstrap", file.read(), 0o755))["LayerVersionArn"]
+    aws.update_function_configuration(FunctionName="layered", Layers=[runtime])
+    updated(aws, "layered")
+    aws.update_function_code(FunctionName="layered", ZipFile=zipped(("x", "x")))
+    updated(aws, "layered")
+    assert ask(aws, "layered", 1)[1]["program"] == "/opt/bootstrap"
+
+    wrong = "InvalidParameterValueException"
+    arm = publish("arm", ("x", "x"), CompatibleArchitectures=["arm64"])["LayerVersionArn"]
+    large = publish("large", *[(f"{number}", bytes(2**20)) for number in range(249)])["LayerVersionArn"]
+    half = publish("half", ("x", bytes(2**21)))["LayerVersionArn"]
+    for named, part in [
+        ([arm], "x86_64"),
+        ([runtime, runtime], "twice"),
+        ([runtime, large, half], "maximum allowed size"),
+        ([runtime[:-2]], "version"),
+        ([f"{runtime[:-1]}{number}" for number in range(6)], "at most 5"),
+    ]:
+        with refused(wrong, 400, part):
+            aws.update_function_configuration(FunctionName="layered", Layers=named)
+    with refused(wrong, 400, "Could not unzip"):
+        publish_wrong = {"LayerName": "wrong", "Content": {"ZipFile": b"no"}}
+        aws.publish_layer_version(**publish_wrong)
+
+    theirs = other()
+    use = {"FunctionName": "theirs", "Code": {"ZipFile": zipped(("x", "x"))}, "Layers": [runtime], **OWN}
+    with refused("AccessDeniedException", 403):
+        theirs.create_function(**use)
+    allow = {"LayerName": "runtime", "VersionNumber": 1, "StatementId": "them", "Action": "lambda:GetLayerVersion"}
+    aws.add_layer_version_permission(Principal=os.environ["OTHER_ACCOUNT"], **allow)
+    with refused("ResourceConflictException", 409):
+        aws.add_layer_version_permission(Principal="*", **allow)
+    policy = aws.get_layer_version_policy(LayerName="runtime", VersionNumber=1)
+    assert json.loads(policy["Policy"])["Statement"][0]["Sid"] == "them", policy
+    theirs.create_function(**use)
+    active(theirs, "theirs")
+    assert ask(theirs, "theirs", 2)[1]["event"] == 2
+    named = {"LayerName": "runtime", "VersionNumber": 1}
+    aws.remove_layer_version_permission(StatementId="them", **named)
+    with refused("AccessDeniedException", 403):
+        theirs.get_layer_version_by_arn(Arn=runtime)
+    with refused("ResourceNotFoundException", 404):
+        aws.get_layer_version_policy(**named)
+    theirs.delete_function(FunctionName="theirs")
+    aws.delete_function(FunctionName="layered")
+
+
+def roles():
+    """Credentials of the project's own roles, and of no others."""
+    aws = client()
+
+    def given(aws, name, role, **more):
+        aws.create_function(FunctionName=name, Code={"ZipFile": own_bootstrap()}, **{**OWN, "Role": role}, **more)
+        active(aws, name)
+        reply, answer = ask(aws, name, 1, LogType="Tail")
+        log = base64.b64decode(reply["LogResult"]).decode()
+        assert "hidden" not in log, log
+        return answer["key"], answer["endpoint"], "WARN no credentials" in log
+
+    mapped = f"arn:aws:iam::{ACCOUNT}:role/app"
+    assert given(aws, "role", mapped) == ("AKIDAPP", "https://s3.example", False)
+    assert given(aws, "none", ROLE) == ("", "", True)
+    own = {"Environment": {"Variables": {"AWS_ENDPOINT_URL_S3": "https://own.example"}}}
+    assert given(aws, "mine", mapped, **own) == ("AKIDAPP", "https://own.example", False)
+    assert given(other(), "theirs", mapped) == ("", "", True)
+    assert "hidden" not in json.dumps(aws.get_function(FunctionName="role"), default=str)
+    aws.update_function_configuration(FunctionName="role", Role=ROLE)
+    updated(aws, "role")
+    assert ask(aws, "role", 1)[1]["key"] == ""
+
+
 def refusals():
     """What no function is made of."""
     aws = client()
@@ -193,7 +310,7 @@ def refusals():
 def no_objects():
     """Without a store of objects."""
     with refused("InvalidParameterValueException", 400, "lambda.s3.endpoint"):
-        client().create_function(FunctionName="not", Code={"S3Bucket": "b", "S3Key": "k"}, **PYTHON)
+        client().create_function(FunctionName="not", Code={"S3Bucket": "bucket", "S3Key": "k"}, **PYTHON)
 
 
 def objects():
