@@ -66,8 +66,14 @@ impl Library {
         }
     }
 
-    /// Keeps an image, or code, while the pin lives.
-    pub(crate) fn pin(&self, digest: &Digest) -> Pin {
+    /// Keeps code while the pin lives, from before it is stored. Waits for a
+    /// collection that is under way: it does not know of this one.
+    pub(crate) async fn keep(&self, zip: &Digest) -> Pin {
+        let _collection = self.collection.lock().await;
+        self.pin(zip)
+    }
+
+    fn pin(&self, digest: &Digest) -> Pin {
         let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         *pins.entry(digest.clone()).or_insert(0) += 1;
         Pin {

@@ -128,10 +128,12 @@ impl Front {
     }
 
     /// Keeps a configuration's code from collection.
-    pub(crate) fn pins(&self, config: &Configuration) -> Vec<Pin> {
-        let zips = config.code.iter().flat_map(ZipCode::zips);
-        zips.map(|zip| self.control.inner.library.pin(zip))
-            .collect()
+    pub(crate) async fn pins(&self, config: &Configuration) -> Vec<Pin> {
+        let mut pins = Vec::new();
+        for zip in config.code.iter().flat_map(ZipCode::zips) {
+            pins.push(self.control.inner.library.keep(zip).await);
+        }
+        pins
     }
 
     /// Stores the code that a call brings or names, and keeps it from
@@ -152,7 +154,7 @@ impl Front {
             Source::Image(_) => return Err(invalid("a zip file is expected, and not ImageUri")),
         };
         let gathered = gathered.ok_or_else(|| invalid("Uploaded file must be a non-empty zip"))?;
-        let pin = self.control.inner.library.pin(&gathered.digest);
+        let pin = self.control.inner.library.keep(&gathered.digest).await;
         let file = gathered.file.try_clone();
         let file = file.map_err(|error| {
             crate::error::internal(format!("an uploaded file cannot be opened: {error}"))

@@ -20,10 +20,13 @@ use skiff_types::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::body::{self, CreateFunction, ImageConfig};
+use super::body::{self, CreateFunction};
 use super::call::{Call, Reply, body as parse, invalid};
-use super::code::Source;
-use super::record::{self, Configuration, FunctionRecord, Update, UsedLayer, Version};
+use super::record::{self, Configuration, FunctionRecord, Update, Version};
+use super::settings::{
+    MEMORY_MIB, TIMEOUT_S, apply, check_architectures, check_package, check_same_package,
+    check_tags,
+};
 use super::{Front, show, state::missing};
 use crate::control::Control;
 use crate::db::Change;
@@ -33,14 +36,6 @@ use crate::publish::Publication;
 use crate::record::{RevisionRecord, ServiceRecord};
 use crate::traffic::revision_id;
 
-const TIMEOUT_S: u32 = 3;
-const TIMEOUT_S_MAX: u32 = 900;
-const MEMORY_MIB: u32 = 128;
-const MEMORY_MIB_MAX: u32 = 32_768;
-const EPHEMERAL_MIB: u32 = 512;
-const DESCRIPTION_CHARS_MAX: usize = 256;
-const ENVIRONMENT_BYTES_MAX: usize = 4096;
-const TAGS_MAX: usize = 50;
 /// Versions of one function.
 const VERSIONS_MAX: usize = 100;
 /// Functions or versions in one reply.
@@ -490,7 +485,7 @@ impl Front {
     ) -> Result<Settled, LambdaError> {
         // What it comes back to when it is refused is not collected meanwhile.
         let current = self.record(call, name).await?.latest;
-        let _pins = self.pins(&current);
+        let _pins = self.pins(&current).await;
         let change = |record: &mut FunctionRecord| {
             check_changeable(record, name, expected)?;
             let before = record.latest.clone();
@@ -793,148 +788,6 @@ fn reason(message: &str, log: &[String]) -> String {
         text.push_str(line);
     }
     text.chars().take(1000).collect()
-}
-
-/// The package type is the one that the code is of.
-fn check_package(package: Option<&str>, source: &Source) -> Result<(), LambdaError> {
-    match (package, source) {
-        (None, _)
-        | (Some("Image"), Source::Image(_))
-        | (Some("Zip"), Source::Body | Source::Object(_)) => Ok(()),
-        (Some("Image"), _) => Err(invalid(
-            "Please provide ImageUri when creating a function with packageType Image.",
-        )),
-        (Some("Zip"), _) => Err(invalid(
-            "Please don't provide ImageUri when creating a function with packageType Zip.",
-        )),
-        (Some(_), _) => Err(invalid("PackageType is Zip or Image")),
-    }
-}
-
-fn check_same_package(config: &Configuration, source: &Source) -> Result<(), LambdaError> {
-    match (&config.code, source) {
-        (Some(_), Source::Image(_)) => Err(invalid(
-            "Please don't provide ImageUri when updating a function with packageType Zip.",
-        )),
-        (None, Source::Body | Source::Object(_)) => Err(invalid(
-            "Please provide ImageUri when updating a function with packageType Image.",
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn check_architectures(architectures: Option<&[String]>) -> Result<(), LambdaError> {
-    if architectures.is_some_and(|all| all.iter().any(|one| one != "x86_64")) {
-        return Err(invalid("Architectures: x86_64 is served"));
-    }
-    Ok(())
-}
-
-fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), LambdaError> {
-    let fits = |(name, value): (&String, &String)| {
-        (1..=128).contains(&name.chars().count()) && value.chars().count() <= 256
-    };
-    if tags.len() > TAGS_MAX || !tags.iter().all(fits) {
-        return Err(invalid(format!(
-            "at most {TAGS_MAX} tags with names of 1 to 128 and values of at most 256 characters are expected"
-        )));
-    }
-    Ok(())
-}
-
-/// Sets what is given, if it may be.
-fn apply(
-    config: &mut Configuration,
-    wanted: body::UpdateFunctionConfiguration,
-) -> Result<(), LambdaError> {
-    if let Some(role) = wanted.role {
-        if role.len() > 512 {
-            return Err(invalid("Role is over 512 bytes"));
-        }
-        config.role = role;
-    }
-    if let Some(description) = wanted.description {
-        if description.chars().count() > DESCRIPTION_CHARS_MAX {
-            return Err(invalid(format!(
-                "Description is over {DESCRIPTION_CHARS_MAX} characters"
-            )));
-        }
-        config.description = description;
-    }
-    if let Some(timeout) = wanted.timeout {
-        if !(1..=TIMEOUT_S_MAX).contains(&timeout) {
-            return Err(invalid(format!(
-                "Timeout is {timeout}: 1 to {TIMEOUT_S_MAX} are expected"
-            )));
-        }
-        config.timeout_s = timeout;
-    }
-    if let Some(memory) = wanted.memory_size {
-        if !(MEMORY_MIB..=MEMORY_MIB_MAX).contains(&memory) {
-            return Err(invalid(format!(
-                "MemorySize is {memory}: {MEMORY_MIB} to {MEMORY_MIB_MAX} are expected"
-            )));
-        }
-        config.memory_mib = memory;
-    }
-    if let Some(environment) = wanted.environment {
-        let variables = environment.variables;
-        let bytes: usize = variables
-            .iter()
-            .map(|(name, value)| name.len() + value.len())
-            .sum();
-        if bytes > ENVIRONMENT_BYTES_MAX {
-            return Err(invalid(format!(
-                "the environment has {bytes} bytes: at most {ENVIRONMENT_BYTES_MAX} are expected"
-            )));
-        }
-        config.environment = variables;
-    }
-    apply_package(config, wanted.runtime, wanted.handler, wanted.used)?;
-    if let Some(ImageConfig {
-        entry_point,
-        command,
-    }) = wanted.image_config
-    {
-        if config.code.is_some() {
-            return Err(invalid("ImageConfig is for functions of PackageType Image"));
-        }
-        config.entry_point = entry_point;
-        config.command = command;
-    }
-    if let Some(dead_letter) = wanted.dead_letter_config {
-        config.dead_letter = dead_letter.target_arn.filter(|target| !target.is_empty());
-    }
-    if wanted
-        .ephemeral_storage
-        .is_some_and(|storage| storage.size != EPHEMERAL_MIB)
-    {
-        return Err(invalid(format!(
-            "EphemeralStorage: {EPHEMERAL_MIB} is served"
-        )));
-    }
-    Ok(())
-}
-
-/// Sets what only functions from zip files have.
-fn apply_package(
-    config: &mut Configuration,
-    runtime: Option<String>,
-    handler: Option<String>,
-    layers: Option<Vec<UsedLayer>>,
-) -> Result<(), LambdaError> {
-    let Some(code) = &mut config.code else {
-        if runtime.is_some() || handler.is_some() || layers.is_some() {
-            return Err(invalid(
-                "Runtime, Handler and Layers are for functions of PackageType Zip",
-            ));
-        }
-        return Ok(());
-    };
-    code.runtime = runtime.unwrap_or_else(|| code.runtime.clone());
-    code.handler = handler.unwrap_or_else(|| code.handler.clone());
-    code.layers = layers.unwrap_or_else(|| std::mem::take(&mut code.layers));
-    Ok(())
 }
 
 fn check_settled(record: &FunctionRecord, name: &ServiceName) -> Result<(), LambdaError> {

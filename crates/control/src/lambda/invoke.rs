@@ -194,7 +194,7 @@ impl Front {
         };
         let json = HeaderValue::from_static("application/json");
         reply.headers.insert(http::header::CONTENT_TYPE, json);
-        self.warn_of_role(&way, &mut reply.headers);
+        self.warn_of_role(way, &mut reply.headers);
         Ok(reply)
     }
 

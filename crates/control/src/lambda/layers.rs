@@ -295,7 +295,7 @@ impl Front {
 
     /// Keeps a zip file that is still there.
     async fn pinned(&self, zip: &Digest) -> Result<Pin, LambdaError> {
-        let pin = self.control.inner.library.pin(zip);
+        let pin = self.control.inner.library.keep(zip).await;
         let opened = self.control.inner.base.images.open_code(zip).await;
         match opened.map_err(crate::error::ControlError::from)? {
             Some(_) => Ok(pin),

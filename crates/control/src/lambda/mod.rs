@@ -20,6 +20,7 @@ mod links;
 mod operation;
 mod policies;
 mod record;
+mod settings;
 mod show;
 mod sign;
 mod state;

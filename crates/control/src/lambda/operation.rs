@@ -245,6 +245,16 @@ mod tests {
                 "/2019-09-25/functions/a/event-invoke-config/list",
                 Operation::ListFunctionEventInvokeConfigs(name()),
             ),
+            (
+                "GET",
+                "/2018-10-31/layers/l/versions/7",
+                Operation::GetLayerVersion("l".to_owned(), "7".to_owned()),
+            ),
+            (
+                "GET",
+                "/skiff/code/a/00ff",
+                Operation::FunctionZip(name(), "00ff".to_owned()),
+            ),
         ] {
             assert_eq!(Operation::of(method, path), Ok(expected), "{path}");
         }
@@ -253,6 +263,7 @@ mod tests {
             ("POST", "/2021-10-31/functions/a/url"),
             ("GET", "/"),
             ("GET", "/%zz"),
+            ("POST", "/skiff/code/a/00ff"),
         ] {
             let error = Operation::of(method, path).unwrap_err();
             assert_eq!(error.code, Code::NotImplemented, "{path}");

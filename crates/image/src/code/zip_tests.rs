@@ -103,6 +103,26 @@ fn a_zip_file_becomes_a_tar_below_its_folder() {
 }
 
 #[test]
+fn zip64_is_read_and_its_lies_are_refused() {
+    let options = SimpleFileOptions::default().large_file(true);
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    zip.start_file("a", options).unwrap();
+    zip.write_all(b"hello").unwrap();
+    let zip = zip.finish().unwrap().into_inner();
+    let (tar, _) = tar_of(&zip).unwrap();
+    assert_eq!(listed(&tar)["var/task/a"].1, "hello");
+    // The sizes in the extra field before the content (APPNOTE 4.5.3).
+    let extra = place(&zip, &[1, 0, 16, 0], 30);
+    let mut lying = zip;
+    lying[extra + 4..extra + 12].copy_from_slice(&(1u64 << 62).to_le_bytes());
+    let told = tar_of(&lying);
+    assert!(
+        matches!(told, Err(CodeError::Damaged(_) | CodeError::Content { .. })),
+        "{told:?}"
+    );
+}
+
+#[test]
 fn entries_that_code_may_not_have_are_refused() {
     for (entries, expected) in [
         (&[F("/etc/passwd", b"", 0o644)][..], EntryProblem::Absolute),

@@ -1,0 +1,218 @@
+//! What may be set of a function, and how.
+
+use std::collections::BTreeMap;
+
+use skiff_lambda::LambdaError;
+
+use super::body::{self, ImageConfig};
+use super::call::invalid;
+use super::code::Source;
+use super::record::{Configuration, UsedLayer};
+
+/// Of an invocation when nothing is said, seconds (AWS's).
+pub(crate) const TIMEOUT_S: u32 = 3;
+const TIMEOUT_S_MAX: u32 = 900;
+/// Of an instance when nothing is said, MiB (AWS's).
+pub(crate) const MEMORY_MIB: u32 = 128;
+const MEMORY_MIB_MAX: u32 = 32_768;
+const EPHEMERAL_MIB: u32 = 512;
+const DESCRIPTION_CHARS_MAX: usize = 256;
+const ENVIRONMENT_BYTES_MAX: usize = 4096;
+const TAGS_MAX: usize = 50;
+
+/// The package type is the one that the code is of.
+pub(crate) fn check_package(package: Option<&str>, source: &Source) -> Result<(), LambdaError> {
+    match (package, source) {
+        (None, _)
+        | (Some("Image"), Source::Image(_))
+        | (Some("Zip"), Source::Body | Source::Object(_)) => Ok(()),
+        (Some("Image"), _) => Err(invalid(
+            "Please provide ImageUri when creating a function with packageType Image.",
+        )),
+        (Some("Zip"), _) => Err(invalid(
+            "Please don't provide ImageUri when creating a function with packageType Zip.",
+        )),
+        (Some(_), _) => Err(invalid("PackageType is Zip or Image")),
+    }
+}
+
+pub(crate) fn check_same_package(
+    config: &Configuration,
+    source: &Source,
+) -> Result<(), LambdaError> {
+    match (&config.code, source) {
+        (Some(_), Source::Image(_)) => Err(invalid(
+            "Please don't provide ImageUri when updating a function with packageType Zip.",
+        )),
+        (None, Source::Body | Source::Object(_)) => Err(invalid(
+            "Please provide ImageUri when updating a function with packageType Image.",
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn check_architectures(architectures: Option<&[String]>) -> Result<(), LambdaError> {
+    if architectures.is_some_and(|all| all.iter().any(|one| one != "x86_64")) {
+        return Err(invalid("Architectures: x86_64 is served"));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_tags(tags: &BTreeMap<String, String>) -> Result<(), LambdaError> {
+    let fits = |(name, value): (&String, &String)| {
+        (1..=128).contains(&name.chars().count()) && value.chars().count() <= 256
+    };
+    if tags.len() > TAGS_MAX || !tags.iter().all(fits) {
+        return Err(invalid(format!(
+            "at most {TAGS_MAX} tags with names of 1 to 128 and values of at most 256 characters are expected"
+        )));
+    }
+    Ok(())
+}
+
+/// Sets what is given, if it may be.
+pub(crate) fn apply(
+    config: &mut Configuration,
+    wanted: body::UpdateFunctionConfiguration,
+) -> Result<(), LambdaError> {
+    if let Some(role) = wanted.role {
+        if role.len() > 512 {
+            return Err(invalid("Role is over 512 bytes"));
+        }
+        config.role = role;
+    }
+    if let Some(description) = wanted.description {
+        if description.chars().count() > DESCRIPTION_CHARS_MAX {
+            return Err(invalid(format!(
+                "Description is over {DESCRIPTION_CHARS_MAX} characters"
+            )));
+        }
+        config.description = description;
+    }
+    if let Some(timeout) = wanted.timeout {
+        if !(1..=TIMEOUT_S_MAX).contains(&timeout) {
+            return Err(invalid(format!(
+                "Timeout is {timeout}: 1 to {TIMEOUT_S_MAX} are expected"
+            )));
+        }
+        config.timeout_s = timeout;
+    }
+    if let Some(memory) = wanted.memory_size {
+        if !(MEMORY_MIB..=MEMORY_MIB_MAX).contains(&memory) {
+            return Err(invalid(format!(
+                "MemorySize is {memory}: {MEMORY_MIB} to {MEMORY_MIB_MAX} are expected"
+            )));
+        }
+        config.memory_mib = memory;
+    }
+    if let Some(environment) = wanted.environment {
+        let variables = environment.variables;
+        let bytes: usize = variables
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        if bytes > ENVIRONMENT_BYTES_MAX {
+            return Err(invalid(format!(
+                "the environment has {bytes} bytes: at most {ENVIRONMENT_BYTES_MAX} are expected"
+            )));
+        }
+        config.environment = variables;
+    }
+    apply_package(config, wanted.runtime, wanted.handler, wanted.used)?;
+    if let Some(ImageConfig {
+        entry_point,
+        command,
+    }) = wanted.image_config
+    {
+        if config.code.is_some() {
+            return Err(invalid("ImageConfig is for functions of PackageType Image"));
+        }
+        config.entry_point = entry_point;
+        config.command = command;
+    }
+    if let Some(dead_letter) = wanted.dead_letter_config {
+        config.dead_letter = dead_letter.target_arn.filter(|target| !target.is_empty());
+    }
+    if wanted
+        .ephemeral_storage
+        .is_some_and(|storage| storage.size != EPHEMERAL_MIB)
+    {
+        return Err(invalid(format!(
+            "EphemeralStorage: {EPHEMERAL_MIB} is served"
+        )));
+    }
+    Ok(())
+}
+
+/// Sets what only functions from zip files have.
+fn apply_package(
+    config: &mut Configuration,
+    runtime: Option<String>,
+    handler: Option<String>,
+    layers: Option<Vec<UsedLayer>>,
+) -> Result<(), LambdaError> {
+    let Some(code) = &mut config.code else {
+        if runtime.is_some() || handler.is_some() || layers.is_some() {
+            return Err(invalid(
+                "Runtime, Handler and Layers are for functions of PackageType Zip",
+            ));
+        }
+        return Ok(());
+    };
+    code.runtime = runtime.unwrap_or_else(|| code.runtime.clone());
+    code.handler = handler.unwrap_or_else(|| code.handler.clone());
+    code.layers = layers.unwrap_or_else(|| std::mem::take(&mut code.layers));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_type_is_that_of_its_code() {
+        let image = || Source::Image("hello:1".to_owned());
+        for (package, source, good) in [
+            (None, image(), true),
+            (None, Source::Body, true),
+            (Some("Image"), image(), true),
+            (Some("Zip"), Source::Body, true),
+            (Some("Image"), Source::Body, false),
+            (Some("Zip"), image(), false),
+            (Some("zip"), Source::Body, false),
+        ] {
+            let checked = check_package(package, &source);
+            assert_eq!(checked.is_ok(), good, "{package:?} {source:?}");
+        }
+    }
+
+    #[test]
+    fn code_has_one_source() {
+        let some = |text: &str| Some(text.to_owned());
+        let code =
+            |image: Option<&str>, zip: Option<&str>, bucket: Option<&str>, key: Option<&str>| {
+                let own = |text: Option<&str>| text.map(str::to_owned);
+                body::Code {
+                    image_uri: own(image),
+                    zip_file: own(zip),
+                    s3_bucket: own(bucket),
+                    s3_key: own(key),
+                    s3_object_version: None,
+                }
+            };
+        let image = code(Some("hello:1"), None, None, None).source();
+        assert_eq!(image, Ok(Source::Image("hello:1".to_owned())));
+        assert_eq!(code(None, Some(""), None, None).source(), Ok(Source::Body));
+        let object = code(None, None, Some("b"), Some("k")).source();
+        assert!(matches!(object, Ok(Source::Object(name)) if Some(name.key.clone()) == some("k")));
+        for wrong in [
+            code(None, None, None, None),
+            code(None, Some("UEsDBA=="), None, None),
+            code(None, None, Some("b"), None),
+            code(Some("hello:1"), Some(""), None, None),
+            code(None, Some(""), Some("b"), Some("k")),
+        ] {
+            assert!(wrong.source().is_err());
+        }
+    }
+}
