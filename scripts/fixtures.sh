@@ -4,6 +4,7 @@
 #
 #   FOLDER/hello-python  Python and an HTTP application, two layers
 #   FOLDER/testapp       one static binary
+#   FOLDER/h2app         another, which speaks HTTP/2
 #   FOLDER/busybox       busybox with its commands
 #   FOLDER/layered       busybox that serves files, twenty layers
 #
@@ -15,12 +16,13 @@ cd "$(dirname "$0")/.."
 cache=${SKIFF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/skiff}
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
 testapp=target/static/x86_64-unknown-linux-gnu/release/skiff-testapp
+h2app=target/static/x86_64-unknown-linux-gnu/release/skiff-h2app
 say() { echo "fixtures: $*" >&2; }
 
 RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release -p skiff-testapp \
   --target x86_64-unknown-linux-gnu --target-dir target/static >&2
 
-key=$(cat scripts/fixtures.sh examples/hello-python/app.py "$testapp" /bin/busybox <(echo "$suite") \
+key=$(cat scripts/fixtures.sh examples/hello-python/app.py "$testapp" "$h2app" /bin/busybox <(echo "$suite") \
   | sha256sum | cut -c1-16)
 out=$cache/images-$key
 if [ -e "$out/done" ]; then
@@ -60,11 +62,13 @@ if [ ! -e "$userland" ]; then
   mv "$userland.tmp.tar" "$userland"
 fi
 
-mkdir -p "$work/python/app" "$work/testapp" "$work/busybox/bin" "$work/busybox/etc" "$work/busybox/tmp"
+mkdir -p "$work/python/app" "$work/testapp" "$work/h2app" "$work/busybox/bin" "$work/busybox/etc" "$work/busybox/tmp"
 cp examples/hello-python/app.py "$work/python/app/"
 layer "$work/python.tar" "$work/python"
 cp "$testapp" "$work/testapp/testapp"
 layer "$work/testapp.tar" "$work/testapp"
+cp "$h2app" "$work/h2app/h2app"
+layer "$work/h2app.tar" "$work/h2app"
 cp /bin/busybox "$work/busybox/bin/busybox"
 for command in $(/bin/busybox --list); do
   [ "$command" = busybox ] || ln -s busybox "$work/busybox/bin/$command"
@@ -87,6 +91,7 @@ say "making images"
 image hello-python python3 "$userland" "$work/python.tar" >&2
 umoci config --image "$out/hello-python:1" --config.cmd /app/app.py --config.env PYTHONUNBUFFERED=1
 image testapp /testapp "$work/testapp.tar" >&2
+image h2app /h2app "$work/h2app.tar" >&2
 image busybox /bin/sh "$work/busybox.tar" >&2
 image layered /bin/httpd "${layered[@]}" >&2
 umoci config --image "$out/layered:1" --config.cmd -f --config.cmd -p --config.cmd 8080 \

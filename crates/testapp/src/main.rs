@@ -2,7 +2,7 @@
 //!
 //! It stands for a user's application: it knows nothing of Skiff, listens on
 //! `PORT`, and uses nothing but the standard library, so that an image of it
-//! is one file. `testapp CODE` exits with that code instead of serving.
+//! is one file. `skiff-h2app` beside it is the same for HTTP/2. `testapp CODE` exits with that code instead of serving.
 //!
 //! | path | what it does |
 //! |---|---|
