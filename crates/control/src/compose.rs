@@ -203,6 +203,7 @@ mod tests {
                 args: words(given),
                 env: vec![],
                 port: 8080,
+                protocol: skiff_types::Protocol::Http1,
                 probe: Probe::default(),
                 essential: true,
             };

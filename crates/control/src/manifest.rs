@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Deserialize;
 use skiff_types::api::{Deploy, DeployContainer};
 use skiff_types::{
-    ContainerSpec, Digest, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, Resources,
-    RevisionSpec, Scaling, SecretName, ServiceName, Tag, limits,
+    ContainerSpec, Digest, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, Protocol,
+    Resources, RevisionSpec, Scaling, SecretName, ServiceName, Tag, limits,
 };
 use toml::Spanned;
 
@@ -55,6 +55,7 @@ struct Entry {
     args: Option<Vec<String>>,
     env: Option<Env>,
     port: Option<u16>,
+    protocol: Option<Protocol>,
     probe: Option<Probe>,
     #[serde(default)]
     resources: Resources,
@@ -85,6 +86,8 @@ struct Container {
     #[serde(default)]
     env: Env,
     port: Option<u16>,
+    #[serde(default)]
+    protocol: Protocol,
     #[serde(default)]
     probe: Probe,
     essential: Option<bool>,
@@ -166,6 +169,7 @@ fn deploy(entry: Entry) -> Result<Deploy, String> {
         || entry.args.is_some()
         || entry.env.is_some()
         || entry.port.is_some()
+        || entry.protocol.is_some()
         || entry.probe.is_some();
     let containers = match (entry.image, entry.containers.is_empty()) {
         (Some(image), true) => vec![Container {
@@ -175,6 +179,7 @@ fn deploy(entry: Entry) -> Result<Deploy, String> {
             args: entry.args.unwrap_or_default(),
             env: entry.env.unwrap_or_default(),
             port: entry.port,
+            protocol: entry.protocol.unwrap_or_default(),
             probe: entry.probe.unwrap_or_default(),
             essential: None,
         }],
@@ -216,6 +221,7 @@ fn container(given: Container) -> DeployContainer {
         args: given.args,
         env: given.env.into_iter().map(var).collect(),
         port: given.port.unwrap_or(limits::DEFAULT_PORT),
+        protocol: given.protocol,
         probe: given.probe,
         essential: given.essential.unwrap_or(true),
     }
@@ -238,6 +244,7 @@ pub(crate) fn open_spec(deploy: &Deploy) -> RevisionSpec {
         args: given.args.clone(),
         env: given.env.clone(),
         port: given.port,
+        protocol: given.protocol,
         probe: given.probe.clone(),
         essential: given.essential,
     };
@@ -271,6 +278,7 @@ name = "two"
 timeout_s = 5
 [[services.containers]]
 image = "two:1"
+protocol = "h2c"
 [services.resources]
 memory_mib = 64
 "#;
@@ -284,7 +292,7 @@ memory_mib = 64
             "env": [{"name": "A", "value": "b"}, {"name": "KEY", "secret": "api"}],
             "probe": {"kind": {"http": "/ready"}}}], "scaling": {"min": 1, "max": 10}}"#;
         assert_eq!(*hello, serde_json::from_str::<Deploy>(body).unwrap());
-        let body = r#"{"containers": [{"image": "two:1"}], "timeout_s": 5, "resources": {"memory_mib": 64}}"#;
+        let body = r#"{"containers": [{"image": "two:1", "protocol": "h2c"}], "timeout_s": 5, "resources": {"memory_mib": 64}}"#;
         assert_eq!(
             manifest.services[1].1,
             serde_json::from_str::<Deploy>(body).unwrap()
@@ -300,7 +308,7 @@ memory_mib = 64
             (("min = 1,", "min = 11,"), 7, "min is 11 and max is 10"),
             (
                 ("memory_mib = 64", "memory_mib = 1"),
-                16,
+                17,
                 "services.two: memory_mib is 1",
             ),
             (
@@ -320,6 +328,7 @@ memory_mib = 64
                 "containers are given",
             ),
             (("A = \"b\"", "A = 5"), 6, "a text or"),
+            (("\"h2c\"", "\"h3\""), 15, "h3"),
             (("port = 9000", "port = "), 5, ""),
         ] {
             let text = GOOD.replace(change.0, change.1);

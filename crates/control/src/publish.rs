@@ -104,6 +104,7 @@ pub(crate) fn revision_route(
     let first = first.ok_or_else(|| internal(format!("the revision {id} has no container")))?;
     Ok(RevisionRoute {
         id: id.clone(),
+        protocol: first.protocol,
         concurrency: spec.scaling.concurrency,
         timeout_ms: timeout_ms(spec),
         queue_requests: config.queue_requests,

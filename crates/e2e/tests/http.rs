@@ -10,7 +10,7 @@ use skiff_testkit::{Held, Server, ServerOptions, SharedServer, wait_for};
 static SHARED: SharedServer = SharedServer::new();
 
 fn server() -> Held {
-    SHARED.get(|| ServerOptions::with(&["testapp"]))
+    SHARED.get(|| ServerOptions::with(&["testapp", "h2app"]))
 }
 
 #[test]
@@ -53,6 +53,56 @@ fn a_request_arrives_as_it_was_sent() {
         );
         assert_eq!(good(reply).len(), body.len(), "{more:?}");
     }
+}
+
+/// Deploys the application that speaks HTTP/2 alone, as this protocol.
+fn deploy_h2app(server: &Server, name: &str, protocol: &str) -> String {
+    let image = ["--image", "h2app:1", "--memory", "64"];
+    let args = [&["deploy", name, "--protocol", protocol][..], &image].concat();
+    let _out = server.cli(&args).ok();
+    server.host_of(name)
+}
+
+#[test]
+fn an_application_of_http_2_is_reached_as_it_speaks() {
+    let server = server();
+    let host = deploy_h2app(&server, "grpc", "h2c");
+    let two = "--http2-prior-knowledge";
+    let reply = server.curl(&host, "/a.Service/Method", &[two, "--data", "x"]);
+    assert_eq!(reply.header("grpc-status"), Some("0"), "{reply:?}");
+    assert_eq!(good(reply), "HTTP/2.0 POST /a.Service/Method\n");
+    let one = server.curl(&host, "/", &["--http1.1", "--header", "TE: trailers"]);
+    assert_eq!(one.header("grpc-status"), Some("0"), "{one:?}");
+    assert_eq!(good(one), "HTTP/2.0 GET /\n");
+    let body = "0123456789abcdef".repeat(200_000);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &body).unwrap();
+    let upload = format!("@{}", file.path().display());
+    let replies = at_once(8, |index| {
+        let version = [two, "--http1.1"][index % 2];
+        server.curl(&host, "/echo", &[version, "--data-binary", &upload])
+    });
+    for reply in replies {
+        assert!(good(reply) == body);
+    }
+    let described = server.json(&["describe", "grpc"]);
+    let container = &described["revisions"][0]["spec"]["containers"][0];
+    assert_eq!(container["protocol"], "h2c", "{described}");
+
+    // Asked in HTTP/1.1 it does not answer in it.
+    let host = deploy_h2app(&server, "not-told", "http1");
+    let reply = server.get(&host, "/");
+    assert_eq!(reply.status, 502, "{reply:?}");
+    let told = server.cli(&[
+        "deploy",
+        "f",
+        "--image",
+        "h2app:1",
+        "--function",
+        "--protocol",
+        "h2c",
+    ]);
+    assert_ne!(told.code, 0, "{}", told.out);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use skiff_gateway::{
     ColdPhases, Demand, Gateway, GatewayConfig, Records, RequestRecord, RevisionRoute,
     ServiceRoute, Upstream, WakeError,
 };
-use skiff_types::{InstanceId, IsolationClass, ProjectId, RevisionId};
+use skiff_types::{InstanceId, IsolationClass, ProjectId, Protocol, RevisionId};
 
 #[derive(Debug)]
 struct Fixed(SocketAddr);
@@ -93,6 +93,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     gateway.put_revision(RevisionRoute {
         id: revision.clone(),
+        protocol: Protocol::Http1,
         concurrency: 1000,
         timeout_ms: 300_000,
         queue_requests: 1000,

@@ -191,6 +191,9 @@ impl Relay<'_> {
                 Err(error) => return Some(self.no_upload(&error)),
             };
             let link = self.link.as_mut().filter(|_| !self.deaf)?;
+            if !self.uploads {
+                link.end(None);
+            }
             match link.poll_flush(cx) {
                 Poll::Ready(Ok(())) if !waits => {}
                 Poll::Ready(Ok(())) | Poll::Pending => return None,
@@ -209,10 +212,10 @@ impl Relay<'_> {
             return Ok(true);
         };
         while self.uploads {
-            if link.outbox().is_full() {
+            if link.is_full() {
                 return Ok(false);
             }
-            let out = link.outbox().bytes_mut();
+            let out = link.bytes_mut();
             match self.conn.poll_upload(cx, out, self.call.chunked) {
                 Poll::Ready(Ok(Some(bytes))) => self.call.visit.add_in(bytes),
                 Poll::Ready(Ok(None)) => self.uploads = false,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use skiff_base::Monotonic;
-use skiff_types::{ProjectId, RevisionId};
+use skiff_types::{ProjectId, Protocol, RevisionId};
 
 use crate::access::AccessLine;
 use crate::answer::{self, Own};
@@ -15,6 +15,7 @@ use crate::h1::write::Origin;
 use crate::host::{self, HostError, Place};
 use crate::lane::{Lane, Watched};
 use crate::link::{Link, LinkError};
+use crate::mux::Connection;
 use crate::port::ColdPhases;
 use crate::revision::{Revision, Slot};
 use crate::visit::Visit;
@@ -158,12 +159,44 @@ pub(crate) async fn link(client: &Client, slot: &Slot) -> Option<(Box<Link>, boo
     if slot.instance.is_paused() && !Box::pin(wake(client, slot)).await {
         return None;
     }
+    if slot.revision.route.protocol == Protocol::H2c {
+        // A stream that is refused is not tried again on the same connection.
+        let stream = Box::pin(stream(client, slot)).await;
+        return stream.map(|link| (link, true));
+    }
     match client.lane.unpark(&slot.instance) {
         Some(link) => Some((link, false)),
         None => Box::pin(connect(client, slot))
             .await
             .map(|link| (link, true)),
     }
+}
+
+/// A stream on a connection that is there, or on another: one is made at a
+/// time, for it may have room for all who wait.
+async fn stream(client: &Client, slot: &Slot) -> Option<Box<Link>> {
+    let (pools, instance) = (&client.lane.pools, &slot.instance);
+    let link = |seat| Box::new(Link::stream(seat));
+    if let Some(seat) = pools.seat(instance) {
+        return Some(link(seat));
+    }
+    let making = pools.making(instance);
+    let _making = making.lock().await;
+    if let Some(seat) = pools.seat(instance) {
+        return Some(link(seat));
+    }
+    if instance.is_out() {
+        return None;
+    }
+    let connecting = async {
+        let stream = instance.upstream.connect().await?;
+        Connection::begin(stream).await.map_err(io::Error::other)
+    };
+    let (connection, moves) = reached(client, slot, connecting).await?;
+    let seat = connection.seat();
+    pools.keep(instance, &connection, client.lane.ticked());
+    client.lane.tasks.spawn("instance's connection", moves);
+    seat.map(link)
 }
 
 async fn wake(client: &Client, slot: &Slot) -> bool {
@@ -182,13 +215,24 @@ async fn wake(client: &Client, slot: &Slot) -> bool {
 }
 
 async fn connect(client: &Client, slot: &Slot) -> Option<Box<Link>> {
+    let connecting = slot.instance.upstream.connect();
+    let stream = reached(client, slot, connecting).await?;
+    Some(Box::new(Link::new(stream)))
+}
+
+/// What comes of connecting to the slot's instance in time; otherwise it is
+/// out of rotation.
+async fn reached<T>(
+    client: &Client,
+    slot: &Slot,
+    connecting: impl Future<Output = io::Result<T>>,
+) -> Option<T> {
     let shared = &client.lane.shared;
     let patience = shared.config.connect_timeout;
-    let connecting = tokio::time::timeout(patience, slot.instance.upstream.connect());
-    let reason = match connecting.await {
-        Ok(Ok(stream)) => {
+    let reason = match tokio::time::timeout(patience, connecting).await {
+        Ok(Ok(connected)) => {
             shared.metrics.upstream_connects.up();
-            return Some(Box::new(Link::new(stream)));
+            return Some(connected);
         }
         Ok(Err(error)) if is_our_own(&error) => {
             tracing::error!(%error, "no connection to an instance can be made");
@@ -240,6 +284,15 @@ pub(crate) fn spoilt(visit: &Visit, error: &LinkError) -> Own {
     let instance = visit.slot().map(|slot| slot.instance.id);
     tracing::debug!(?instance, %error, "an instance broke a request off");
     let line = match error {
+        LinkError::Unsayable => {
+            let line = "the request's target or host cannot be said in HTTP/2";
+            return answer::text(StatusCode::BAD_REQUEST, line);
+        }
+        LinkError::Stream(error) if error.is_library() => {
+            "the instance's answer is not HTTP/2 that can be passed on"
+        }
+        LinkError::Stream(error) if error.is_reset() => "the instance reset the request",
+        LinkError::Stream(_) => "the instance closed the connection before it answered",
         LinkError::Io(_) | LinkError::Ended | LinkError::Upload => {
             "the instance closed the connection before it answered"
         }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use http::StatusCode;
 use skiff_base::{ByteStream, Monotonic};
-use skiff_types::limits;
+use skiff_types::{Protocol, limits};
 
 use crate::answer::{self, Own};
 use crate::exchange;
@@ -51,7 +51,7 @@ pub(crate) struct Call {
     pub(crate) asked_head: bool,
     /// Another request may follow.
     pub(crate) keeps: bool,
-    /// Its body goes on in chunks.
+    /// Its body goes on in chunks: HTTP/2 frames it anew.
     pub(crate) chunked: bool,
     pub(crate) takes_trailers: bool,
     /// It asks to switch protocols.
@@ -393,14 +393,14 @@ fn understand(
     );
     Heard::Call(Call {
         visit,
-        revision,
         minor: head.minor,
         asked_head,
         keeps,
-        chunked: facts.chunked,
+        chunked: facts.chunked && revision.route.protocol == Protocol::Http1,
         takes_trailers: facts.takes_trailers,
         switches: switch.is_some(),
         expects: facts.expects && head.minor > 0,
+        revision,
     })
 }
 

@@ -1,5 +1,5 @@
 //! A client's connection of HTTP/2, by hyper, and its streams: each is one
-//! request with an instance, which is spoken to in HTTP/1.1.
+//! request with an instance.
 
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -16,7 +16,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use skiff_base::{ByteStream, Monotonic};
-use skiff_types::limits;
+use skiff_types::{Protocol, limits};
 
 use crate::answer::Own;
 use crate::body::{AnswerBody, Download};
@@ -95,6 +95,8 @@ pub(crate) struct Upload {
     /// All of it has been put.
     ended: bool,
     chunked: bool,
+    /// Where they do not stand behind the chunks.
+    trailers: HeaderMap,
 }
 
 /// A request under way.
@@ -127,14 +129,15 @@ async fn answer(client: Arc<Client>, request: Request<Incoming>) -> Result<Answe
     };
     let call = Call {
         visit,
-        revision,
         asked_head: parts.method == Method::HEAD,
         head,
         upload: Upload {
             ended: body.is_end_stream(),
             body,
-            chunked: framing == Framing::Chunked,
+            chunked: framing == Framing::Chunked && revision.route.protocol == Protocol::Http1,
+            trailers: HeaderMap::new(),
         },
+        revision,
     };
     Ok(run(&client, call).await)
 }
@@ -212,7 +215,7 @@ fn refuse(mut visit: Visit, own: Own) -> Answer {
     let mut response = Response::new(AnswerBody::text(&own));
     *response.status_mut() = own.status;
     let headers = response.headers_mut();
-    let text = http::HeaderValue::from_static("text/plain; charset=utf-8");
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
     headers.insert(http::header::CONTENT_TYPE, text);
     if let Some(seconds) = own.retry_after_s {
         headers.insert(http::header::RETRY_AFTER, seconds.into());
@@ -331,7 +334,7 @@ fn tell(
         headers.insert(http::header::CONTENT_LENGTH, length.into());
     }
     if let Some(timing) = forward::tell_cold_start(visit)
-        && let Ok(value) = http::HeaderValue::from_str(&timing)
+        && let Ok(value) = HeaderValue::from_str(&timing)
     {
         headers.insert("server-timing", value);
     }
@@ -355,6 +358,9 @@ impl Upload {
     ) -> Poll<Result<(), LinkError>> {
         loop {
             let waits = self.put(link, visit, cx)?;
+            if self.ended {
+                link.end(Some(&self.trailers));
+            }
             match link.poll_flush(cx)? {
                 Poll::Ready(()) if self.ended => return Poll::Ready(Ok(())),
                 Poll::Ready(()) if !waits => {}
@@ -375,10 +381,10 @@ impl Upload {
         cx: &mut Context<'_>,
     ) -> Result<bool, LinkError> {
         while !self.ended {
-            if link.outbox().is_full() {
+            if link.is_full() {
                 return Ok(false);
             }
-            let out = link.outbox().bytes_mut();
+            let out = link.bytes_mut();
             match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Pending => break,
                 Poll::Ready(None) => self.end(out, std::iter::empty()),
@@ -411,7 +417,18 @@ impl Upload {
     fn end<'a>(&mut self, out: &mut Vec<u8>, trailers: impl Iterator<Item = Field<'a>>) {
         if self.chunked {
             body::put_end(out, trailers);
+        } else {
+            self.trailers = map(trailers);
         }
         self.ended = true;
     }
+}
+
+fn map<'a>(fields: impl Iterator<Item = Field<'a>>) -> HeaderMap {
+    fields
+        .filter_map(|(name, value)| {
+            let name = HeaderName::from_bytes(name).ok()?;
+            Some((name, HeaderValue::from_bytes(value).ok()?))
+        })
+        .collect()
 }

@@ -13,6 +13,7 @@ use skiff_base::{Monotonic, Tasks};
 
 use crate::access::BATCH_BYTES;
 use crate::link::Link;
+use crate::mux::Pools;
 use crate::revision::{Instance, lock};
 use crate::shared::Shared;
 
@@ -34,6 +35,8 @@ pub(crate) struct Lane {
     /// By serial number; most lanes know few instances, and a search among few
     /// is cheaper than a hash.
     links: Mutex<BTreeMap<u64, Parked>>,
+    /// The connections that several requests use at once.
+    pub(crate) pools: Pools,
     connections: Mutex<Connections>,
     lines: Mutex<Vec<u8>>,
     /// The clock at the last tick: enough for what is measured in seconds.
@@ -170,6 +173,7 @@ impl Lane {
             tasks: Tasks::new(),
             background: Tasks::new(),
             links: Mutex::default(),
+            pools: Pools::default(),
             connections: Mutex::default(),
             lines: Mutex::default(),
         };
@@ -232,6 +236,7 @@ impl Lane {
     pub(crate) fn forget(&self, instance: &Instance) {
         let parked = lock(&self.links).remove(&instance.serial);
         drop(parked);
+        self.pools.forget(instance);
     }
 
     /// Watches a new connection.
@@ -250,6 +255,9 @@ impl Lane {
 
     /// Tells every connection, and those that were accepted but not begun.
     pub(crate) fn tell(&self, word: Word) {
+        if word >= Word::Drain {
+            self.pools.close();
+        }
         let mut connections = lock(&self.connections);
         connections.word = word;
         for watched in connections.all.values() {
@@ -293,6 +301,7 @@ impl Lane {
 
     fn close_unused(&self, now: Monotonic) {
         let longest = self.shared.config.upstream_idle_timeout;
+        self.pools.close_unused(now, longest);
         lock(&self.links).retain(|_, parked| {
             if parked.instance.is_out() {
                 return false;

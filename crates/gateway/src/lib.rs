@@ -5,7 +5,8 @@
 //!              └─ http2 ─▶ body ─────┘
 //! ```
 //! HTTP/1 is read and written by [`h1`], towards clients and instances alike;
-//! hyper speaks HTTP/2 with clients. Each serving thread has its own runtime,
+//! hyper speaks HTTP/2 with clients, and h2, which is hyper's own, with
+//! applications that say so. Each serving thread has its own runtime,
 //! listener and connections to instances; a request is read, routed, queued,
 //! sent, answered and recorded on one thread. The gateway knows no addresses
 //! of instances, starts none and decides nothing about their number: it says
@@ -43,8 +44,11 @@ mod lane;
 mod lateness;
 mod linger;
 mod link;
+mod link1;
+mod link2;
 mod load;
 mod metrics;
+mod mux;
 mod pool;
 mod port;
 mod pressure;

@@ -6,7 +6,7 @@ use std::io;
 
 use futures_util::future::BoxFuture;
 use skiff_base::{ByteStream, Monotonic};
-use skiff_types::{InstanceId, IsolationClass, ProjectId, RevisionId, ServiceName, Tag};
+use skiff_types::{InstanceId, IsolationClass, ProjectId, Protocol, RevisionId, ServiceName, Tag};
 
 /// An instance as the gateway sees it: something to connect to.
 pub trait Upstream: Debug + Send + Sync + 'static {
@@ -127,6 +127,8 @@ pub struct ServiceRoute {
 pub struct RevisionRoute {
     /// Which.
     pub id: RevisionId,
+    /// What its application speaks.
+    pub protocol: Protocol,
     /// Requests at once in one instance.
     pub concurrency: u32,
     /// A request's whole time, milliseconds.

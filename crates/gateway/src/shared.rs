@@ -175,7 +175,7 @@ mod tests {
     use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
     use skiff_base::{ByteStream, ManualClock};
-    use skiff_types::IsolationClass;
+    use skiff_types::{IsolationClass, Protocol};
     use tokio::io::AsyncReadExt;
 
     use super::*;
@@ -219,6 +219,7 @@ mod tests {
         let id = RevisionId::parse(&ProjectId::default_project(), "hello-00001").unwrap();
         let route = RevisionRoute {
             id: id.clone(),
+            protocol: Protocol::Http1,
             concurrency: 1,
             timeout_ms: 1000,
             queue_requests: 1,

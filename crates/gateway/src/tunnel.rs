@@ -32,7 +32,9 @@ pub(crate) async fn run(visit: &mut Visit, conn: &mut Conn, link: Link, deadline
 }
 
 async fn pump(conn: &mut Conn, link: Link, up: &AtomicU64, down: &AtomicU64) {
-    let (instance, early_down) = link.into_parts();
+    let Some((instance, early_down)) = link.into_parts() else {
+        return;
+    };
     let (instance_reads, mut instance_writes) = split(instance);
     let sent = std::future::poll_fn(|cx| conn.outbox.poll_flush(&mut conn.io, cx));
     if sent.await.is_err() {

@@ -42,7 +42,7 @@ use utoipa::ToSchema;
 
 use crate::{
     Digest, ErrorKind, InstanceId, IsolationClass, IsolationRequest, Probe, ProjectId, ProjectName,
-    Resources, RevisionSpec, Scaling, SecretName, ServiceName, Tag,
+    Protocol, Resources, RevisionSpec, Scaling, SecretName, ServiceName, Tag,
 };
 
 /// What every failed call answers, with the kind's HTTP status.
@@ -166,6 +166,9 @@ pub struct DeployContainer {
     /// Where the application listens.
     #[serde(default = "default_port")]
     pub port: u16,
+    /// What it speaks there.
+    #[serde(default, skip_serializing_if = "Protocol::is_default")]
+    pub protocol: Protocol,
     /// Readiness and liveness.
     #[serde(default)]
     pub probe: Probe,

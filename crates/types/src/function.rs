@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::limits;
-use crate::revision::{CpuMode, IsolationRequest, RevisionSpec, SpecError};
+use crate::revision::{CpuMode, IsolationRequest, Protocol, RevisionSpec, SpecError};
 use crate::{ProjectId, ServiceName};
 
 /// The version of a function that is not published.
@@ -125,6 +125,11 @@ impl FunctionSpec {
         }
         if spec.isolation == IsolationRequest::Null {
             return Err(SpecError::Other("the null class runs no function"));
+        }
+        if spec.speaks(Protocol::H2c) {
+            return Err(SpecError::Other(
+                "protocol is h2c: a function's requests are events for its runtime",
+            ));
         }
         Ok(())
     }

@@ -22,5 +22,5 @@ pub use launch::{FunctionLaunch, Launch};
 pub use name::{ParseNameError, ProjectId, ProjectName, RevisionId, SecretName, ServiceName, Tag};
 pub use revision::{
     ContainerSpec, CpuMode, EnvValue, EnvVar, IsolationClass, IsolationRequest, Probe, ProbeKind,
-    Resources, RevisionSpec, Scaling, SpecError, WritableLayer,
+    Protocol, Resources, RevisionSpec, Scaling, SpecError, WritableLayer,
 };

@@ -60,12 +60,34 @@ pub struct ContainerSpec {
     /// Where the application listens; told to it as `PORT`.
     #[serde(default = "default_port")]
     pub port: u16,
+    /// What it speaks there.
+    #[serde(default, skip_serializing_if = "Protocol::is_default")]
+    pub protocol: Protocol,
     /// When the application is ready, and when it is dead.
     #[serde(default)]
     pub probe: Probe,
     /// Its end ends the sandbox.
     #[serde(default = "yes")]
     pub essential: bool,
+}
+
+/// What an application speaks to whoever asks it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 without TLS and with prior knowledge, as gRPC wants it.
+    H2c,
+}
+
+impl Protocol {
+    /// Whether it is the one that nobody has to name.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One environment variable.
@@ -278,7 +300,20 @@ impl RevisionSpec {
         if let Some(function) = &self.function {
             function.validate(self)?;
         }
+        if self.isolation == IsolationRequest::Null && self.speaks(Protocol::H2c) {
+            return Err(SpecError::Other(
+                "protocol is h2c: the null class answers in HTTP/1.1",
+            ));
+        }
         self.containers.iter().try_for_each(ContainerSpec::validate)
+    }
+}
+
+impl RevisionSpec {
+    /// Whether this is spoken where requests go.
+    pub(crate) fn speaks(&self, protocol: Protocol) -> bool {
+        let first = self.containers.first();
+        first.is_some_and(|container| container.protocol == protocol)
     }
 }
 
@@ -434,6 +469,7 @@ mod tests {
                 args: vec![],
                 env: vec![],
                 port: 8080,
+                protocol: Protocol::Http1,
                 probe: Probe::default(),
                 essential: true,
             }],
@@ -478,6 +514,7 @@ mod tests {
         assert!(refused(&|s| s.resources.cpu_mode = CpuMode::Always).contains("cpu_mode"));
         assert!(refused(&|s| s.timeout_s = 901).contains("timeout_s is 901"));
         assert!(refused(&|s| s.isolation = IsolationRequest::Null).contains("null"));
+        assert!(refused(&|s| s.containers[0].protocol = Protocol::H2c).contains("h2c"));
         let name = "a\nb".to_owned();
         let bad = FunctionSpec {
             name,
@@ -493,6 +530,11 @@ mod tests {
         assert!(refused(|s| s.scaling.min = 200).contains("min is 200 and max is 100"));
         assert!(refused(|s| s.containers.clear()).contains("at least one"));
         assert!(refused(|s| s.containers[0].port = 0).contains("port"));
+        let null_in_http2 = |s: &mut RevisionSpec| {
+            s.isolation = IsolationRequest::Null;
+            s.containers[0].protocol = Protocol::H2c;
+        };
+        assert!(refused(null_in_http2).contains("h2c"));
         let env = |name: &str, value: &str| EnvVar {
             name: name.into(),
             value: EnvValue::Value(value.into()),

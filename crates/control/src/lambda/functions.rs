@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use skiff_lambda::{Code, FunctionRef, LambdaError, Qualifier};
 use skiff_types::api::{Deploy, DeployContainer, DeployEvent};
 use skiff_types::{
-    CpuMode, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, ProjectId, Resources,
-    Scaling, ServiceName,
+    CpuMode, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, ProjectId, Protocol,
+    Resources, Scaling, ServiceName,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -209,6 +209,7 @@ impl Front {
             args: config.command.clone(),
             env: config.environment.iter().map(variable).collect(),
             port: skiff_types::limits::DEFAULT_PORT,
+            protocol: Protocol::Http1,
             probe: Probe::default(),
             essential: true,
         };

@@ -21,7 +21,7 @@ use skiff_gateway::{
     ColdPhases, Demand, Gateway, GatewayConfig, Records, RequestRecord, RevisionRoute, ServeHandle,
     ServiceRoute, Upstream, WakeError,
 };
-use skiff_types::{InstanceId, IsolationClass, ProjectId, RevisionId};
+use skiff_types::{InstanceId, IsolationClass, ProjectId, Protocol, RevisionId};
 
 /// Generous: the machine is shared.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -163,6 +163,7 @@ pub fn revision(number: u32) -> RevisionId {
 pub fn route(number: u32) -> RevisionRoute {
     RevisionRoute {
         id: revision(number),
+        protocol: Protocol::Http1,
         concurrency: 10,
         timeout_ms: 60_000,
         queue_requests: 100,

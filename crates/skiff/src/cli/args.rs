@@ -191,6 +191,9 @@ pub struct Deploy {
     /// The port the application listens on
     #[arg(long, default_value_t = skiff_types::limits::DEFAULT_PORT)]
     pub port: u16,
+    /// What the application speaks there
+    #[arg(long, value_enum, default_value_t = ProtocolArg::Http1)]
+    pub protocol: ProtocolArg,
     /// Memory of one instance, MiB
     #[arg(long, default_value_t = skiff_types::limits::DEFAULT_MEMORY_MIB)]
     pub memory: u32,
@@ -201,7 +204,7 @@ pub struct Deploy {
     #[arg(long, value_enum, default_value_t = CpuArg::Always)]
     pub cpu_mode: CpuArg,
     /// Make it a function: its requests are events for a runtime that speaks AWS's Runtime API
-    #[arg(long, conflicts_with_all = ["port", "probe", "concurrency", "cpu_mode", "liveness", "start_timeout"])]
+    #[arg(long, conflicts_with_all = ["port", "protocol", "probe", "concurrency", "cpu_mode", "liveness", "start_timeout"])]
     pub function: bool,
     /// The function's handler, for runtimes that look for one
     #[arg(long, requires = "function")]
@@ -257,6 +260,14 @@ pub struct Deploy {
     /// Arguments instead of the image's
     #[arg(last = true)]
     pub args: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ProtocolArg {
+    /// HTTP/1.1
+    Http1,
+    /// HTTP/2 without TLS and with prior knowledge, as gRPC servers do
+    H2c,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -10,11 +10,11 @@ use skiff_types::api::{
 };
 use skiff_types::limits::DEFAULT_TIMEOUT_S;
 use skiff_types::{
-    CpuMode, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, ProbeKind, Resources,
-    Scaling, ServiceName, WritableLayer,
+    CpuMode, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, ProbeKind, Protocol,
+    Resources, Scaling, ServiceName, WritableLayer,
 };
 
-use super::args::{self, CpuArg, IsolationArg, Output};
+use super::args::{self, CpuArg, IsolationArg, Output, ProtocolArg};
 use super::client::full;
 use super::output::{self, Bar};
 use super::{Scope, segment};
@@ -157,6 +157,10 @@ fn deployment(args: args::Deploy) -> anyhow::Result<Deploy> {
         args: args.args,
         env,
         port: args.port,
+        protocol: match args.protocol {
+            ProtocolArg::Http1 => Protocol::Http1,
+            ProtocolArg::H2c => Protocol::H2c,
+        },
         probe,
         essential: true,
     };
