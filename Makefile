@@ -10,7 +10,7 @@ help:
 	@echo "make test-kvm  only the monitor's tests on an emulated machine's KVM"
 	@echo "make bench     take the figures, into target/bench.json"
 	@echo "make bench-lambda take those of functions, into target/bench-lambda.json"
-	@echo "make bench-kvm take the monitor's figures, into target/bench-kvm.json"
+	@echo "make bench-kvm take virtual machines' figures, into target/bench-kvm.json"
 	@echo "make soak      the long counts"
 	@echo "make lint      formatting, clippy, and the crates' edges"
 	@echo "make clean     remove what was built"

@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Takes the monitor's figures of docs/specification.md into
-# target/bench-kvm.json: those of flat guests on this machine's own KVM, and
-# the others, beside QEMU's microvm, in one run of a machine whose processor
-# QEMU emulates. Its times compare, and mean nothing alone.
+# Takes the monitor's and the virtual machines' figures of
+# docs/specification.md into target/bench-kvm.json: those of flat guests on this
+# machine's own KVM, and the others, beside QEMU's microvm and beside
+# containers, in a machine whose processor QEMU emulates. Its times compare, and
+# mean nothing alone.
+#
+#   bench-kvm.sh [PART...]  all, or these: monitors (each starts the same
+#                           guest), cold (starts from zero), idle (ten
+#                           instances), full (one that takes all it may)
 #
 #   FIRECRACKER=/path   measures that one as well
 #   BENCH_ROUNDS=5      how often each is started
@@ -10,21 +15,19 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say_as=bench-kvm
-export BENCH_ROUNDS=${BENCH_ROUNDS:-5}
-kernel_arguments="nohz=off highres=off test.rounds=$BENCH_ROUNDS"
-only=none
+rounds=${BENCH_ROUNDS:-5}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 . scripts/machine/machine.sh
+. scripts/kvm/bench/machine.sh
+machine_deadline=$((3600 * slowness))
+choose "$*" monitors cold idle full
 
-cargo build --release -p skiff-vmm -p skiff-bench
-kernel=$(scripts/machine/kernel.sh)
-guest=$(scripts/kvm/kernel.sh)
-scripts/kvm/bench/disk.sh "$work/disk" "$kernel" "$guest" target/release/skiff-vmm "${FIRECRACKER:-}"
+build_programs
+make_machine "${FIRECRACKER:-}"
 # In a network of its own. Without KVM or root its figures are missing.
-unshare --net target/release/skiff-bench native target/release/skiff-vmm >"$work/native" \
+BENCH_ROUNDS=$rounds unshare --net target/release/skiff-bench native target/release/skiff-vmm >"$work/native" \
   || say "nothing, or not all, is measured on this machine's own KVM"
-start_machine "$kernel" "$work/disk" -cpu EPYC,+svm,+npt
-grep -qx end "$work/results" || say "the machine died before it was through"
-cat "$work/native" >>"$work/results"
-exec target/release/skiff-bench kvm "$work/results"
+run_parts || say "what is missing is null"
+cat "$work/native" >>"$work/samples"
+exec target/release/skiff-bench kvm "$work/samples"

@@ -10,10 +10,14 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::{Value, json};
 use skiff_testkit::Server;
 
-use crate::time::wait_until;
+use crate::time::{slowness, stretched, wait_until};
 
 /// How long one call may take.
-const CALL: Duration = Duration::from_secs(120);
+const CALL: Duration = Duration::from_secs(300);
+/// How long an instance may take to start.
+const START_S: u32 = 300;
+/// No deployment may ask for more.
+const START_MAX_S: u32 = 3600;
 
 /// The API of a server.
 #[derive(Clone, Debug)]
@@ -93,12 +97,16 @@ impl Api {
     /// # Errors
     /// When it cannot be asked.
     pub fn instances(&self, name: &str) -> anyhow::Result<Vec<String>> {
-        let value: Value = serde_json::from_str(&self.call("GET", &service(name), "")?)?;
-        let list = value["instances"].as_array().cloned().unwrap_or_default();
+        let list = self.described(name)?;
         Ok(list
             .iter()
             .filter_map(|instance| instance["id"].as_str().map(str::to_owned))
             .collect())
+    }
+
+    fn described(&self, name: &str) -> anyhow::Result<Vec<Value>> {
+        let value: Value = serde_json::from_str(&self.call("GET", &service(name), "")?)?;
+        Ok(value["instances"].as_array().cloned().unwrap_or_default())
     }
 
     /// Waits until a service has so many instances.
@@ -106,16 +114,44 @@ impl Api {
     /// # Errors
     /// When it has not in time.
     pub fn wait_for_instances(&self, name: &str, count: usize) -> anyhow::Result<()> {
-        wait_until(&format!("{name} has {count} instances"), CALL, || {
+        let what = format!("{name} has {count} instances");
+        wait_until(&what, stretched(CALL), || {
             Ok(self.instances(name)?.len() == count)
         })
+    }
+
+    /// Waits until so many instances of a service serve.
+    ///
+    /// # Errors
+    /// When they do not in time.
+    pub fn wait_for_ready(&self, name: &str, count: usize) -> anyhow::Result<()> {
+        let what = format!("{count} instances of {name} serve");
+        wait_until(&what, stretched(CALL), || {
+            let ready = |instance: &&Value| instance["state"] == "ready";
+            Ok(self.described(name)?.iter().filter(ready).count() == count)
+        })
+    }
+
+    /// The latest cold start of a service, once it is not of this instance.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub fn cold_start_after(&self, name: &str, instance: &str) -> anyhow::Result<Value> {
+        let path = format!("/v1/projects/default/traces?service={name}&limit=1");
+        let mut latest = Value::Null;
+        wait_until(&format!("{name} has a trace"), stretched(CALL), || {
+            let mut traces: Value = serde_json::from_str(&self.call("GET", &path, "")?)?;
+            latest = traces.get_mut(0).map(Value::take).unwrap_or_default();
+            Ok(latest["instance"].is_string() && latest["instance"] != instance)
+        })?;
+        Ok(latest)
     }
 }
 
 /// A deployment of an image with 64 MiB and these scaling fields.
 pub fn deployment(image: &str, isolation: &str, scaling: &Value) -> Value {
     json!({
-        "containers": [{"image": image}],
+        "containers": [{"image": image, "probe": {"start_timeout_s": (START_S * slowness()).min(START_MAX_S)}}],
         "isolation": isolation,
         "resources": {"memory_mib": 64},
         "scaling": scaling,
@@ -128,7 +164,7 @@ fn service(name: &str) -> String {
 
 fn request(socket: &Path, method: &str, path: &str, body: &str) -> anyhow::Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
-    stream.set_read_timeout(Some(CALL))?;
+    stream.set_read_timeout(Some(stretched(CALL)))?;
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: skiff\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()

@@ -3,17 +3,24 @@
 //! a sample a line (`scripts/bench-kvm.sh`):
 //!
 //! ```text
-//! sample MONITOR exits|start_ms|outside_kib VALUE
+//! sample MONITOR exits|cpu_ms|start_ms|outside_kib VALUE
 //! sample native first_instruction_p50_us|block_op_ns|… VALUE
+//! sample CLASS cold_ms|phase:NAME|idle_pss_kib VALUE          crate::machines
+//! sample microvm overhead_kib VALUE
 //! ```
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::report::{Bound, Figure, Report, Spec};
+use crate::machines::FULL_MIB;
+use crate::report::{Bound, Figure, Phase, Report, Spec};
 
 const SKIFF: &str = "skiff";
+const MICROVM: &str = "microvm";
+const CONTAINER: &str = "container";
+/// Before the name of a phase.
+const PHASE: &str = "phase:";
 const KIB_PER_MIB: f64 = 1024.0;
 
 /// A figure that is a ratio to another monitor's.
@@ -27,7 +34,7 @@ struct Against {
 const fn against(
     name: &'static str,
     unit: &'static str,
-    bound: f64,
+    bound: Bound,
     peer: &'static str,
     what: &'static str,
 ) -> Against {
@@ -35,7 +42,7 @@ const fn against(
         spec: Spec {
             name,
             unit,
-            bound: Bound::AtMost(bound),
+            bound,
             peer: Some(peer),
         },
         peer,
@@ -43,26 +50,46 @@ const fn against(
     }
 }
 
-const RATIOS: [Against; 4] = [
-    against("vmm_boot_exits_vs_qemu", "exits", 0.9, "qemu", "exits"),
+const RATIOS: [Against; 6] = [
+    against(
+        "vmm_boot_exits_vs_qemu",
+        "exits",
+        Bound::AtMost(0.9),
+        "qemu",
+        "exits",
+    ),
     against(
         "vmm_boot_exits_vs_firecracker",
         "exits",
-        0.9,
+        Bound::AtMost(0.9),
         "firecracker",
         "exits",
     ),
     against(
+        "vmm_host_cpu_ms_vs_qemu",
+        "ms",
+        Bound::None,
+        "qemu",
+        "cpu_ms",
+    ),
+    against(
+        "vmm_host_cpu_ms_vs_firecracker",
+        "ms",
+        Bound::None,
+        "firecracker",
+        "cpu_ms",
+    ),
+    against(
         "vmm_start_to_userspace_vs_qemu",
         "ms",
-        1.0,
+        Bound::AtMost(1.0),
         "qemu",
         "start_ms",
     ),
     against(
         "vmm_start_to_userspace_vs_firecracker",
         "ms",
-        1.0,
+        Bound::AtMost(1.0),
         "firecracker",
         "start_ms",
     ),
@@ -74,6 +101,28 @@ const OUTSIDE: Spec = Spec {
     bound: Bound::AtMost(5.0),
     peer: None,
 };
+
+/// What the host has to have for a machine beyond what its application may
+/// take, all of which is taken.
+const OVERHEAD: Spec = Spec {
+    name: "microvm_overhead_mib",
+    unit: "MiB",
+    bound: Bound::AtMost(skiff_sandbox::microvm_overhead_mib(FULL_MIB) as f64),
+    peer: None,
+};
+
+const IDLE: Spec = beside_containers("microvm_idle_pss_mib", "MiB");
+const COLD: Spec = beside_containers("microvm_cold_ms", "ms");
+const COLD_RATIO: Spec = beside_containers("microvm_cold_vs_container", "ms");
+
+const fn beside_containers(name: &'static str, unit: &'static str) -> Spec {
+    Spec {
+        name,
+        unit,
+        bound: Bound::None,
+        peer: Some("the container class"),
+    }
+}
 
 /// A figure of its own samples, which are of a smaller unit.
 #[derive(Clone, Copy, Debug)]
@@ -122,13 +171,15 @@ const FIRST_INSTRUCTION_RATIO: Spec = Spec {
 ///
 /// # Errors
 /// When the samples cannot be read, or the file cannot be written.
-pub fn run(samples: &Path) -> anyhow::Result<bool> {
-    let text = std::fs::read_to_string(samples).with_context(|| samples.display().to_string())?;
+pub fn run(told: &Path) -> anyhow::Result<bool> {
+    let text = std::fs::read_to_string(told).with_context(|| told.display().to_string())?;
     let mut report = Report::default();
+    report.broken |= samples(&text, SKIFF, "exits").is_empty();
     for ratio in RATIOS {
         report.add(take_ratio(&text, ratio));
     }
     report.add(take_outside(&text));
+    add_machines(&mut report, &text);
     for figure in NATIVE {
         report.add(take_native(&text, figure));
     }
@@ -159,11 +210,73 @@ fn take_ratio(text: &str, ratio: Against) -> Figure {
 }
 
 fn take_outside(text: &str) -> Figure {
-    let own = samples(text, SKIFF, "outside_kib");
+    let own = in_mib(text, SKIFF, "outside_kib");
     if own.is_empty() {
         return Figure::missing(OUTSIDE, "the monitor started no guest");
     }
-    Figure::absolute(OUTSIDE, own.iter().map(|kib| kib / KIB_PER_MIB).collect())
+    Figure::absolute(OUTSIDE, own)
+}
+
+/// What instances take, by what `skiff-bench machines` has told.
+fn add_machines(report: &mut Report, text: &str) {
+    let idle = [MICROVM, CONTAINER].map(|class| in_mib(text, class, "idle_pss_kib"));
+    let overhead = in_mib(text, MICROVM, "overhead_kib");
+    let cold = [MICROVM, CONTAINER].map(|class| samples(text, class, "cold_ms"));
+    report.broken |= overhead.is_empty();
+    report.add(match overhead.is_empty() {
+        true => Figure::missing(OVERHEAD, "no machine was filled"),
+        false => Figure::absolute(OVERHEAD, overhead),
+    });
+    let [own, peer] = idle;
+    if own.is_empty() || peer.is_empty() {
+        report.broken = true;
+        report.add(Figure::missing(IDLE, "there were no idle instances"));
+    } else {
+        report.add(Figure::absolute_beside(IDLE, own, peer));
+    }
+    let [own, peer] = cold;
+    if own.is_empty() || peer.is_empty() {
+        report.broken = true;
+        for spec in [COLD, COLD_RATIO] {
+            report.add(Figure::missing(spec, "there were no cold starts"));
+        }
+        return;
+    }
+    let why = "shown only: an emulated machine's times compare, and mean nothing alone";
+    let absolute = Figure::absolute_beside(COLD, own.clone(), peer.clone());
+    report.add(absolute.because(why).of_phases(phases(text)));
+    report.add(Figure::ratio(COLD_RATIO, own, peer).because(why));
+}
+
+fn in_mib(text: &str, class: &str, what: &str) -> Vec<f64> {
+    let kib = samples(text, class, what);
+    kib.iter().map(|kib| kib / KIB_PER_MIB).collect()
+}
+
+/// In the order in which a machine's come, and then what only others have.
+fn phases(text: &str) -> Vec<Phase> {
+    let mut names: Vec<&str> = Vec::new();
+    for class in [MICROVM, CONTAINER] {
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            if let ["sample", of, what, _] = words[..]
+                && of == class
+                && let Some(name) = what.strip_prefix(PHASE)
+                && !names.contains(&name)
+            {
+                names.push(name);
+            }
+        }
+    }
+    let of = |class, name: &str| samples(text, class, &format!("{PHASE}{name}"));
+    names
+        .iter()
+        .map(|name| Phase {
+            name: (*name).to_owned(),
+            samples: of(MICROVM, name),
+            peer_samples: of(CONTAINER, name),
+        })
+        .collect()
 }
 
 fn take_native(text: &str, figure: Native) -> Figure {
@@ -227,5 +340,29 @@ mod tests {
         for figure in NATIVE {
             assert_eq!(take_native("", figure).pass(), None);
         }
+    }
+
+    #[test]
+    fn a_machines_overhead_is_held_to_what_is_stated() {
+        for (mib, held) in [(130, true), (131, false)] {
+            let mut report = Report::default();
+            let text = format!("sample microvm overhead_kib {}\n", mib * 1024);
+            add_machines(&mut report, &text);
+            assert!(!report.good(), "cold starts are missing");
+            report.broken = false;
+            assert_eq!(report.good(), held, "{mib} MiB");
+        }
+    }
+
+    #[test]
+    fn phases_are_in_the_machines_order_beside_the_containers() {
+        let text = "sample container phase:queue 1\nsample container phase:create 2\n\
+            sample microvm phase:queue 3\nsample microvm phase:kernel 4\nsample microvm phase:app 5\n";
+        let phases = phases(text);
+        let names: Vec<&str> = phases.iter().map(|phase| phase.name.as_str()).collect();
+        assert_eq!(names, ["queue", "kernel", "app", "create"]);
+        assert_eq!(phases[0].samples, [3.0]);
+        assert_eq!(phases[0].peer_samples, [1.0]);
+        assert!(phases[1].peer_samples.is_empty() && phases[3].samples.is_empty());
     }
 }

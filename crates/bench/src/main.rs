@@ -12,6 +12,8 @@
 //! `skiff-bench lambda` (the same with the groups of functions),
 //! `skiff-bench kvm SAMPLES` (the monitor's, by `scripts/bench-kvm.sh`),
 //! `skiff-bench native MONITOR` (samples of it on this machine's KVM),
+//! `skiff-bench machines PART ROUNDS` (samples of instances in virtual machines,
+//! where these come up),
 //! `skiff-bench soak` (`SOAK_ROUNDS`), and `skiff-bench upstream PORT`, the
 //! application behind the proxies, which can be told to work for its answers.
 #![allow(
@@ -25,6 +27,7 @@ mod context;
 mod figures;
 mod kvm;
 mod load;
+mod machines;
 mod native;
 mod peers;
 mod probe;
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         ["run"] => figures::run(),
         ["lambda"] => figures::run_lambda(),
         ["kvm", samples] => kvm::run(std::path::Path::new(samples)),
+        ["machines", part, rounds] => machines::run(part, rounds),
         ["native", monitor] => native::run(std::path::Path::new(monitor)),
         ["soak"] => soak::run(),
         ["upstream"] => upstream::run(None, 1, 0),
@@ -69,7 +73,7 @@ fn main() -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: skiff-bench run | lambda | kvm SAMPLES | native MONITOR | soak | upstream [PORT [THREADS STEPS]]"
+        "usage: skiff-bench run | lambda | kvm SAMPLES | native MONITOR | machines PART ROUNDS | soak | upstream [PORT [THREADS STEPS]]"
     );
     ExitCode::from(2)
 }

@@ -1,7 +1,7 @@
 //! What the kernel says of processes and cores.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use rustix::process::Pid;
@@ -88,6 +88,37 @@ pub fn rss_mib(pid: i32) -> anyhow::Result<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
     Ok(kib.context("no VmRSS")? / 1024.0)
+}
+
+/// Memory of a process, KiB, of which what several share counts in parts; none
+/// of one that has ended.
+pub fn pss_kib(pid: i32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0.0)
+}
+
+/// Control groups of a server: its id is in their paths.
+pub fn cgroups(id: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else {
+            continue;
+        };
+        let inner = entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir()));
+        for entry in inner {
+            let path = entry.path();
+            if path.to_string_lossy().contains(id) {
+                found.push(path.clone());
+            }
+            folders.push(path);
+        }
+    }
+    found
 }
 
 /// Processes and their parents.

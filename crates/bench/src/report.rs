@@ -54,6 +54,44 @@ pub struct Figure {
     /// Of the ratio, or of the value where there is no peer.
     interval: Option<Interval>,
     reason: Option<String>,
+    phases: Vec<Phase>,
+}
+
+/// A part of what a figure measures, in its unit.
+#[derive(Clone, Debug)]
+pub struct Phase {
+    pub name: String,
+    pub samples: Vec<f64>,
+    pub peer_samples: Vec<f64>,
+}
+
+impl Phase {
+    fn json(&self) -> Value {
+        let of = |samples: &[f64]| {
+            let known = !samples.is_empty();
+            let p50 = known.then(|| stats::median(samples));
+            (known.then(|| stats::mean(samples)), p50)
+        };
+        let ((mean, p50), (peer_mean, peer_p50)) = (of(&self.samples), of(&self.peer_samples));
+        json!({
+            "phase": self.name,
+            "mean": mean,
+            "p50": p50,
+            "peer_mean": peer_mean,
+            "peer_p50": peer_p50,
+        })
+    }
+
+    /// As a figure's row, of means.
+    fn row(&self, unit: &str) -> String {
+        let mean = |samples: &[f64]| number((!samples.is_empty()).then(|| stats::mean(samples)));
+        format!(
+            "  {:<40} {:>10} {:>10} {unit:>6} mean",
+            self.name,
+            mean(&self.samples),
+            mean(&self.peer_samples),
+        )
+    }
 }
 
 impl Figure {
@@ -66,6 +104,7 @@ impl Figure {
             spec,
             samples,
             peer_samples,
+            phases: Vec::new(),
         }
     }
 
@@ -83,6 +122,7 @@ impl Figure {
             spec,
             samples,
             peer_samples,
+            phases: Vec::new(),
         }
     }
 
@@ -90,6 +130,18 @@ impl Figure {
     pub fn unjudged(mut self, reason: impl Into<String>) -> Self {
         self.interval = None;
         self.reason = Some(reason.into());
+        self
+    }
+
+    /// With why it is shown and not judged.
+    pub fn because(mut self, reason: impl Into<String>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+
+    /// With the parts that it consists of.
+    pub fn of_phases(mut self, phases: Vec<Phase>) -> Self {
+        self.phases = phases;
         self
     }
 
@@ -107,6 +159,7 @@ impl Figure {
             peer_samples: Vec::new(),
             interval: None,
             reason: Some(reason.into()),
+            phases: Vec::new(),
         }
     }
 
@@ -148,6 +201,10 @@ impl Figure {
             let reason = self.reason.as_deref().unwrap_or("too few samples");
             value["reason"] = json!(reason);
         }
+        if !self.phases.is_empty() {
+            let phases: Vec<Value> = self.phases.iter().map(Phase::json).collect();
+            value["phases"] = json!(phases);
+        }
         value
     }
 }
@@ -188,6 +245,10 @@ impl Report {
         for figure in &self.figures {
             text.push_str(&row(figure));
             text.push('\n');
+            for phase in &figure.phases {
+                text.push_str(&phase.row(figure.spec.unit));
+                text.push('\n');
+            }
         }
         text
     }
@@ -300,6 +361,26 @@ mod tests {
         report.add(Figure::ratio(SPEC, vec![2.0; 3], vec![1.0; 3]));
         assert!(!report.good());
         assert!(report.figures[1].json().get("reason").is_none());
+    }
+
+    #[test]
+    fn phases_have_their_mean_and_median() {
+        let phase = Phase {
+            name: "kernel".to_owned(),
+            samples: vec![1.0, 2.0, 6.0],
+            peer_samples: Vec::new(),
+        };
+        let figure = Figure::absolute(SPEC, vec![9.0; 3]).of_phases(vec![phase]);
+        let phase = &figure.json()["phases"][0];
+        assert_eq!(phase["phase"], "kernel");
+        assert_eq!(
+            (phase["mean"].as_f64(), phase["p50"].as_f64()),
+            (Some(3.0), Some(2.0))
+        );
+        assert!(phase["peer_mean"].is_null() && phase["peer_p50"].is_null());
+        let mut report = Report::default();
+        report.add(figure);
+        assert!(report.table().contains("kernel"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,7 +13,7 @@ use skiff_testkit::Server;
 use crate::api::{Api, deployment};
 use crate::context::Context;
 use crate::probe::first_byte;
-use crate::procfs::{descriptors, family, process_of, rss_mib};
+use crate::procfs::{cgroups, descriptors, family, process_of, rss_mib};
 use crate::time::{now, wait_until};
 
 const ROUNDS: usize = 1_000;
@@ -114,7 +114,7 @@ fn counted(server: &Server) -> anyhow::Result<Counts> {
         ("mounts, server", lines(process, "mountinfo")?),
         ("mounts, launcher", lines(launcher, "mountinfo")?),
         ("namespaces", namespaces(&processes)),
-        ("cgroups", cgroups(server.id())),
+        ("cgroups", cgroups(server.id()).len()),
         ("descriptors, server", descriptors(process)),
         ("descriptors, launcher", descriptors(launcher)),
     ]))
@@ -152,23 +152,4 @@ fn is_namespace(target: &Path) -> bool {
         "pid:", "net:", "mnt:", "uts:", "ipc:", "user:", "cgroup:", "time:",
     ];
     text.contains(":[") && kinds.iter().any(|kind| text.starts_with(kind))
-}
-
-fn cgroups(id: &str) -> usize {
-    let mut found = 0;
-    let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
-    while let Some(folder) = folders.pop() {
-        let Ok(entries) = std::fs::read_dir(&folder) else {
-            continue;
-        };
-        let inner = entries
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir()));
-        for entry in inner {
-            let path = entry.path();
-            found += usize::from(path.to_string_lossy().contains(id));
-            folders.push(path);
-        }
-    }
-    found
 }

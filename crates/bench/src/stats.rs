@@ -47,6 +47,11 @@ pub fn median(values: &[f64]) -> f64 {
     quantile(values, 500)
 }
 
+/// NaN of none.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
 /// The value below which `permille` of a thousand lie; NaN of none.
 pub fn quantile(values: &[f64], permille: usize) -> f64 {
     let mut sorted = values.to_vec();
@@ -110,7 +115,8 @@ mod tests {
         assert!((median(&values) - 2.5).abs() < 1e-9);
         assert!((quantile(&values, 1000) - 4.0).abs() < 1e-9);
         assert!((quantile(&values, 0) - 1.0).abs() < 1e-9);
-        assert!(median(&[]).is_nan());
+        assert!((mean(&values) - 2.5).abs() < 1e-9);
+        assert!(median(&[]).is_nan() && mean(&[]).is_nan());
     }
 
     #[test]

@@ -19,6 +19,19 @@ pub fn ns_to_ms(nanos: u64) -> f64 {
     ms(Duration::from_nanos(nanos))
 }
 
+/// How many times slower this machine is than those that limits are meant for:
+/// `SKIFF_SLOWNESS`, or 1.
+pub fn slowness() -> u32 {
+    let told = std::env::var("SKIFF_SLOWNESS").ok();
+    told.and_then(|text| text.parse().ok())
+        .map_or(1, |slowness: u32| slowness.max(1))
+}
+
+/// A limit on this machine.
+pub fn stretched(limit: Duration) -> Duration {
+    limit * slowness()
+}
+
 /// Waits until `check` holds.
 ///
 /// # Errors
@@ -26,12 +39,25 @@ pub fn ns_to_ms(nanos: u64) -> f64 {
 pub fn wait_until(
     what: &str,
     limit: Duration,
+    check: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    wait_until_every(Duration::from_millis(5), what, limit, check)
+}
+
+/// As [`wait_until`], looking so often.
+///
+/// # Errors
+/// When it does not in time, or fails.
+pub fn wait_until_every(
+    period: Duration,
+    what: &str,
+    limit: Duration,
     mut check: impl FnMut() -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
     let end = now().plus(limit);
     while !check()? {
         anyhow::ensure!(now() < end, "{what}: not within {} s", limit.as_secs());
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(period);
     }
     Ok(())
 }

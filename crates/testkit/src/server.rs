@@ -154,6 +154,7 @@ impl Server {
             .keep();
         // The server's user has to pass through.
         let _out = run("chmod", ["711".as_ref(), home.as_os_str()]).ok();
+        bring_kernels(&home);
         let mut server = Self {
             child: None,
             guardian: Some(Guardian::of(&home, ENDS).expect("a shell")),
@@ -583,6 +584,16 @@ impl Drop for Server {
         }
         // The launcher takes its instances with it.
         drop(self.guardian.take());
+    }
+}
+
+/// Kernels that are installed in the folder `SKIFF_KERNELS`, if it is given, for
+/// a server that is about to have this home.
+fn bring_kernels(home: &Path) {
+    if let Some(kernels) = std::env::var_os("SKIFF_KERNELS") {
+        let data = home.join("data");
+        std::fs::create_dir(&data).expect("the data folder");
+        let _out = run("cp", ["-a".as_ref(), kernels.as_os_str(), data.as_os_str()]).ok();
     }
 }
 

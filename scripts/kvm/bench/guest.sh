@@ -1,8 +1,11 @@
 #!/bin/sh
 # The first process of the machine that has KVM: starts the same guest under
-# each monitor, round by round, and reports a sample a line:
+# each monitor, round by round, and a server's instances of each class. Reports
+# a sample a line, and which parts are through:
 #
-#   sample MONITOR exits|start_ms|outside_kib VALUE
+#   sample MONITOR exits|cpu_ms|start_ms|outside_kib VALUE
+#   sample CLASS …    `skiff-bench machines`
+#   done|failed PART
 PATH=/usr/sbin:/usr/bin
 export PATH
 report=/dev/ttyS1
@@ -14,12 +17,23 @@ mount -t devtmpfs dev /dev
 mount -t debugfs debug /sys/kernel/debug
 mount -t tmpfs -o mode=1777 tmp /tmp
 mount -t tmpfs -o mode=0755 run /run
+ln -sf /proc/self/fd /dev/fd
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
 hostname bench
-modprobe kvm-amd
+ifconfig lo up
+modprobe -a kvm-amd loop erofs overlay tun
+# The machine's pulse.
+while :; do echo beat; sleep 10; done >$report &
 
 word() { tr ' ' '\n' </proc/cmdline | sed -n "s/^test\.$1=//p"; }
 centis() { tr -d . </proc/uptime | cut -d' ' -f1; }
 deadline=$(($(word slowness) * 30000))
+# How many times slower than a machine where this takes a second.
+started=$(centis)
+head -c 16777216 /dev/zero | sha256sum >/dev/null
+SKIFF_SLOWNESS=$(($(word slowness) * (($(centis) - started) / 100 + 1)))
+SKIFF_BINARY=/usr/bin/skiff SKIFF_FIXTURES=/images SKIFF_KERNELS=/var/lib/skiff/kernels TMPDIR=/var/tmp
+export SKIFF_SLOWNESS SKIFF_BINARY SKIFF_FIXTURES SKIFF_KERNELS TMPDIR
 arguments='console=ttyS0 quiet reboot=k panic=1 pci=off swiotlb=noforce'
 
 config() { # MORE
@@ -49,6 +63,10 @@ start_qemu() {
 exits_of() { # PID
   set -- /sys/kernel/debug/kvm/"$1"-*
   echo $(($(cat "$1/exits") - $(cat "$1/irq_exits")))
+}
+# Processor time of all of its threads, its guest's included. USER_HZ is 100.
+cpu_ms_of() { # PID
+  sed 's/.*) //' /proc/"$1"/stat | awk '{ print ($12 + $13) * 10 }'
 }
 # Where they came from, for people.
 kinds_of() { # PID
@@ -83,10 +101,12 @@ measure() { # MONITOR ROUND
   exits=$(exits_of $monitor)
   kinds=$(kinds_of $monitor)
   took=$((($(centis) - started) * 10))
+  cpu=$(cpu_ms_of $monitor)
   outside=$(outside_of $monitor)
-  echo "$1, round $2: $exits exits ($kinds), $took ms, $outside KiB outside"
+  echo "$1, round $2: $exits exits ($kinds), $took ms, $cpu ms of CPU, $outside KiB outside"
   {
     echo "sample $1 exits $exits"
+    echo "sample $1 cpu_ms $cpu"
     echo "sample $1 start_ms $took"
     echo "sample $1 outside_kib $outside"
   } >$report
@@ -94,20 +114,37 @@ measure() { # MONITOR ROUND
   wait $monitor 2>/dev/null
 }
 
-# The kernel as an ELF file, which is what each of them boots fastest: the
-# monitor unpacks it into its cache, and then finds no disk.
-sed 's|/run/vmlinux|/guest/vmlinuz|; s|/guest/layer|/nonexistent|' /run/skiff.json >/run/unpack.json
-skiff-vmm --no-api --config-file /run/unpack.json --cache-dir /run/kernels 2>/dev/null
-mv /run/kernels/*.vmlinux /run/vmlinux
-
-monitors='skiff qemu'
-[ ! -e /usr/bin/firecracker ] || monitors="$monitors firecracker"
-round=1
-while [ $round -le "$(word rounds)" ]; do
-  for monitor_name in $monitors; do
-    measure $monitor_name $round
+monitors() {
+  # The kernel as an ELF file, which is what each of them boots fastest: the
+  # monitor unpacks it into its cache, and then finds no disk.
+  sed 's|/run/vmlinux|/guest/vmlinuz|; s|/guest/layer|/nonexistent|' /run/skiff.json >/run/unpack.json
+  skiff-vmm --no-api --config-file /run/unpack.json --cache-dir /run/kernels 2>/dev/null
+  mv /run/kernels/*.vmlinux /run/vmlinux || return
+  names='skiff qemu'
+  [ ! -e /usr/bin/firecracker ] || names="$names firecracker"
+  round=1
+  while [ $round -le "$(word rounds)" ]; do
+    for name in $names; do
+      measure $name $round
+    done
+    round=$((round + 1))
   done
-  round=$((round + 1))
+}
+instances() { # PART
+  skiff-bench machines "$1" "$(word rounds)" >/run/samples
+  status=$?
+  cat /run/samples
+  # A line a write: the pulse goes the same way.
+  while read -r line; do echo "$line"; done </run/samples >$report
+  return $status
+}
+for part in $(word only | tr , ' '); do
+  echo "== $part (at $(cut -d. -f1 /proc/uptime) s)"
+  case $part in
+    monitors) monitors ;;
+    *) instances "$part" ;;
+  esac && echo "done $part" >$report || echo "failed $part" >$report
 done
 echo end >$report
+sync
 poweroff -f
