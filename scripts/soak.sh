@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SOAK_ROUNDS (1,000) deployments and removals with a real instance each; what
-# is there of the server before and after has to be the same count.
+# is there of the server before and after has to be the same count. Then
+# SOAK_KVM_ROUNDS (50) of virtual machines, in an emulated machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,5 +11,8 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 cargo build --release -p skiff -p skiff-bench
 SKIFF_FIXTURES=$(scripts/fixtures.sh)
-export SKIFF_FIXTURES SKIFF_BINARY=$PWD/target/release/skiff
-exec target/release/skiff-bench soak
+export SKIFF_FIXTURES
+failed=0
+SKIFF_BINARY=$PWD/target/release/skiff target/release/skiff-bench soak || failed=1
+scripts/soak-kvm.sh || failed=1
+exit $failed

@@ -142,6 +142,7 @@ for part in $(word only | tr , ' '); do
   echo "== $part (at $(cut -d. -f1 /proc/uptime) s)"
   case $part in
     monitors) monitors ;;
+    soak) SOAK_ISOLATION=microvm SOAK_ROUNDS=$(word rounds) skiff-bench soak ;;
     *) instances "$part" ;;
   esac && echo "done $part" >$report || echo "failed $part" >$report
 done
