@@ -221,7 +221,8 @@ deploy_function() { # NAME IMAGE OPTION...
   name=$1 image=$2
   shift 2
   say skiff deploy "$name" --function --image "$image" --isolation microvm --memory 48 \
-    --init-timeout "$deadline" --timeout $((10 * SKIFF_SLOWNESS)) --keep-alive $((600 * SKIFF_SLOWNESS)) "$@"
+    --init-timeout "$deadline" --timeout $((10 * SKIFF_SLOWNESS)) --keep-alive $((600 * SKIFF_SLOWNESS)) \
+    --max 1 "$@"
 }
 # What an event gets: its answer's body to $out, the head to $work/head.
 invoke() { # NAME EVENT HEADER...
@@ -292,7 +293,7 @@ functions() {
   check a_function_with_an_extension_answers soon gets extended 1 1
   logged() { say skiff logs extended && in_output "$1"; }
   check an_extension_works_on_after_the_answer soon logged 'the extension has seen'
-  say skiff scale extended --max 1
+  say skiff scale extended --max 2
   check an_extension_is_told_of_the_end soon logged 'the extension ends'
   say skiff rm extended
   check functions_leave_no_process soon is_gone microvm

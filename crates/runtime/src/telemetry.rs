@@ -28,8 +28,8 @@ use skiff_wire::launcher::RUNTIME_API;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// What waits for one subscriber.
-const QUEUED_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// What waits for one subscriber; events that wait for several are there once.
+const QUEUED_BYTES_MAX: usize = 1024 * 1024;
 /// One delivery, from its first try to the answer.
 const DELIVERY_DEADLINE: Duration = Duration::from_secs(5);
 const SCHEMA: &str = "2022-12-13";
@@ -160,7 +160,7 @@ fn place(destination: &Destination) -> Option<(u16, String, HeaderValue)> {
 
 #[derive(Debug, Default)]
 struct Queue {
-    events: VecDeque<Vec<u8>>,
+    events: VecDeque<Bytes>,
     bytes: usize,
     /// When the first of them came.
     since: Option<Monotonic>,
@@ -190,7 +190,7 @@ impl Subscriber {
         changed
     }
 
-    fn put(&self, event: &[u8], now: Monotonic) {
+    fn put(&self, event: &Bytes, now: Monotonic) {
         self.change(|queue| {
             if queue.bytes + event.len() > QUEUED_BYTES_MAX {
                 queue.dropped.records += 1;
@@ -198,7 +198,7 @@ impl Subscriber {
                 return;
             }
             queue.bytes += event.len();
-            queue.events.push_back(event.to_vec());
+            queue.events.push_back(event.clone());
             queue.since.get_or_insert(now);
         });
     }
@@ -483,9 +483,9 @@ pub(crate) fn ms(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-fn event(unix_ms: u64, name: &str, record: Value) -> Vec<u8> {
+fn event(unix_ms: u64, name: &str, record: Value) -> Bytes {
     let event = json!({"time": time(unix_ms), "type": name, "record": record});
-    event.to_string().into_bytes()
+    event.to_string().into()
 }
 
 /// RFC 3339, milliseconds.
