@@ -216,12 +216,15 @@ calls() { # CLASS
   check "${class}_services_leave_no_process" soon is_gone "$class"
 }
 
+at_most() { # MOST NUMBER
+  [ "$2" -lt "$1" ] && echo "$2" || echo "$1"
+}
 # A function's own flags; a machine takes long to come up here.
 deploy_function() { # NAME IMAGE OPTION...
   name=$1 image=$2
   shift 2
   say skiff deploy "$name" --function --image "$image" --isolation microvm --memory 48 \
-    --init-timeout "$deadline" --timeout $((10 * SKIFF_SLOWNESS)) --keep-alive $((600 * SKIFF_SLOWNESS)) \
+    --init-timeout "$(at_most 900 "$deadline")" --timeout "$(at_most 900 $((5 * SKIFF_SLOWNESS)))" --keep-alive $((600 * SKIFF_SLOWNESS)) \
     --max 1 "$@"
 }
 # What an event gets: its answer's body to $out, the head to $work/head.
