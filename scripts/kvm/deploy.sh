@@ -220,12 +220,12 @@ at_most() { # MOST NUMBER
   [ "$2" -lt "$1" ] && echo "$2" || echo "$1"
 }
 # A function's own flags; a machine takes long to come up here.
-deploy_function() { # NAME IMAGE OPTION...
-  name=$1 image=$2
-  shift 2
-  say skiff deploy "$name" --function --image "$image" --isolation microvm --memory 48 \
-    --init-timeout "$(at_most 900 "$deadline")" --timeout "$(at_most 900 $((5 * SKIFF_SLOWNESS)))" --keep-alive $((600 * SKIFF_SLOWNESS)) \
-    --max 1 "$@"
+deploy_function() { # NAME IMAGE MIB OPTION...
+  name=$1 image=$2 memory=$3
+  shift 3
+  say skiff deploy "$name" --function --image "$image" --isolation microvm --memory "$memory" \
+    --init-timeout "$(at_most 900 "$deadline")" --timeout "$(at_most 900 $((5 * SKIFF_SLOWNESS)))" \
+    --keep-alive $((600 * SKIFF_SLOWNESS)) --max 1 "$@"
 }
 # What an event gets: its answer's body to $out, the head to $work/head.
 invoke() { # NAME EVENT HEADER...
@@ -254,7 +254,7 @@ another() { [ -n "$(instances "$1" id)" ] && [ "$(instances "$1" id)" != "$2" ];
 functions() {
   say skiff image import /images/small-function --name small:1
   check a_function_is_imported ended 0
-  deploy_function small small:1
+  deploy_function small small:1 48
   check a_function_is_deployed ended 0
   check a_function_answers soon gets small '{"a":[1,2]}' '{"a":[1,2]}'
   say instances small class_reason
@@ -291,7 +291,7 @@ functions() {
   say skiff rm small
   check a_function_is_removed ended 0
 
-  deploy_function extended small:1 --handler extension
+  deploy_function extended small:1 48 --handler extension
   check a_function_with_an_extension_is_deployed ended 0
   check a_function_with_an_extension_answers soon gets extended 1 1
   logged() { say skiff logs extended && in_output "$1"; }
@@ -311,7 +311,7 @@ images() {
   check a_python_application_answers soon answers python / '^hello from python-00001 on Python 3'
   say skiff rm python
   say skiff image import /images/python-function --name python-function:1
-  deploy_function events python-function:1 --memory 96 --handler app.handler
+  deploy_function events python-function:1 96 --handler app.handler
   check a_python_function_is_deployed ended 0
   check a_python_function_answers soon gets events '{"a":[1,"b"]}' '{"a": [1, "b"]}'
   check a_python_function_s_exception_is_told fails events '{"raise":"on purpose"}' Broken 'on purpose'
