@@ -105,6 +105,9 @@ pub fn load(
     Ok(config)
 }
 
+/// Tables of names that are not ours: each is one value.
+const MAPS: [&str; 2] = ["lambda.runtimes", "roles"];
+
 /// Every key there is, dotted, in the order of the structs.
 pub(crate) fn known_keys() -> Vec<String> {
     let mut keys = Vec::new();
@@ -132,8 +135,9 @@ fn collect(prefix: &str, table: &Table, keys: &mut Vec<String>) {
     for (name, value) in table {
         let key = format!("{prefix}{name}");
         match value {
-            // A table without keys of ours is one value: names of others'.
-            Value::Table(inner) if !inner.is_empty() => collect(&format!("{key}."), inner, keys),
+            Value::Table(inner) if !MAPS.contains(&key.as_str()) => {
+                collect(&format!("{key}."), inner, keys);
+            }
             _ => keys.push(key),
         }
     }

@@ -164,3 +164,16 @@ pub fn under_load(
         load.join().expect("the clients end")
     })
 }
+
+/// The most memory that the server's process has had, KiB.
+///
+/// # Panics
+/// When it has ended.
+#[must_use]
+pub fn peak_kib(server: &Server) -> u64 {
+    let status = format!("/proc/{}/status", server.pid());
+    let status = std::fs::read_to_string(status).expect("the server is there");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = peak.and_then(|peak| peak.split_whitespace().next()?.parse().ok());
+    kib.expect("a process tells its memory")
+}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use sha2::{Digest as _, Sha256};
-use skiff_e2e::{good, layout_with_layer};
+use skiff_e2e::{good, layout_with_layer, peak_kib};
 use skiff_testkit::{Server, ServerOptions, fixture, run};
 
 fn entry(
@@ -310,13 +310,8 @@ fn bombs_and_double_sizes_are_refused_by_name_and_leave_nothing() {
     let left = run("find", [&[images.to_str().unwrap()][..], &large].concat()).ok();
     assert_eq!(left, "", "nothing of them is kept");
     // The memory is what one layer at a time takes, whatever it claims.
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let peak = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .unwrap();
-    let peak_kib: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
-    assert!(peak_kib < 400 * 1024, "{peak}");
+    let peak = peak_kib(&server);
+    assert!(peak < 400 * 1024, "{peak} KiB");
 }
 
 /// A tmpfs that is unmounted at the end.

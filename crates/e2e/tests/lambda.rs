@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use skiff_e2e::peak_kib;
 use skiff_testkit::{Held, Server, ServerOptions, SharedServer, aws_clients, run, started};
 
 static SERVER: SharedServer = SharedServer::new();
@@ -257,6 +258,18 @@ fn hostile_and_wrong_zip_files_are_refused() {
 fn the_aws_cli_brings_zip_files() {
     let (_server, world) = shared();
     world.code("cli");
+}
+
+#[test]
+fn a_large_zip_file_is_never_whole_in_memory() {
+    let server = Server::start(options());
+    let world = World::of(&server);
+    world.code("bootstraps");
+    let before = peak_kib(&server);
+    world.code("large");
+    let grown = peak_kib(&server) - before;
+    // The body has 64 MiB and the zip file 48.
+    assert!(grown < 24 * 1024, "{grown} KiB");
 }
 
 #[test]

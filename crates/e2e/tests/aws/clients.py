@@ -184,7 +184,7 @@ def failures():
         aws.create_function(FunctionName="Name_", **FUNCTION)
     with refused("InvalidParameterValueException", 400, "VpcConfig"):
         aws.create_function(FunctionName="vpc", VpcConfig={"SubnetIds": ["a"]}, **FUNCTION)
-    with refused("InvalidParameterValueException", 400, "ZipFile"):
+    with refused("InvalidParameterValueException", 400, "Could not unzip"):
         code = {"Code": {"ZipFile": b"x"}, "Runtime": "python3.12", "Handler": "a.b", "PackageType": "Zip"}
         aws.create_function(FunctionName="zip", Role=ROLE, **code)
     with refused("InvalidParameterValueException", 400):
@@ -192,7 +192,7 @@ def failures():
     with refused("ResourceNotFoundException", 404):
         aws.get_function(FunctionName="blank")
     with refused("NotImplementedException", 501, "CreateFunction"):
-        aws.list_layers()
+        aws.list_code_signing_configs()
     aws.create_function(FunctionName="broken", **{**FUNCTION, "ImageConfig": {"Command": ["exit"], "EntryPoint": ["python3", "-c"]}})
     waiter = aws.get_waiter("function_active_v2")
     try:

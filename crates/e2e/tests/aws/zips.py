@@ -307,6 +307,18 @@ def refusals():
     aws.delete_function(FunctionName="not")
 
 
+def large():
+    """As much as a body may bring."""
+    aws = client()
+    ballast = random.Random(2).randbytes(48 * 2**20)
+    aws.create_function(FunctionName="large", Code={"ZipFile": own_bootstrap(("ballast", ballast))}, **OWN)
+    active(aws, "large")
+    assert ask(aws, "large", 1)[1]["task"] == "ballast,bootstrap"
+    with urllib.request.urlopen(aws.get_function(FunctionName="large")["Code"]["Location"]) as reply:
+        assert len(reply.read()) > len(ballast)
+    aws.delete_function(FunctionName="large")
+
+
 def no_objects():
     """Without a store of objects."""
     with refused("InvalidParameterValueException", 400, "lambda.s3.endpoint"):

@@ -334,8 +334,12 @@ proptest! {
                 });
                 prop_assert_eq!(listed(&tar), expected.collect::<BTreeMap<_, _>>());
             }
-            Err(CodeError::Entry { problem, .. }) => {
-                prop_assert_eq!(problem, EntryProblem::NotAFolder);
+            Err(CodeError::Entry { path, problem }) => {
+                let expected = match path.contains("/.wh.") {
+                    true => EntryProblem::Whiteout,
+                    false => EntryProblem::NotAFolder,
+                };
+                prop_assert_eq!(problem, expected);
             }
             Err(error) => prop_assert!(false, "{error:?}"),
         }
