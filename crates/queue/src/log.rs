@@ -152,6 +152,8 @@ pub struct Left {
     pub accepted_unix_ms: u64,
     /// How far it is.
     pub state: State,
+    /// What it is, to who sent it.
+    pub key: Option<String>,
 }
 
 type Answer = Box<dyn FnOnce(Result<EventId, LogError>) + Send>;
@@ -838,6 +840,7 @@ impl Reading {
                     bytes,
                     accepted_unix_ms: event.accepted_unix_ms,
                     state,
+                    key: event.key,
                 };
                 self.left.insert(id, left);
             }

@@ -224,6 +224,20 @@ impl Queue {
         self.settle(&function, now_unix_ms);
     }
 
+    /// Lets an event go that waits for later; it is due now.
+    pub fn release(&mut self, id: EventId, now_unix_ms: u64) {
+        let Some(item) = self.items.get_mut(&id).filter(|item| !item.is_running) else {
+            return;
+        };
+        let before = std::mem::replace(&mut item.state.due_unix_ms, now_unix_ms);
+        let function = item.function.clone();
+        if let Some(lane) = self.lanes.get_mut(&function) {
+            lane.waiting.remove(&(before, id));
+            lane.waiting.insert((now_unix_ms, id));
+        }
+        self.settle(&function, now_unix_ms);
+    }
+
     /// An event takes more room than it was admitted with; nothing is refused
     /// for it but what comes next.
     pub fn grow(&mut self, id: EventId, bytes: u64) {
@@ -413,6 +427,18 @@ mod tests {
         assert_eq!(take(&mut queue, 6), None);
         assert_eq!(take(&mut queue, 7), Some(4));
         assert_eq!((queue.pending(), queue.running()), (3, 3));
+    }
+
+    #[test]
+    fn what_is_held_back_waits_until_it_is_released() {
+        let mut queue = Queue::new(LIMITS);
+        add(&mut queue, 1, "a", u64::MAX);
+        assert_eq!(take(&mut queue, 1 << 60), None);
+        queue.release(EventId(1), 5);
+        assert_eq!(queue.next_due(), Some(0));
+        assert_eq!(take(&mut queue, 5), Some(1));
+        queue.release(EventId(1), 6);
+        assert_eq!(take(&mut queue, 6), None, "it is under way once");
     }
 
     #[test]
