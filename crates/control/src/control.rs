@@ -16,6 +16,7 @@ use crate::limit::{EXECS_MAX, OPERATIONS_MAX, PORT_TIMEOUT, SERVICE_WAITERS_MAX}
 use crate::port::Ports;
 use crate::record::ProjectRecord;
 use crate::resolver::{Base, Resolver};
+use crate::schedules::Schedules;
 
 /// A service within a project.
 pub(crate) type ServiceKey = (ProjectId, ServiceName);
@@ -36,6 +37,7 @@ pub(crate) struct Inner {
     pub keys: Keys,
     /// Absent until AWS Lambda's API is served.
     pub events: OnceLock<Arc<Events>>,
+    pub schedules: Schedules,
     /// Read while something is put into a project, written while one ends.
     pub projects: RwLock<()>,
     /// Read while a token is made, written never: see `tokens`.
@@ -60,6 +62,7 @@ impl Control {
             views: Views::default(),
             keys: Keys::default(),
             events: OnceLock::new(),
+            schedules: Schedules::default(),
             projects: RwLock::new(()),
             tokens: tokio::sync::Mutex::new(()),
             operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),

@@ -116,6 +116,14 @@ pub(crate) fn layer(project: &ProjectId, name: &str) -> String {
     format!("{project}/layer/{name}")
 }
 
+pub(crate) fn schedules(project: &ProjectId) -> String {
+    format!("{project}/schedule/")
+}
+
+pub(crate) fn schedule(project: &ProjectId, name: &str) -> String {
+    format!("{project}/schedule/{name}")
+}
+
 /// What stands behind the last `/`.
 pub(crate) fn last_part(key: &str) -> &str {
     key.rsplit('/').next().unwrap_or_default()

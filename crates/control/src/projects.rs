@@ -111,6 +111,11 @@ impl Control {
                 "the project {name} has functions: delete them first"
             )));
         }
+        if self.db().any(&key::schedules(id)).await? {
+            return Err(conflict(format!(
+                "the project {name} has schedules: delete them first"
+            )));
+        }
         let secrets = key::secrets(id);
         if self.db().any(&secrets).await? {
             return Err(conflict(format!(

@@ -24,6 +24,7 @@
 //! | `GET …/traces?service=&limit=` | → list of [`ColdStart`], newest first |
 //! | `GET …/secrets`; `PUT`, `DELETE …/secrets/{name}` | → list of [`Secret`]; [`SetSecret`] → [`Secret`]; → 204 |
 //! | `GET`, `POST …/keys`; `DELETE …/keys/{name}` | → list of [`AccessKey`]; [`CreateAccessKey`] → [`AccessKey`]; → 204 |
+//! | `GET`, `POST …/schedules`; `GET`, `DELETE …/schedules/{name}` | → list of [`Schedule`]; [`CreateSchedule`] → [`Schedule`]; → [`Schedule`]; → 204 |
 //! | `POST /v1/secrets/rekey` | [`Rekey`], or nothing → [`Rekeyed`] |
 //! | `GET /v1/tokens`, `POST /v1/tokens`, `DELETE /v1/tokens/{id}` | → list of [`Token`]; [`CreateToken`] → [`Token`]; → 204 |
 //! | `GET /v1/images` | → list of [`Image`] |
@@ -542,6 +543,72 @@ impl std::fmt::Debug for AccessKey {
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
+}
+
+/// `POST …/schedules`: events of a function at their times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSchedule {
+    /// 1 to 64 of a-z, A-Z, 0-9, `-`, `_` and `.`.
+    pub name: String,
+    /// `rate(5 minutes)`, `cron(0 12 * * ? *)` or `at(2026-11-26T19:00:00)`.
+    pub expression: String,
+    /// Where a cron expression and a time hold; UTC unless given.
+    #[serde(default)]
+    pub timezone: Option<String>,
+    /// Whose events.
+    pub function: ServiceName,
+    /// A version or an alias of it.
+    #[serde(default)]
+    pub qualifier: Option<String>,
+    /// What the event is, JSON; absent is one that says what fired.
+    #[serde(default)]
+    pub input: Option<String>,
+    /// What it is for.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// The oldest a missed time may be that still fires, 60 to 86,400
+    /// seconds; a day unless given.
+    #[serde(default)]
+    pub age_s: Option<u32>,
+    /// It is deleted once it will not fire again.
+    #[serde(default)]
+    pub delete_after: bool,
+}
+
+/// Events of a function at their times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Schedule {
+    /// Unique in the project.
+    pub name: String,
+    /// When it fires.
+    pub expression: String,
+    /// Where the expression holds.
+    pub timezone: String,
+    /// Whose events.
+    pub function: ServiceName,
+    /// A version or an alias of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qualifier: Option<String>,
+    /// What it is for.
+    pub description: String,
+    /// Whether it fires at all.
+    pub enabled: bool,
+    /// What the event is, JSON; absent is one that says what fired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<String>,
+    /// The oldest a missed time may be that still fires, seconds.
+    pub age_s: u32,
+    /// It is deleted once it will not fire again.
+    pub delete_after: bool,
+    /// When it was made, milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// The last time that it has fired for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fired_unix_ms: Option<u64>,
+    /// The next time that it fires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_unix_ms: Option<u64>,
 }
 
 /// One line of a log.

@@ -6,6 +6,7 @@ mod images;
 mod keys;
 mod observe;
 mod operator;
+mod schedules;
 mod secrets;
 mod serve;
 mod services;
@@ -68,6 +69,8 @@ fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(secrets::set, secrets::delete))
         .routes(routes!(keys::list, keys::create))
         .routes(routes!(keys::delete))
+        .routes(routes!(schedules::list, schedules::create))
+        .routes(routes!(schedules::get, schedules::delete))
         .routes(routes!(operator::rekey))
         .routes(routes!(operator::list_tokens, operator::create_token))
         .routes(routes!(operator::delete_token))

@@ -20,6 +20,7 @@ mod links;
 mod operation;
 mod policies;
 mod record;
+mod scheduler;
 mod settings;
 mod show;
 mod sign;
@@ -42,14 +43,17 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::control::{Control, ServiceKey};
+use crate::error::ControlError;
 use crate::key;
 use crate::port::{Objects, Revisions};
-use call::{Call, Reply, invalid, uuid};
+use call::{Call, Reply, invalid};
 use links::Links;
 use operation::Operation;
 use record::FunctionRecord;
+use scheduler::SchedulerOperation;
 
 pub(crate) use cache::{Keys, KnownKey, Views};
+pub(crate) use call::uuid;
 pub(crate) use events::Events;
 pub use events::{EventSettings, SqsSettings};
 pub(crate) use record::LayerRecord;
@@ -79,6 +83,17 @@ pub struct LambdaConfig {
     pub objects: Option<Arc<dyn Objects>>,
 }
 
+/// The API cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum LambdaStartError {
+    /// Its events cannot be gone on with.
+    #[error("the log of events cannot be opened")]
+    Log(#[from] LogError),
+    /// Its schedules cannot.
+    #[error("the schedules cannot be read")]
+    Store(#[from] ControlError),
+}
+
 /// The API, ready to be served; events are under way.
 #[derive(Debug)]
 pub struct LambdaFront(Arc<Front>);
@@ -86,8 +101,8 @@ pub struct LambdaFront(Arc<Front>);
 /// What serves the API.
 #[derive(Debug)]
 pub(crate) struct Front {
-    control: Control,
-    region: String,
+    pub(crate) control: Control,
+    pub(crate) region: String,
     egress: bool,
     runtimes: BTreeMap<String, String>,
     objects: Option<Arc<dyn Objects>>,
@@ -100,19 +115,20 @@ pub(crate) struct Front {
     conversions: Semaphore,
     /// Invocations under way of functions with a reservation.
     running: Arc<Mutex<HashMap<ServiceKey, u32>>>,
-    events: Arc<Events>,
+    pub(crate) events: Arc<Events>,
 }
 
 impl Control {
-    /// Opens the log of events and goes on with what is in it.
+    /// Opens the log of events, and goes on with what is in it and with the
+    /// schedules.
     ///
     /// # Errors
-    /// When the log cannot be opened.
+    /// When the log cannot be opened or the store not be read.
     pub async fn lambda(
         &self,
         config: LambdaConfig,
         revisions: Arc<dyn Revisions>,
-    ) -> Result<LambdaFront, LogError> {
+    ) -> Result<LambdaFront, LambdaStartError> {
         let now = self.inner.base.now();
         let (settings, region) = (config.events, config.region.clone());
         let opened = tokio::task::spawn_blocking(move || Events::open(settings, &region, now));
@@ -133,8 +149,11 @@ impl Control {
             running: Arc::default(),
             events,
         });
+        front.load_schedules().await?;
         let dispatching = Arc::clone(&front).dispatch();
         self.inner.tasks.spawn("events", dispatching);
+        let scheduling = Arc::clone(&front).run_schedules();
+        self.inner.tasks.spawn("schedules", scheduling);
         Ok(LambdaFront(front))
     }
 }
@@ -153,8 +172,10 @@ impl LambdaFront {
 
 async fn answer(State(front): State<Arc<Front>>, request: axum::extract::Request) -> Response {
     let request_id = uuid();
+    let is_scheduler = SchedulerOperation::is_path(request.uri().path());
     let reply = match front.reply(request, &request_id).await {
         Ok(reply) => reply,
+        Err(error) if is_scheduler => scheduler::error(&error),
         Err(error) => Reply::error(&error),
     };
     let mut response = (reply.status, reply.headers, reply.body).into_response();
@@ -238,6 +259,7 @@ impl Front {
                 self.delete_event_config(&call, &name).await
             }
             O::ListFunctionEventInvokeConfigs(name) => self.list_event_configs(&call, &name).await,
+            O::Scheduler(operation) => self.run_scheduler(operation, &call).await,
             O::GetAccountSettings => self.account_settings(&call).await,
             O::FunctionZip(name, zip) => self.function_zip(&call, &name, &zip).await,
             O::LayerZip(owner, name, number) => self.layer_zip(&call, &owner, &name, &number).await,
@@ -288,7 +310,7 @@ impl Front {
         Ok(Reply::json(StatusCode::OK, reply))
     }
 
-    fn arns(&self, account: &ProjectId) -> Arns {
+    pub(crate) fn arns(&self, account: &ProjectId) -> Arns {
         Arns {
             region: self.region.clone(),
             account: account.clone(),

@@ -2,6 +2,8 @@
 
 use skiff_lambda::{Code, LambdaError, decode};
 
+use super::scheduler::SchedulerOperation;
+
 /// An operation with what its path names, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -32,6 +34,7 @@ pub(crate) enum Operation {
     GetFunctionEventInvokeConfig(String),
     DeleteFunctionEventInvokeConfig(String),
     ListFunctionEventInvokeConfigs(String),
+    Scheduler(SchedulerOperation),
     GetAccountSettings,
     /// Not AWS's: where `Code.Location` leads.
     FunctionZip(String, String),
@@ -61,7 +64,8 @@ UpdateFunctionEventInvokeConfig, GetFunctionEventInvokeConfig, DeleteFunctionEve
 ListFunctionEventInvokeConfigs, PublishLayerVersion, ListLayers, ListLayerVersions, \
 GetLayerVersion, GetLayerVersionByArn, DeleteLayerVersion, AddLayerVersionPermission, \
 GetLayerVersionPolicy, RemoveLayerVersionPermission, GetAccountSettings, ListTags, \
-TagResource and UntagResource";
+TagResource and UntagResource; of EventBridge Scheduler CreateSchedule, GetSchedule, \
+ListSchedules, UpdateSchedule, DeleteSchedule, GetScheduleGroup and ListScheduleGroups";
 
 impl Operation {
     /// Reads a method and a path as it was sent.
@@ -103,6 +107,9 @@ impl Operation {
                 "event-invoke-config",
                 "list",
             ] => (method == "GET").then(|| Self::ListFunctionEventInvokeConfigs(name.to_owned())),
+            ["schedules" | "schedule-groups", ..] => {
+                SchedulerOperation::of(method, &parts).map(Self::Scheduler)
+            }
             ["2016-08-19", "account-settings"] => {
                 (method == "GET").then_some(Self::GetAccountSettings)
             }
@@ -128,6 +135,9 @@ impl Operation {
 
     /// Whether it changes nothing: a copy of it may be sent again.
     pub(crate) const fn only_reads(&self) -> bool {
+        if let Self::Scheduler(operation) = self {
+            return operation.only_reads();
+        }
         matches!(
             self,
             Self::ListFunctions

@@ -10,6 +10,7 @@ use skiff_lambda::{Code, LambdaError, Request, Scope, Signature, SignatureError}
 use tokio::sync::SemaphorePermit;
 
 use super::call::Signer;
+use super::scheduler::SchedulerOperation;
 use super::{Front, KnownKey};
 use crate::limit::BODY_TIMEOUT;
 
@@ -83,7 +84,10 @@ impl Front {
         };
         let scope = Scope {
             region: &self.region,
-            service: "lambda",
+            service: match SchedulerOperation::is_path(parts.uri.path()) {
+                true => "scheduler",
+                false => "lambda",
+            },
         };
         let signature = Signature::of(&request, scope).map_err(refused)?;
         let known = self.control.access_secret(signature.access_key()).await?;

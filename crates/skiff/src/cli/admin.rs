@@ -244,7 +244,7 @@ pub async fn token(scope: &Scope, command: TokenCommand) -> anyhow::Result<()> {
     }
 }
 
-async fn remove(scope: &Scope, path: &str, name: &str) -> anyhow::Result<()> {
+pub(super) async fn remove(scope: &Scope, path: &str, name: &str) -> anyhow::Result<()> {
     let _null: serde_json::Value = scope.client.call(Method::DELETE, path, None::<&()>).await?;
     done(scope, &format!("{name} is removed"));
     Ok(())

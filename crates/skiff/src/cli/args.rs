@@ -103,6 +103,9 @@ pub enum Command {
     /// Keys of a project for AWS's clients
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Events of functions at their times
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
     /// Bearer tokens for the API
     #[command(subcommand)]
     Token(TokenCommand),
@@ -566,6 +569,51 @@ pub enum KeyCommand {
     Rm {
         /// Its access key id
         id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ScheduleCommand {
+    /// List schedules
+    Ls,
+    /// Make a schedule
+    Create {
+        /// Its name
+        name: String,
+        /// `rate(5 minutes)`, `cron(0 12 * * ? *)` or `at(2026-11-26T19:00:00)`
+        expression: String,
+        /// Whose events
+        #[arg(long)]
+        function: ServiceName,
+        /// A version or an alias of the function
+        #[arg(long)]
+        qualifier: Option<String>,
+        /// Where a cron expression and a time hold, as Europe/Berlin; UTC
+        /// unless given
+        #[arg(long)]
+        timezone: Option<String>,
+        /// The event, JSON; one that says what fired unless given
+        #[arg(short, long)]
+        data: Option<String>,
+        /// What it is for
+        #[arg(long)]
+        description: Option<String>,
+        /// The oldest a missed time may be that still fires, seconds
+        #[arg(long)]
+        age: Option<u32>,
+        /// Delete it once it will not fire again
+        #[arg(long)]
+        delete_after: bool,
+    },
+    /// Show a schedule
+    Describe {
+        /// Its name
+        name: String,
+    },
+    /// End a schedule
+    Rm {
+        /// Its name
+        name: String,
     },
 }
 

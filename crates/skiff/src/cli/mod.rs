@@ -11,6 +11,7 @@ pub mod kernels;
 pub mod observe;
 pub mod output;
 pub mod run;
+pub mod schedules;
 pub mod services;
 pub mod terminal;
 
@@ -53,6 +54,7 @@ async fn obey(scope: &Scope, command: Command) -> anyhow::Result<()> {
         Command::Project(command) => admin::project(scope, command).await,
         Command::Secret(command) => admin::secret(scope, command).await,
         Command::Key(command) => admin::key(scope, command).await,
+        Command::Schedule(command) => schedules::schedule(scope, command).await,
         Command::Token(command) => admin::token(scope, command).await,
         Command::Doctor(_)
         | Command::Exec(_)

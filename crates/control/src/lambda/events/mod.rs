@@ -13,6 +13,7 @@ mod courier;
 mod deliver;
 mod dispatch;
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,10 +79,26 @@ pub struct SqsSettings {
 pub(crate) struct Events {
     log: EventLog,
     line: Arc<Line>,
+    /// Events that are held back, by their keys.
+    held: Arc<Held>,
     courier: Courier,
     delays: Delays,
     counts: Counts,
 }
+
+/// Events with a key are held back until their sender knows that they are in
+/// the log, so that no end of the server makes it send one twice.
+#[derive(Debug, Default)]
+struct Held(Mutex<HashMap<String, EventId>>);
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, EventId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When an event that is held back is due.
+const HELD_BACK: u64 = u64::MAX;
 
 /// The queue, and who is told when it changes.
 #[derive(Debug)]
@@ -163,12 +180,20 @@ impl Events {
         if !left.is_empty() {
             tracing::info!(events = left.len(), "events of the former server go on");
         }
+        let held = Held::default();
         for left in left {
             let bytes = left.bytes + EVENT_BYTES;
             let (id, accepted) = (left.id, left.accepted_unix_ms);
-            queue.restore(id, &left.function, bytes, accepted, left.state, now);
+            let mut state = left.state;
+            let is_new = state == State::begin(Phase::Invoke, state.due_unix_ms);
+            if let Some(key) = left.key.filter(|_| is_new) {
+                state.due_unix_ms = HELD_BACK;
+                held.lock().insert(key, id);
+            }
+            queue.restore(id, &left.function, bytes, accepted, state, now);
         }
         Ok(Self {
+            held: Arc::new(held),
             log,
             line: Arc::new(Line {
                 queue: Mutex::new(queue),
@@ -183,9 +208,31 @@ impl Events {
         })
     }
 
+    /// Whether an event of this key is held back.
+    pub(crate) fn holds(&self, key: &str) -> bool {
+        self.held.lock().contains_key(key)
+    }
+
+    /// Lets the event of this key go.
+    pub(crate) fn release(&self, key: &str, now: u64) {
+        let id = self.held.lock().remove(key);
+        if let Some(id) = id {
+            self.line.queue().release(id, now);
+            self.line.changed.notify_one();
+        }
+    }
+
+    /// Lets all go that are held back, but those of these keys.
+    pub(crate) fn release_all_but(&self, keys: &HashSet<String>, now: u64) {
+        let held: Vec<String> = self.held.lock().keys().cloned().collect();
+        for key in held.iter().filter(|key| !keys.contains(*key)) {
+            self.release(key, now);
+        }
+    }
+
     /// Makes an event durable; it is tried from then on, also when nobody
-    /// waits for this any more.
-    async fn accept(&self, event: Event, payload: Vec<u8>) -> Result<EventId, Refused> {
+    /// waits for this any more. One with a key is held back first.
+    pub(crate) async fn accept(&self, event: Event, payload: Vec<u8>) -> Result<EventId, Refused> {
         let (function, now) = (event.function.clone(), event.accepted_unix_ms);
         let bytes = payload.len() as u64 + EVENT_BYTES;
         let admitted = self.line.queue().admit(&function, bytes);
@@ -194,6 +241,7 @@ impl Events {
             return Err(Refused::Full(full));
         }
         let state = State::begin(Phase::Invoke, now);
+        let (key, held) = (event.key.clone(), Arc::clone(&self.held));
         let write = Write::Accept {
             event: Box::new(event),
             payload,
@@ -202,12 +250,15 @@ impl Events {
         let (done, written) = oneshot::channel();
         let line = Arc::clone(&self.line);
         self.log.append(write, move |result| {
-            let mut queue = line.queue();
-            match &result {
-                Ok(id) => queue.put(*id, &function, bytes, now, state, now),
-                Err(_) => queue.refuse(&function, bytes),
+            match (&result, key) {
+                (Ok(id), Some(key)) => {
+                    let state = State::begin(Phase::Invoke, HELD_BACK);
+                    line.queue().put(*id, &function, bytes, now, state, now);
+                    held.lock().insert(key, *id);
+                }
+                (Ok(id), None) => line.queue().put(*id, &function, bytes, now, state, now),
+                (Err(_), _) => line.queue().refuse(&function, bytes),
             }
-            drop(queue);
             line.changed.notify_one();
             // Who has gone away needs no answer.
             let _gone = done.send(result);
@@ -349,7 +400,7 @@ impl Events {
 
 impl Front {
     /// Milliseconds since 1970.
-    fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         self.control.inner.base.now()
     }
 

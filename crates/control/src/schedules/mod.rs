@@ -1,0 +1,382 @@
+//! Schedules: a function's events at their times.
+//!
+//! ```text
+//!  waits ─▶ due ─▶ "fires for T" stored ─▶ event T in its log, held back
+//!    ▲                                              │
+//!    └── event T let go ◀── "has fired for T" stored ┘
+//! ```
+//! The event's key is its schedule and T. Whatever ends the server between
+//! two of these, the next one goes on where they are: an event that is held
+//! back is known by its key, and is not sent twice.
+//!
+//! Times that were missed, since no server ran or there was no room, are one:
+//! the latest fires, if it is not older than the schedule lets it be.
+
+mod expression;
+mod fire;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use skiff_types::{ProjectId, ServiceName};
+use tokio::sync::Notify;
+
+use crate::control::Control;
+use crate::db::{Change, Found, Page};
+use crate::error::{ControlError, conflict, exhausted, invalid, not_found, unsupported};
+use crate::key;
+use crate::record::ProjectRecord;
+
+pub(crate) use expression::Expression;
+use expression::Window;
+
+/// Schedules of one project.
+const SCHEDULES_MAX: usize = 1000;
+/// A schedule's name, bytes (botocore's model).
+const NAME_BYTES_MAX: usize = 64;
+const DESCRIPTION_CHARS_MAX: usize = 512;
+/// What a schedule sends, bytes (EventBridge Scheduler's quota).
+const INPUT_BYTES_MAX: usize = 256 * 1024;
+/// The oldest a missed time may be, and unless told; seconds.
+pub(crate) const AGE_S_MAX: u32 = 86_400;
+const AGE_S_MIN: u32 = 60;
+
+/// A schedule within a project.
+pub(crate) type ScheduleKey = (ProjectId, String);
+
+/// What a schedule is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ScheduleSpec {
+    pub expression: String,
+    /// Empty is UTC.
+    pub timezone: String,
+    /// From then on, milliseconds since 1970.
+    pub start_unix_ms: Option<u64>,
+    /// Up to then.
+    pub end_unix_ms: Option<u64>,
+    pub description: String,
+    pub is_enabled: bool,
+    pub function: ServiceName,
+    /// A version or an alias.
+    pub qualifier: Option<String>,
+    /// Kept and told; it gives nothing.
+    pub role: String,
+    /// JSON; absent is an event that says what fired.
+    pub input: Option<String>,
+    /// The oldest a missed time may be that still fires.
+    pub age_s: u32,
+    /// Kept and told.
+    pub retries: u32,
+    /// It goes once it will not fire again.
+    pub delete_after: bool,
+}
+
+/// A schedule as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ScheduleRecord {
+    pub spec: ScheduleSpec,
+    pub created_unix_ms: u64,
+    /// Times before it are not caught up with, and rates count from it.
+    pub modified_unix_ms: u64,
+    /// The last time that it has fired for.
+    pub fired_unix_ms: Option<u64>,
+    /// The time that it is firing for.
+    pub firing_unix_ms: Option<u64>,
+}
+
+impl ScheduleRecord {
+    const fn window(&self) -> Window {
+        Window {
+            made: self.modified_unix_ms,
+            start: self.spec.start_unix_ms,
+            end: self.spec.end_unix_ms,
+        }
+    }
+
+    fn expression(&self) -> Result<Expression, ControlError> {
+        Expression::parse(&self.spec.expression, &self.spec.timezone)
+            .map_err(|error| invalid(error.to_string()))
+    }
+
+    /// The time that it should have fired for and has not.
+    fn missed(&self, expression: &Expression, now: u64) -> Option<u64> {
+        let latest = expression.latest(now, self.window())?;
+        (Some(latest) > self.fired_unix_ms).then_some(latest)
+    }
+
+    /// When it is to be looked at again.
+    fn due(&self, now: u64) -> Result<Option<u64>, ControlError> {
+        let expression = self.expression()?;
+        if self.firing_unix_ms.is_some() {
+            return Ok(Some(now));
+        }
+        if !self.spec.is_enabled {
+            return Ok(None);
+        }
+        match self.missed(&expression, now) {
+            Some(_) => Ok(Some(now)),
+            None => Ok(expression.next(now, self.window())),
+        }
+    }
+
+    /// The next time that it fires, unless it does not.
+    pub(crate) fn next(&self, now: u64) -> Option<u64> {
+        let expression = self.expression().ok().filter(|_| self.spec.is_enabled)?;
+        expression.next(now, self.window())
+    }
+}
+
+/// When each schedule is to be looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Schedules {
+    times: Mutex<Times>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Times {
+    due: BTreeSet<(u64, ScheduleKey)>,
+    of: HashMap<ScheduleKey, u64>,
+}
+
+impl Schedules {
+    fn times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, key: ScheduleKey, due: Option<u64>) {
+        let mut times = self.times();
+        if let Some(before) = times.of.remove(&key) {
+            times.due.remove(&(before, key.clone()));
+        }
+        if let Some(due) = due {
+            times.of.insert(key.clone(), due);
+            times.due.insert((due, key));
+        }
+        drop(times);
+        self.changed.notify_one();
+    }
+
+    /// Those that are due, at most so many, and when the next one is.
+    fn take(&self, now: u64, most: usize) -> (Vec<ScheduleKey>, Option<u64>) {
+        let mut times = self.times();
+        let mut taken = Vec::new();
+        while taken.len() < most
+            && let Some((due, key)) = times.due.pop_first()
+        {
+            if due > now {
+                times.due.insert((due, key));
+                break;
+            }
+            times.of.remove(&key);
+            taken.push(key);
+        }
+        let next = times.due.first().map(|(due, _)| *due);
+        (taken, next)
+    }
+}
+
+fn missing(name: &str) -> ControlError {
+    let name: String = name.chars().take(NAME_BYTES_MAX).collect();
+    not_found(format!("there is no schedule {name}"))
+}
+
+/// Only a name that parses can be part of a key.
+fn check_name(name: &str) -> Result<(), ControlError> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(good) {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "a schedule's name is 1 to {NAME_BYTES_MAX} of a-z, A-Z, 0-9, -, _ and ."
+    )))
+}
+
+impl Control {
+    /// Makes a schedule.
+    pub(crate) async fn create_schedule(
+        &self,
+        project: &ProjectRecord,
+        name: &str,
+        spec: ScheduleSpec,
+    ) -> Result<ScheduleRecord, ControlError> {
+        if self.inner.events.get().is_none() {
+            return Err(unsupported(
+                "schedules need event invocations: set lambda.listen and start the server again",
+            ));
+        }
+        check_name(name)?;
+        let _projects = self.inner.projects.read().await;
+        if !self.db().exists(&key::project(&project.id)).await? {
+            return Err(not_found(format!("there is no project {}", project.name)));
+        }
+        self.check(&project.id, &spec).await?;
+        let prefix = key::schedules(&project.id);
+        let known = self
+            .db()
+            .first::<ScheduleRecord>(&prefix, None, SCHEDULES_MAX);
+        if known.await?.len() >= SCHEDULES_MAX {
+            return Err(exhausted(format!(
+                "the project has {SCHEDULES_MAX} schedules already: delete one first"
+            )));
+        }
+        let now = self.inner.base.now();
+        let record = ScheduleRecord {
+            spec,
+            created_unix_ms: now,
+            modified_unix_ms: now,
+            fired_unix_ms: None,
+            firing_unix_ms: None,
+        };
+        let place = key::schedule(&project.id, name);
+        let change = Change::default()
+            .expect_absent(&place)
+            .put(&place, &record)?;
+        if !self.db().try_commit(change).await? {
+            return Err(conflict(format!("there is a schedule {name} already")));
+        }
+        self.look_at((project.id.clone(), name.to_owned()), &record, now)?;
+        Ok(record)
+    }
+
+    /// Gives a schedule other things to do, all of them.
+    pub(crate) async fn update_schedule(
+        &self,
+        project: &ProjectId,
+        name: &str,
+        spec: ScheduleSpec,
+    ) -> Result<ScheduleRecord, ControlError> {
+        self.check(project, &spec).await?;
+        let now = self.inner.base.now();
+        let change = |record: &mut ScheduleRecord| {
+            record.spec = spec.clone();
+            record.modified_unix_ms = now;
+        };
+        let record = self.change_schedule(project, name, change).await?;
+        let record = record.ok_or_else(|| missing(name))?;
+        self.look_at((project.clone(), name.to_owned()), &record, now)?;
+        Ok(record)
+    }
+
+    /// Changes what is stored of a schedule; `None` when it is gone.
+    async fn change_schedule(
+        &self,
+        project: &ProjectId,
+        name: &str,
+        change: impl Fn(&mut ScheduleRecord),
+    ) -> Result<Option<ScheduleRecord>, ControlError> {
+        const TRIES: usize = 8;
+        for _ in 0..TRIES {
+            let Some(found) = self.find_schedule(project, name).await? else {
+                return Ok(None);
+            };
+            let mut record = found.record;
+            change(&mut record);
+            let write = Change::default()
+                .expect(&found.key, found.version)
+                .put(&found.key, &record)?;
+            if self.db().try_commit(write).await? {
+                return Ok(Some(record));
+            }
+        }
+        Err(conflict(format!(
+            "the schedule {name} is being changed by others: try again"
+        )))
+    }
+
+    fn look_at(
+        &self,
+        key: ScheduleKey,
+        record: &ScheduleRecord,
+        now: u64,
+    ) -> Result<(), ControlError> {
+        self.inner.schedules.set(key, record.due(now)?);
+        Ok(())
+    }
+
+    async fn find_schedule(
+        &self,
+        project: &ProjectId,
+        name: &str,
+    ) -> Result<Option<Found<ScheduleRecord>>, ControlError> {
+        if check_name(name).is_err() {
+            return Ok(None);
+        }
+        self.db().get(&key::schedule(project, name)).await
+    }
+
+    pub(crate) async fn schedule(
+        &self,
+        project: &ProjectId,
+        name: &str,
+    ) -> Result<ScheduleRecord, ControlError> {
+        let found = self.find_schedule(project, name).await?;
+        Ok(found.ok_or_else(|| missing(name))?.record)
+    }
+
+    /// A page of a project's schedules, by name.
+    pub(crate) async fn schedules(
+        &self,
+        project: &ProjectId,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<ScheduleRecord>, ControlError> {
+        let prefix = key::schedules(project);
+        let after = after.map(|name| key::schedule(project, name));
+        self.db().page(&prefix, after.as_deref(), limit).await
+    }
+
+    /// Ends a schedule; what it has sent goes on.
+    pub(crate) async fn delete_schedule(
+        &self,
+        project: &ProjectId,
+        name: &str,
+    ) -> Result<(), ControlError> {
+        let found = self.find_schedule(project, name).await?;
+        let found = found.ok_or_else(|| missing(name))?;
+        self.db()
+            .commit(Change::default().delete(&found.key))
+            .await?;
+        self.inner
+            .schedules
+            .set((project.clone(), name.to_owned()), None);
+        Ok(())
+    }
+
+    async fn check(&self, project: &ProjectId, spec: &ScheduleSpec) -> Result<(), ControlError> {
+        Expression::parse(&spec.expression, &spec.timezone)
+            .map_err(|error| invalid(error.to_string()))?;
+        if spec.description.chars().count() > DESCRIPTION_CHARS_MAX {
+            return Err(invalid(format!(
+                "the description is over {DESCRIPTION_CHARS_MAX} characters"
+            )));
+        }
+        if spec
+            .start_unix_ms
+            .zip(spec.end_unix_ms)
+            .is_some_and(|(start, end)| start >= end)
+        {
+            return Err(invalid("the schedule's end is not after its start"));
+        }
+        if !(AGE_S_MIN..=AGE_S_MAX).contains(&spec.age_s) {
+            return Err(invalid(format!(
+                "the oldest a missed time may be is {AGE_S_MIN} to {AGE_S_MAX} seconds"
+            )));
+        }
+        if let Some(input) = &spec.input {
+            if input.len() > INPUT_BYTES_MAX {
+                return Err(invalid(format!(
+                    "the input is over {INPUT_BYTES_MAX} bytes"
+                )));
+            }
+            let read = serde_json::from_str::<serde::de::IgnoredAny>(input);
+            read.map_err(|error| invalid(format!("the input is not JSON: {error}")))?;
+        }
+        let function = key::function(project, &spec.function);
+        if !self.db().exists(&function).await? {
+            return Err(invalid(format!("there is no function {}", spec.function)));
+        }
+        Ok(())
+    }
+}
