@@ -9,9 +9,10 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use skiff_base::process;
+use skiff_base::{Clock as _, SystemClock, process};
 use skiff_testkit::{
     Held, Running, Server, ServerOptions, SharedServer, aws_clients, run, wait_for,
 };
@@ -297,6 +298,76 @@ fn what_is_too_much_is_refused() {
 fn the_aws_cli_sends_events_unchanged() {
     let (_server, world) = shared();
     world.case("cli");
+}
+
+#[test]
+fn schedules_fire_and_are_told_as_botocore_has_it() {
+    let (server, world) = shared();
+    world.case("schedules");
+    let make = |name: &str, more: &[&str]| {
+        let words = [
+            "schedule",
+            "create",
+            name,
+            "cron(0 12 * * ? *)",
+            "--function",
+            "timed",
+        ];
+        server.cli(&[&words, more].concat())
+    };
+    let made = make("typed", &["--timezone", "Europe/Berlin", "-d", "{}"]);
+    assert!(made.ok().contains("typed fires next 2"));
+    let refused = make("bad", &["--timezone", "Nowhere"]);
+    assert!(refused.failed().contains("time zone"));
+    assert!(
+        server
+            .cli(&["schedule", "ls"])
+            .ok()
+            .contains("Europe/Berlin")
+    );
+    let shown = server.json(&["schedule", "describe", "typed"]);
+    assert_eq!(shown["input"], "{}");
+    let _out = server.cli(&["schedule", "rm", "typed"]).ok();
+    let gone = server.cli(&["schedule", "describe", "typed"]);
+    assert!(gone.failed().contains("no schedule typed"));
+}
+
+#[test]
+fn a_schedule_fires_once_for_its_time_across_kill_9() {
+    let mut world = World::new();
+    let mut server = Server::start(world.options());
+    world.enter(&server);
+    world.case("before_the_hour");
+    // Some times are met, some are cut through, some are missed.
+    for _ in 0..=rounds() {
+        let wait = skiff_base::random::u32() % 2000;
+        let clock = SystemClock;
+        let until = clock.now().plus(Duration::from_millis(wait.into()));
+        wait_for("the moment", 10, || (clock.now() >= until).then_some(()));
+        server.kill();
+        server.launch(&[]);
+    }
+    let fired = || -> BTreeMap<String, BTreeSet<String>> {
+        let mut fired: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for line in world.sink.lines() {
+            let record: Value = serde_json::from_str(line["body"].as_str().unwrap()).unwrap();
+            let id = record["requestPayload"]["id"].as_str().unwrap().to_owned();
+            let request = &record["requestContext"]["requestId"];
+            let request = request.as_str().unwrap().to_owned();
+            fired.entry(id).or_default().insert(request);
+        }
+        fired
+    };
+    let all = || (fired().len() == 12).then_some(());
+    wait_for("every schedule has fired", 180, all);
+    let pending = || {
+        metrics(&server)
+            .contains("skiff_events_pending 0\n")
+            .then_some(())
+    };
+    wait_for("nothing is left", 120, pending);
+    let fired = fired();
+    assert!(fired.values().all(|events| events.len() == 1), "{fired:?}");
 }
 
 /// How often the server is killed: `SKIFF_TEST_ROUNDS`.

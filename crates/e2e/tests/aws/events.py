@@ -4,6 +4,7 @@ Beside what `clients.py` needs: `SINK`, a URL that keeps what it is sent as
 lines of `SINK_FILE`, and `SQS`, where queues of SQS's kind are.
 """
 
+import datetime
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import uuid
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from clients import ACCOUNT, FUNCTION, REGION, arn, ask, client, create, refused, updated
+from clients import ACCOUNT, REGION, arn, check_shape, client, create, refused, updated
 
 SINK = os.environ["SINK"]
 # As the other runtime, but it says of each try whose it is.
@@ -352,6 +353,127 @@ def load():
                     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
                     assert status in (429, 500), error.response
                     time.sleep(0.1)
+
+
+OFF = {"Mode": "OFF"}
+
+
+def scheduler():
+    made = boto3.client("scheduler", region_name=REGION, endpoint_url=os.environ["AWS_ENDPOINT_URL_LAMBDA"])
+    made.meta.events.register("after-call.scheduler", check_shape)
+    return made
+
+
+def target(function, **more):
+    return {"Arn": function, "RoleArn": f"arn:aws:iam::{ACCOUNT}:role/nobody", **more}
+
+
+def at(seconds):
+    """A time so many seconds from now, and the expression of it."""
+    time = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
+    text = time.strftime("%Y-%m-%dT%H:%M:%S")
+    return text, f"at({text})"
+
+
+def schedules():
+    """Made, looked at, changed, listed and deleted; and they fire."""
+    aws, times = client(), scheduler()
+    create(aws, "timed", **IMAGE)
+    to = {"OnSuccess": {"Destination": SINK + "/timed"}}
+    aws.put_function_event_invoke_config(FunctionName="timed", DestinationConfig=to)
+    when, once = at(3)
+    input = json.dumps({"id": "once", "at": "<aws.scheduler.scheduled-time>"})
+    made = times.create_schedule(
+        Name="once",
+        ScheduleExpression=once,
+        Target=target(arn("timed"), Input=input),
+        FlexibleTimeWindow=OFF,
+        ActionAfterCompletion="DELETE",
+    )
+    assert made["ScheduleArn"] == f"arn:aws:scheduler:{REGION}:{ACCOUNT}:schedule/default/once", made
+    told = json.loads(record("timed")["body"])
+    assert told["requestPayload"] == {"id": "once", "at": when + "Z"}, told
+
+    def is_gone():
+        try:
+            times.get_schedule(Name="once")
+        except ClientError as error:
+            assert error.response["Error"]["Code"] == "ResourceNotFoundException", error
+            return True
+
+    until("it is deleted", is_gone)
+
+    # Without an input, the event says what fired.
+    when, once = at(3)
+    plain = {"ScheduleExpression": once, "Target": target(arn("timed")), "FlexibleTimeWindow": OFF}
+    times.create_schedule(Name="plain", **plain)
+    told = until("it fires", lambda: sunk("timed")[1:])[0]
+    event = json.loads(told["body"])["requestPayload"]
+    assert event["time"] == when + "Z" and event["detail-type"] == "Scheduled Event", event
+    assert event["resources"] == [f"arn:aws:scheduler:{REGION}:{ACCOUNT}:schedule/default/plain"], event
+    assert times.get_schedule(Name="plain")["State"] == "ENABLED"
+
+    noon = {
+        "ScheduleExpression": "cron(0 12 ? * MON-FRI *)",
+        "ScheduleExpressionTimezone": "Europe/Berlin",
+        "FlexibleTimeWindow": OFF,
+        "Description": "at noon",
+        "EndDate": datetime.datetime(2099, 1, 1, tzinfo=datetime.timezone.utc),
+    }
+    policy = {"MaximumEventAgeInSeconds": 60, "MaximumRetryAttempts": 3}
+    times.create_schedule(Name="noon", Target=target(arn("timed", "$LATEST"), RetryPolicy=policy), **noon)
+    got = times.get_schedule(Name="noon", GroupName="default")
+    assert {name: got[name] for name in noon} == noon, got
+    assert got["Target"]["Arn"] == arn("timed", "$LATEST") and got["Target"]["RetryPolicy"] == policy, got
+    with refused("ConflictException", 409):
+        times.create_schedule(Name="noon", Target=target(arn("timed")), **noon)
+    times.update_schedule(Name="noon", Target=target(arn("timed")), **{**noon, "State": "DISABLED"})
+    got = times.get_schedule(Name="noon")
+    assert got["State"] == "DISABLED" and got["Target"]["Arn"] == arn("timed"), got
+    pages = times.get_paginator("list_schedules").paginate(PaginationConfig={"PageSize": 1})
+    assert {"noon", "plain"} <= {one["Name"] for page in pages for one in page["Schedules"]}
+    listed = times.list_schedules(NamePrefix="no", State="DISABLED")["Schedules"]
+    assert [one["Name"] for one in listed] == ["noon"], listed
+    assert times.get_schedule_group(Name="default")["State"] == "ACTIVE"
+    assert [one["Name"] for one in times.list_schedule_groups()["ScheduleGroups"]] == ["default"]
+    times.delete_schedule(Name="noon")
+    with refused("ResourceNotFoundException", 404):
+        times.delete_schedule(Name="noon")
+    with refused("ResourceNotFoundException", 404):
+        times.update_schedule(Name="noon", Target=target(arn("timed")), **noon)
+    with refused("ResourceNotFoundException", 404, "group"):
+        times.create_schedule(Name="noon", GroupName="others", Target=target(arn("timed")), **noon)
+
+    def refuses(part, **wanted):
+        with refused("ValidationException", 400, part):
+            times.create_schedule(**{"Name": "bad", **plain, **wanted})
+
+    refuses("time zone", ScheduleExpressionTimezone="Europe/Nowhere")
+    refuses("does not say when", ScheduleExpression="tomorrow")
+    refuses("six fields", ScheduleExpression="cron(* * * * *)")
+    refuses("project", Target=target(f"arn:aws:lambda:{REGION}:000000000009:function:timed"))
+    refuses("no function", Target=target(arn("nobody")))
+    refuses("JSON", Target=target(arn("timed"), Input="{"))
+    refuses("OFF", FlexibleTimeWindow={"Mode": "FLEXIBLE"})
+    refuses("MaximumWindowInMinutes", FlexibleTimeWindow={"Mode": "OFF", "MaximumWindowInMinutes": 5})
+    refuses("SqsParameters", Target=target(arn("timed"), SqsParameters={"MessageGroupId": "a"}))
+    with refused("NotImplementedException", 501, "CreateSchedule"):
+        times.create_schedule_group(Name="others")
+
+
+def before_the_hour():
+    """Schedules that fire within seconds, whatever happens to the server."""
+    aws, times = client(), scheduler()
+    create(aws, "hourly", **IMAGE)
+    to = {"OnSuccess": {"Destination": SINK + "/hourly"}, "OnFailure": {"Destination": SINK + "/hourly"}}
+    aws.put_function_event_invoke_config(FunctionName="hourly", DestinationConfig=to)
+    for number in range(12):
+        times.create_schedule(
+            Name=f"soon-{number}",
+            ScheduleExpression=at(3 + number // 3)[1],
+            Target=target(arn("hourly"), Input=json.dumps({"id": f"soon-{number}"})),
+            FlexibleTimeWindow=OFF,
+        )
 
 
 if __name__ == "__main__":
