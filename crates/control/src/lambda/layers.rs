@@ -11,8 +11,8 @@ use skiff_types::{Digest, ProjectId};
 
 use super::body;
 use super::call::{Call, Reply, body as parse, invalid};
-use super::functions::same_revision;
-use super::record::{LayerRecord, LayerVersion, Policy, Statement, UsedLayer};
+use super::policies::{PolicyChange, account_of, check_sid};
+use super::record::{LayerRecord, LayerVersion, Statement, UsedLayer};
 use super::{Front, show};
 use crate::db::{Change, Found};
 use crate::key;
@@ -29,8 +29,6 @@ const DESCRIPTION_CHARS_MAX: usize = 256;
 const LICENSE_CHARS_MAX: usize = 512;
 /// Runtimes that a version may be for (botocore's service model).
 const RUNTIMES_MAX: usize = 15;
-/// A policy's size, bytes (AWS's limit).
-const POLICY_BYTES_MAX: usize = 20 * 1024;
 /// How often a change is tried that another one has overtaken.
 const TRIES: usize = 8;
 const GET: &str = "lambda:GetLayerVersion";
@@ -175,39 +173,25 @@ impl Front {
     ) -> Result<Reply, LambdaError> {
         let wanted: body::AddLayerVersionPermission = parse(call)?;
         let sid = wanted.statement_id;
-        if !super::policies::is_sid(&sid) {
-            return Err(invalid("StatementId is 1 to 100 of a-z, A-Z, 0-9, - and _"));
-        }
+        check_sid(&sid)?;
         if wanted.action != GET {
             return Err(invalid(format!("Action: {GET} is served")));
         }
         let statement = Statement {
             action: wanted.action,
-            principal: super::policies::account_of(&wanted.principal).to_owned(),
+            principal: account_of(&wanted.principal).to_owned(),
             source_arn: None,
             source_account: None,
         };
         let revision_id = call.new_id();
         let arn = self.layer_version_arn(call, text, number)?;
-        let expected = call.param("RevisionId");
+        let added = PolicyChange {
+            sid: &sid,
+            expected: call.param("RevisionId"),
+            revision_id: &revision_id,
+        };
         let add = |version: &mut LayerVersion| {
-            let current = version.policy.as_ref();
-            same_revision(expected, current.map(|policy| policy.revision_id.as_str()))?;
-            let mut policy = version.policy.clone().unwrap_or_else(|| Policy {
-                revision_id: String::new(),
-                statements: Default::default(),
-            });
-            if policy.statements.contains_key(&sid) {
-                let message = format!("The statement id ({sid}) provided already exists");
-                return Err(LambdaError::new(Code::ResourceConflict, message));
-            }
-            policy.statements.insert(sid.clone(), statement.clone());
-            policy.revision_id.clone_from(&revision_id);
-            if show::policy(&arn, &policy).to_string().len() > POLICY_BYTES_MAX {
-                let message = format!("the policy is over {POLICY_BYTES_MAX} bytes");
-                return Err(LambdaError::new(Code::PolicyLengthExceeded, message));
-            }
-            version.policy = Some(policy);
+            version.policy = Some(added.add(version.policy.as_ref(), &statement, &arn)?);
             Ok(())
         };
         self.change_version(call, text, number, add).await?;
@@ -240,15 +224,13 @@ impl Front {
         sid: &str,
     ) -> Result<Reply, LambdaError> {
         let revision_id = call.new_id();
-        let expected = call.param("RevisionId");
+        let removed = PolicyChange {
+            sid,
+            expected: call.param("RevisionId"),
+            revision_id: &revision_id,
+        };
         let remove = |version: &mut LayerVersion| {
-            let policy = version.policy.as_mut().ok_or_else(|| missing(sid))?;
-            same_revision(expected, Some(&policy.revision_id))?;
-            policy.statements.remove(sid).ok_or_else(|| missing(sid))?;
-            policy.revision_id.clone_from(&revision_id);
-            if policy.statements.is_empty() {
-                version.policy = None;
-            }
+            version.policy = removed.remove(version.policy.as_ref())?;
             Ok(())
         };
         self.change_version(call, text, number, remove).await?;

@@ -20,9 +20,68 @@ fn missing(what: &str) -> LambdaError {
 }
 
 /// Whether a text can name a statement.
-pub(crate) fn is_sid(text: &str) -> bool {
+pub(crate) fn check_sid(text: &str) -> Result<(), LambdaError> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-    (1..=100).contains(&text.len()) && text.bytes().all(good)
+    if (1..=100).contains(&text.len()) && text.bytes().all(good) {
+        return Ok(());
+    }
+    Err(invalid("StatementId is 1 to 100 of a-z, A-Z, 0-9, - and _"))
+}
+
+/// A change of a policy's statement.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PolicyChange<'a> {
+    pub sid: &'a str,
+    /// The policy's revision that is meant.
+    pub expected: Option<&'a str>,
+    /// The one that it becomes.
+    pub revision_id: &'a str,
+}
+
+impl PolicyChange<'_> {
+    /// The policy of what has this ARN with one more statement.
+    ///
+    /// # Errors
+    /// When there is one of this name, or no room, or another revision is meant.
+    pub(crate) fn add(
+        self,
+        policy: Option<&Policy>,
+        statement: &Statement,
+        arn: &str,
+    ) -> Result<Policy, LambdaError> {
+        let current = policy.map(|policy| policy.revision_id.as_str());
+        same_revision(self.expected, current)?;
+        let mut statements = policy
+            .map(|policy| policy.statements.clone())
+            .unwrap_or_default();
+        if statements.contains_key(self.sid) {
+            let message = format!("The statement id ({}) provided already exists", self.sid);
+            return Err(LambdaError::new(Code::ResourceConflict, message));
+        }
+        statements.insert(self.sid.to_owned(), statement.clone());
+        let policy = Policy {
+            revision_id: self.revision_id.to_owned(),
+            statements,
+        };
+        if show::policy(arn, &policy).to_string().len() > POLICY_BYTES_MAX {
+            let message = format!("the policy is over {POLICY_BYTES_MAX} bytes");
+            return Err(LambdaError::new(Code::PolicyLengthExceeded, message));
+        }
+        Ok(policy)
+    }
+
+    /// The policy without the statement; nothing when that was the last.
+    ///
+    /// # Errors
+    /// When there is none of this name, or another revision is meant.
+    pub(crate) fn remove(self, policy: Option<&Policy>) -> Result<Option<Policy>, LambdaError> {
+        let mut policy = policy.cloned().ok_or_else(|| missing("policy"))?;
+        same_revision(self.expected, Some(&policy.revision_id))?;
+        let removed = policy.statements.remove(self.sid);
+        removed.ok_or_else(|| missing("statement"))?;
+        self.revision_id.clone_into(&mut policy.revision_id);
+        Ok((!policy.statements.is_empty()).then_some(policy))
+    }
 }
 
 impl Front {
@@ -34,9 +93,7 @@ impl Front {
         let wanted: body::AddPermission = parse(call)?;
         let target = self.target(call, text)?;
         let sid = wanted.statement_id;
-        if !is_sid(&sid) {
-            return Err(invalid("StatementId is 1 to 100 of a-z, A-Z, 0-9, - and _"));
-        }
+        check_sid(&sid)?;
         if ![INVOKE, "lambda:*", "*"].contains(&wanted.action.as_str()) {
             return Err(invalid(format!("Action: {INVOKE} is served")));
         }
@@ -53,25 +110,14 @@ impl Front {
             .map(ToString::to_string)
             .unwrap_or_default();
         let revision_id = call.new_id();
-        let expected = wanted.revision_id.as_deref();
+        let added = PolicyChange {
+            sid: &sid,
+            expected: wanted.revision_id.as_deref(),
+            revision_id: &revision_id,
+        };
         let change = |record: &mut FunctionRecord| {
             known(record, target.qualifier.as_ref())?;
-            let current = record.policies.get(&place);
-            same_revision(expected, current.map(|policy| policy.revision_id.as_str()))?;
-            let mut policy = current.cloned().unwrap_or_else(|| Policy {
-                revision_id: String::new(),
-                statements: Default::default(),
-            });
-            if policy.statements.contains_key(&sid) {
-                let message = format!("The statement id ({sid}) provided already exists");
-                return Err(LambdaError::new(Code::ResourceConflict, message));
-            }
-            policy.statements.insert(sid.clone(), statement.clone());
-            policy.revision_id.clone_from(&revision_id);
-            if show::policy(&arn, &policy).to_string().len() > POLICY_BYTES_MAX {
-                let message = format!("the policy is over {POLICY_BYTES_MAX} bytes");
-                return Err(LambdaError::new(Code::PolicyLengthExceeded, message));
-            }
+            let policy = added.add(record.policies.get(&place), &statement, &arn)?;
             record.policies.insert(place.clone(), policy);
             Ok(())
         };
@@ -113,16 +159,16 @@ impl Front {
             .map(ToString::to_string)
             .unwrap_or_default();
         let revision_id = call.new_id();
+        let removed = PolicyChange {
+            sid,
+            expected: call.param("RevisionId"),
+            revision_id: &revision_id,
+        };
         let change = |record: &mut FunctionRecord| {
-            let policy = record.policies.get_mut(&place);
-            let policy = policy.ok_or_else(|| missing("policy"))?;
-            same_revision(call.param("RevisionId"), Some(&policy.revision_id))?;
-            let removed = policy.statements.remove(sid);
-            removed.ok_or_else(|| missing("statement"))?;
-            policy.revision_id.clone_from(&revision_id);
-            if policy.statements.is_empty() {
-                record.policies.remove(&place);
-            }
+            match removed.remove(record.policies.get(&place))? {
+                Some(policy) => record.policies.insert(place.clone(), policy),
+                None => record.policies.remove(&place),
+            };
             Ok(())
         };
         self.change(call, &target.name, change)
