@@ -1,3 +1,5 @@
+use std::fmt;
+
 /// A day of the Gregorian calendar, from 1970 on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Date {
@@ -50,9 +52,67 @@ impl Date {
     }
 }
 
+/// A moment as calendars and clocks have it in UTC, from 1970 on. It is written
+/// as RFC 3339 has it, with milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UtcTime {
+    /// Its day.
+    pub date: Date,
+    /// 0 to 23.
+    pub hour: u64,
+    /// 0 to 59.
+    pub minute: u64,
+    /// 0 to 59.
+    pub second: u64,
+    /// 0 to 999.
+    pub millisecond: u64,
+}
+
+impl UtcTime {
+    /// The moment that is so many milliseconds after 1970 began.
+    #[must_use]
+    pub const fn of_unix_ms(unix_ms: u64) -> Self {
+        let seconds = unix_ms / 1000;
+        Self {
+            date: Date::of_days(seconds / 86_400),
+            hour: seconds / 3600 % 24,
+            minute: seconds / 60 % 60,
+            second: seconds % 60,
+            millisecond: unix_ms % 1000,
+        }
+    }
+}
+
+impl fmt::Display for UtcTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            date: Date { year, month, day },
+            hour,
+            minute,
+            second,
+            millisecond,
+        } = self;
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z"
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_moment_is_written_as_rfc_3339_has_it() {
+        for (unix_ms, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399_999, "2000-02-28T23:59:59.999Z"),
+            (1_709_251_199_007, "2024-02-29T23:59:59.007Z"),
+        ] {
+            assert_eq!(UtcTime::of_unix_ms(unix_ms).to_string(), text);
+        }
+    }
 
     fn date(year: u64, month: u64, day: u64) -> Date {
         Date { year, month, day }

@@ -20,7 +20,7 @@ mod tasks;
 pub use backoff::Backoff;
 pub use chain::{Chain, chain};
 pub use clock::{Clock, ManualClock, Monotonic, SystemClock};
-pub use date::Date;
+pub use date::{Date, UtcTime};
 #[cfg(feature = "async")]
 pub use listener::{Acceptor, Listener};
 #[cfg(feature = "async")]

@@ -13,7 +13,7 @@
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
-use skiff_base::Date;
+use skiff_base::{Date, UtcTime};
 use subtle::ConstantTimeEq as _;
 
 use crate::error::Code;
@@ -529,9 +529,13 @@ fn unix_s(time: &str) -> Option<u64> {
 
 /// `20130524T000000Z`.
 fn time(unix_s: u64) -> String {
-    let Date { year, month, day } = Date::of_days(unix_s / 86_400);
-    let of_day = unix_s % 86_400;
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    let UtcTime {
+        date: Date { year, month, day },
+        hour,
+        minute,
+        second,
+        ..
+    } = UtcTime::of_unix_ms(unix_s.saturating_mul(1000));
     format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
 }
 

@@ -2,7 +2,7 @@
 //! invocations"): version 1.0.
 
 use serde_json::json;
-use skiff_base::Date;
+use skiff_base::UtcTime;
 
 use crate::{Condition, Event, Outcome};
 
@@ -28,7 +28,7 @@ pub fn record(
     });
     let mut text = format!(
         "{{\"version\":\"1.0\",\"timestamp\":\"{}\",\"requestContext\":{context},\"requestPayload\":",
-        time(outcome.unix_ms)
+        UtcTime::of_unix_ms(outcome.unix_ms)
     )
     .into_bytes();
     push_json(&mut text, payload);
@@ -76,16 +76,6 @@ fn push_json(text: &mut Vec<u8>, payload: &[u8]) {
         Ok(_) => text.extend(payload),
         Err(_) => text.extend(json!(String::from_utf8_lossy(payload)).to_string().bytes()),
     }
-}
-
-/// `2026-11-26T19:00:00.000Z`.
-#[must_use]
-pub fn time(unix_ms: u64) -> String {
-    let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
-    let Date { year, month, day } = Date::of_days(seconds / 86_400);
-    let of_day = seconds % 86_400;
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
 }
 
 #[cfg(test)]

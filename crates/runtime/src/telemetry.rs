@@ -22,7 +22,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skiff_base::{Backoff, Clock, Date, Monotonic, Tasks, chain};
+use skiff_base::{Backoff, Clock, Monotonic, Tasks, UtcTime, chain};
 use skiff_sandbox::Sandbox;
 use skiff_wire::launcher::RUNTIME_API;
 use tokio::sync::watch;
@@ -33,7 +33,6 @@ const QUEUED_BYTES_MAX: usize = 1024 * 1024;
 /// One delivery, from its first try to the answer.
 const DELIVERY_DEADLINE: Duration = Duration::from_secs(5);
 const SCHEMA: &str = "2022-12-13";
-const DAY_MS: u64 = 86_400_000;
 
 /// A subscription that cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -484,16 +483,9 @@ pub(crate) fn ms(time: Duration) -> f64 {
 }
 
 fn event(unix_ms: u64, name: &str, record: Value) -> Bytes {
-    let event = json!({"time": time(unix_ms), "type": name, "record": record});
+    let event =
+        json!({"time": UtcTime::of_unix_ms(unix_ms).to_string(), "type": name, "record": record});
     event.to_string().into()
-}
-
-/// RFC 3339, milliseconds.
-fn time(unix_ms: u64) -> String {
-    let Date { year, month, day } = Date::of_days(unix_ms / DAY_MS);
-    let (s, ms) = (unix_ms % DAY_MS / 1000, unix_ms % 1000);
-    let (hour, minute, second) = (s / 3600, s / 60 % 60, s % 60);
-    format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -568,8 +560,14 @@ mod tests {
 
     #[test]
     fn times_are_rfc_3339() {
-        assert_eq!(time(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(time(1_709_251_199_007), "2024-02-29T23:59:59.007Z");
+        assert_eq!(
+            UtcTime::of_unix_ms(0).to_string(),
+            "1970-01-01T00:00:00.000Z"
+        );
+        assert_eq!(
+            UtcTime::of_unix_ms(1_709_251_199_007).to_string(),
+            "2024-02-29T23:59:59.007Z"
+        );
         assert!((ms(Duration::from_micros(1_234_567)) - 1234.567).abs() < 1e-9);
     }
 

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
-use skiff_base::Date;
+use skiff_base::UtcTime;
 use skiff_lambda::{Arns, Qualifier};
 use skiff_types::{Digest, ServiceName};
 
@@ -239,11 +239,8 @@ pub(crate) fn policy(arn: &str, policy: &Policy) -> Value {
 
 /// `2026-11-26T19:00:00.000+0000`.
 pub(crate) fn time(unix_ms: u64) -> String {
-    let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
-    let Date { year, month, day } = Date::of_days(seconds / 86_400);
-    let of_day = seconds % 86_400;
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}+0000")
+    let told = UtcTime::of_unix_ms(unix_ms).to_string();
+    told.replace('Z', "+0000")
 }
 
 #[cfg(test)]

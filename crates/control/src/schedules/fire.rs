@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
-use skiff_base::chain;
+use skiff_base::{UtcTime, chain};
 use skiff_lambda::Qualifier;
-use skiff_queue::{Event, FunctionKey, PAYLOAD_BYTES_MAX, record::time as iso};
+use skiff_queue::{Event, FunctionKey, PAYLOAD_BYTES_MAX};
 use skiff_types::ProjectId;
 
 use super::{ScheduleKey, ScheduleRecord};
@@ -107,7 +107,7 @@ impl Front {
             (None, _) => return found.record.due(now),
         };
         if now.saturating_sub(time) > age_ms {
-            tracing::warn!(project = %key.0, schedule = %key.1, time = iso(time), "a schedule's time was missed by too much");
+            tracing::warn!(project = %key.0, schedule = %key.1, time = UtcTime::of_unix_ms(time).to_string(), "a schedule's time was missed by too much");
             return self.fired(key, time).await;
         }
         if found.record.firing_unix_ms.is_none() {
@@ -227,6 +227,6 @@ fn event_key((project, name): &ScheduleKey, time: u64) -> String {
 
 /// `2026-11-26T19:00:00Z`.
 fn seconds(unix_ms: u64) -> String {
-    let text = iso(unix_ms);
+    let text = UtcTime::of_unix_ms(unix_ms).to_string();
     format!("{}Z", text.get(..19).unwrap_or(&text))
 }

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use serde::Serialize;
-use skiff_base::Date;
+use skiff_base::{Date, UtcTime};
 
 use super::args::Output;
 
@@ -77,14 +77,14 @@ pub fn bytes(count: u64) -> String {
 
 /// A time as people read it, UTC.
 pub fn time(unix_ms: u64) -> String {
-    let Date { year, month, day } = Date::of_days(unix_ms / 86_400_000);
-    let seconds = unix_ms / 1000 % 86_400;
-    format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}",
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60
-    )
+    let UtcTime {
+        date: Date { year, month, day },
+        hour,
+        minute,
+        second,
+        ..
+    } = UtcTime::of_unix_ms(unix_ms);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
 }
 
 /// A length of time in milliseconds with two digits behind the point.

@@ -1,7 +1,7 @@
 use std::panic::Location;
 use std::sync::Arc;
 
-use skiff_base::{Clock, Date};
+use skiff_base::{Clock, UtcTime};
 
 use super::Sink;
 use crate::config::{Level, Logger};
@@ -57,7 +57,7 @@ impl Log {
         if level > self.settings.level {
             return;
         }
-        let mut line = time(self.clock.unix_ms());
+        let mut line = UtcTime::of_unix_ms(self.clock.unix_ms()).to_string();
         line.push_str(&format!(" [{}", self.id));
         if self.settings.show_level {
             line.push_str(&format!(":{}", level.word()));
@@ -72,15 +72,6 @@ impl Log {
         line.extend(message.chars().map(plain).take(MAX_MESSAGE));
         self.missed += u64::from(!sink.line(&line));
     }
-}
-
-/// A point in time as RFC 3339 has it, in UTC.
-fn time(unix_ms: u64) -> String {
-    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
-    let Date { year, month, day } = Date::of_days(days);
-    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
-    let ms = ms % 1000;
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
 }
 
 #[cfg(test)]
@@ -99,7 +90,7 @@ mod tests {
             (1_735_689_599_001, "2024-12-31T23:59:59.001Z"),
             (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
         ] {
-            assert_eq!(time(unix_ms), text);
+            assert_eq!(UtcTime::of_unix_ms(unix_ms).to_string(), text);
         }
     }
 

@@ -1,5 +1,6 @@
 //! How an event ended goes to its destinations, one after the other.
 
+use skiff_base::UtcTime;
 use skiff_lambda::{FunctionRef, LambdaError, Qualifier};
 use skiff_queue::{
     Address, Event, FunctionKey, Outcome, PAYLOAD_BYTES_MAX, Phase, Purpose, State, Stored, Target,
@@ -203,6 +204,6 @@ fn cloud_event(event: &Event, outcome: &Outcome, purpose: Purpose) -> [(&'static
         ("ce-id", event.request_id.clone()),
         ("ce-source", event.arn.clone()),
         ("ce-type", kind),
-        ("ce-time", record::time(outcome.unix_ms)),
+        ("ce-time", UtcTime::of_unix_ms(outcome.unix_ms).to_string()),
     ]
 }
