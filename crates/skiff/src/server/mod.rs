@@ -574,15 +574,11 @@ fn event_settings(config: &Config, home: &Home) -> anyhow::Result<EventSettings>
         &events.sqs_secret_file,
     ) {
         (Some(endpoint), Some(access_key), Some(file)) => {
-            let secret = std::fs::read_to_string(file);
-            let secret = secret.with_context(|| {
-                let file = file.display();
-                format!("lambda.events.sqs_secret_file: {file} cannot be read")
-            })?;
+            let secret = roles::secret(file).context("lambda.events.sqs_secret_file")?;
             Some(SqsSettings {
                 endpoint: endpoint.clone(),
                 access_key: access_key.clone(),
-                secret: Secret(secret.trim().to_owned()),
+                secret: Secret(secret),
             })
         }
         _ => None,
