@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use skiff_base::Monotonic;
 
 use crate::load::get;
-use crate::response::parse;
+use crate::response::{parse, receive};
 use crate::time::{ms, now};
 
 /// Between two attempts of a client alone.
@@ -73,13 +73,7 @@ pub fn post(
     let length = body.len();
     let head = format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n");
     stream.write_all((head + body).as_bytes())?;
-    let mut bytes = Vec::new();
-    while parse(&bytes).is_none() {
-        let mut more = [0; 4096];
-        let count = stream.read(&mut more)?;
-        ensure!(count > 0, "{host} at {address} closed without an answer");
-        bytes.extend_from_slice(&more[..count]);
-    }
+    let bytes = receive(&mut stream).with_context(|| format!("{host} at {address}"))?;
     let response = parse(&bytes).context("half an answer")?;
     let text = String::from_utf8_lossy(response.body).into_owned();
     ensure!(

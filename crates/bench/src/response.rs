@@ -1,5 +1,9 @@
 //! The little of HTTP/1.1 that a measuring client reads.
 
+use std::io::Read;
+
+use anyhow::ensure;
+
 /// A response that has arrived whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Response<'a> {
@@ -36,6 +40,23 @@ pub fn parse(bytes: &[u8]) -> Option<Response<'_>> {
         close,
         length: head_end + body_length,
     })
+}
+
+/// Reads until a response is whole.
+///
+/// # Errors
+/// When the connection ends or breaks before, or 64 KiB hold no head.
+pub fn receive(stream: &mut impl Read) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while parse(&bytes).is_none() {
+        let mut more = [0; 16 * 1024];
+        let count = stream.read(&mut more)?;
+        ensure!(count > 0, "closed without an answer");
+        bytes.extend_from_slice(&more[..count]);
+        let has_head = find(&bytes, b"\r\n\r\n").is_some();
+        ensure!(has_head || bytes.len() < 1 << 16, "no answer");
+    }
+    Ok(bytes)
 }
 
 /// A header field of a head.

@@ -1,11 +1,11 @@
 //! One caller of AWS's Lambda API: signs each invocation as AWS's clients do,
 //! over one connection.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use aws_credential_types::Credentials;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use skiff_base::{Clock as _, SystemClock};
 use skiff_testkit::Server;
 
-use crate::response::{field, find, parse};
+use crate::response::{field, parse, receive};
 use crate::time::{ms, now, wait_until};
 
 /// How long an invocation may take.
@@ -96,7 +96,7 @@ impl Caller<'_> {
         )?;
         let start = now();
         self.stream.write_all(&request)?;
-        let bytes = self.receive()?;
+        let bytes = receive(&mut self.stream)?;
         let took = ms(now().since(start));
         let response = parse(&bytes).context("half an answer")?;
         let head = String::from_utf8_lossy(&bytes[..response.length - response.body.len()]);
@@ -138,7 +138,7 @@ impl Caller<'_> {
     fn ask(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<String> {
         let request = self.request(method, path, body)?;
         self.stream.write_all(&request)?;
-        let bytes = self.receive()?;
+        let bytes = receive(&mut self.stream)?;
         let response = parse(&bytes).context("half an answer")?;
         let text = String::from_utf8_lossy(response.body).into_owned();
         ensure!(
@@ -147,22 +147,6 @@ impl Caller<'_> {
             response.status
         );
         Ok(text)
-    }
-
-    fn receive(&mut self) -> anyhow::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        while parse(&bytes).is_none() {
-            let mut more = [0; 16 * 1024];
-            match self.stream.read(&mut more)? {
-                0 => bail!("closed without an answer"),
-                count => bytes.extend_from_slice(&more[..count]),
-            }
-            ensure!(
-                find(&bytes, b"\r\n\r\n").is_some() || bytes.len() < 1 << 16,
-                "no answer"
-            );
-        }
-        Ok(bytes)
     }
 
     fn request(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<Vec<u8>> {

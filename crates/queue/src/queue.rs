@@ -168,8 +168,13 @@ impl Queue {
         };
         self.items.insert(id, item);
         self.by_age.insert((accepted_unix_ms, id));
+        self.wait(id, function, state.due_unix_ms, now_unix_ms);
+    }
+
+    /// From now on the event waits in its function's lane.
+    fn wait(&mut self, id: EventId, function: &FunctionKey, due_unix_ms: u64, now_unix_ms: u64) {
         if let Some(lane) = self.lanes.get_mut(function) {
-            lane.waiting.insert((state.due_unix_ms, id));
+            lane.waiting.insert((due_unix_ms, id));
         }
         self.settle(function, now_unix_ms);
     }
@@ -218,10 +223,7 @@ impl Queue {
         if let Some(item) = self.items.get_mut(&id) {
             item.state = state;
         }
-        if let Some(lane) = self.lanes.get_mut(&function) {
-            lane.waiting.insert((state.due_unix_ms, id));
-        }
-        self.settle(&function, now_unix_ms);
+        self.wait(id, &function, state.due_unix_ms, now_unix_ms);
     }
 
     /// Lets an event go that waits for later; it is due now.
@@ -233,9 +235,8 @@ impl Queue {
         let function = item.function.clone();
         if let Some(lane) = self.lanes.get_mut(&function) {
             lane.waiting.remove(&(before, id));
-            lane.waiting.insert((now_unix_ms, id));
         }
-        self.settle(&function, now_unix_ms);
+        self.wait(id, &function, now_unix_ms, now_unix_ms);
     }
 
     /// An event takes more room than it was admitted with; nothing is refused
