@@ -2,7 +2,7 @@
 # Boots Debian's stock kernel with the real monitor. Says of each test what
 # `cargo test` would say, and shows a guest's console when one fails.
 passed=0 failed=0
-deadline=$((60 * SKIFF_SLOWNESS))
+deadline=$((180 * SKIFF_SLOWNESS))
 work=/run/boots
 mkdir -p $work
 cp /guest/scratch $work/scratch

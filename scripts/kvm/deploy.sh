@@ -10,7 +10,7 @@
 #   deploy.sh ten       ten virtual machines at once
 part=$1
 passed=0 failed=0
-deadline=$((60 * SKIFF_SLOWNESS))
+deadline=$((180 * SKIFF_SLOWNESS))
 work=/run/deploy
 out=$work/out err=$work/err
 mkdir -p $work
@@ -80,7 +80,7 @@ reaches_nothing_else() { # SERVICE
 }
 
 start() { # FLAG...
-  skiff server --set worker.prepared_networks=1 --set microvm.boot_timeout_s="$deadline" "$@" >>$work/server 2>&1 </dev/null &
+  skiff server --set worker.prepared_networks=1 --set microvm.boot_timeout_s=$((60 * SKIFF_SLOWNESS)) "$@" >>$work/server 2>&1 </dev/null &
   server=$!
   soon succeeds skiff ls
 }
@@ -297,6 +297,7 @@ functions() {
   logged() { say skiff logs extended && in_output "$1"; }
   check an_extension_works_on_after_the_answer soon logged 'the extension has seen'
   say skiff scale extended --max 2
+  check a_function_with_an_extension_is_replaced ended 0
   check an_extension_is_told_of_the_end soon logged 'the extension ends'
   say skiff rm extended
   check functions_leave_no_process soon is_gone microvm

@@ -213,7 +213,7 @@ pub struct Worker {
 #[serde(deny_unknown_fields, default)]
 pub struct Microvm {
     /// From a monitor's start to its guest's first word, seconds. A machine
-    /// that takes longer, in the trial or later, is given up.
+    /// that takes longer, in the trial or later, is booted once more and then given up.
     pub boot_timeout_s: u32,
     /// A monitor that speaks Firecracker's API, in place of Skiff's own.
     pub monitor: Option<PathBuf>,

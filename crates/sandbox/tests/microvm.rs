@@ -34,7 +34,7 @@ use egress::{POOL6, World};
 /// A machine boots in seconds where it is emulated.
 fn patience() -> Duration {
     let slowness = std::env::var("SKIFF_SLOWNESS").map_or(1, |text| text.parse().unwrap());
-    Duration::from_secs(60) * slowness
+    Duration::from_secs(180) * slowness
 }
 
 async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {

@@ -89,6 +89,18 @@ pub enum AgentError {
     },
 }
 
+impl AgentError {
+    /// Whether nothing but time has gone by.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        match self {
+            Self::Timeout { .. } => true,
+            Self::Connect { source, .. } => source.kind() == io::ErrorKind::TimedOut,
+            _ => false,
+        }
+    }
+}
+
 /// What an agent says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentHello {

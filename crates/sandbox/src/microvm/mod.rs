@@ -67,6 +67,9 @@ const SCRATCH_DISK: u8 = 1;
 /// An agent that has answered before answers again at once.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(10);
 
+/// What a machine that stands still has not finished.
+const BOOT: &str = "boot";
+
 /// What a machine has that only shows that machines boot.
 const TRIAL_BYTES: u64 = 32 * MIB;
 const TRIAL_MILLIS: u32 = 1000;
@@ -88,6 +91,25 @@ pub struct GuestFiles {
     pub kernel: PathBuf,
     /// The initramfs with the agent.
     pub initramfs: PathBuf,
+}
+
+/// A machine without its application.
+struct Up {
+    machine: Machine,
+    birth: Birth,
+    booted: Booted,
+}
+
+/// An agent that answers, and what it is to be told.
+struct Booted {
+    agent: AgentClient,
+    network: Option<MachineNetwork>,
+    /// Where each layer lies.
+    windows: Vec<Window>,
+    /// Where what is written goes, if that is a disk.
+    scratch: Option<Window>,
+    /// How long each step took, microseconds.
+    steps: Vec<(String, u32)>,
 }
 
 /// A monitor that is not ours.
@@ -167,14 +189,23 @@ impl MicrovmBackend {
     /// # Errors
     /// When it does not come up; nothing of it is left.
     pub async fn try_boot(&self) -> Result<Tried, SandboxError> {
+        match self.try_once().await {
+            Err(error @ SandboxError::Timeout { step: BOOT, .. }) => {
+                tracing::warn!(%error, "a machine is tried once more");
+                self.try_once().await
+            }
+            tried => tried,
+        }
+    }
+
+    async fn try_once(&self) -> Result<Tried, SandboxError> {
         let id = InstanceId::from_parts(self.clock.unix_ms(), skiff_base::random::u32());
         let begun = self.clock.now();
         let size = Size::of(TRIAL_BYTES, TRIAL_MILLIS, Needs::default());
         let (machine, birth, _) = self.begin(id, size, None, Vec::new()).await?;
         let up = async {
             let monitor = self.make_foreign(&machine, size, None).await?;
-            let agent = machine.agent(self.boot_deadline).await;
-            agent.map(|_agent| monitor).map_err(refused(id))
+            self.greet(&machine).await.map(|_agent| monitor)
         };
         let booted = machine.while_it_lives(up).await;
         let took = self.clock.now().since(begun);
@@ -184,15 +215,23 @@ impl MicrovmBackend {
 
     async fn create_machine(&self, spec: CreateSpec) -> Result<Created, SandboxError> {
         self.check(&spec)?;
-        let id = spec.instance;
-        let begun = self.clock.now();
         let disk = self.disk(&spec.layers).await?;
-        let size = Size::of(spec.memory_bytes, spec.cpu_millis, spec.needs());
-        let begin = self.begin(id, size, disk.as_ref(), spec.label.clone());
-        let (machine, birth, network) = begin.await?;
-        let steps = vec![self.step("monitor", begun)];
-        let boot = self.boot(&machine, spec, size, disk, network, steps);
-        match machine.while_it_lives(boot).await {
+        let begun = self.clock.now();
+        let up = match self.bring_up(&spec, disk.clone(), Vec::new()).await {
+            // Its guest stands still, before anything of the application's ran.
+            Err(error @ SandboxError::Timeout { step: BOOT, .. }) => {
+                tracing::warn!(%error, "a machine is booted once more");
+                let lost = vec![self.step("first boot", begun)];
+                self.bring_up(&spec, disk, lost).await?
+            }
+            up => up?,
+        };
+        let Up {
+            machine,
+            birth,
+            booted,
+        } = up;
+        match machine.while_it_lives(self.fill(booted, spec)).await {
             Ok((agent, output, steps_us)) => {
                 birth.keep();
                 let sandbox = MicrovmSandbox::new(Arc::new(machine), agent, false);
@@ -203,6 +242,32 @@ impl MicrovmBackend {
                     paused: false,
                 })
             }
+            Err(error) => {
+                birth.undo().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A machine whose agent answers; if it does not, nothing of it is left.
+    async fn bring_up(
+        &self,
+        spec: &CreateSpec,
+        disk: Option<Disk>,
+        mut steps: Vec<(String, u32)>,
+    ) -> Result<Up, SandboxError> {
+        let begun = self.clock.now();
+        let size = Size::of(spec.memory_bytes, spec.cpu_millis, spec.needs());
+        let begin = self.begin(spec.instance, size, disk.as_ref(), spec.label.clone());
+        let (machine, birth, network) = begin.await?;
+        steps.push(self.step("monitor", begun));
+        let boot = self.boot(&machine, spec, size, disk, network, steps);
+        match machine.while_it_lives(boot).await {
+            Ok(booted) => Ok(Up {
+                machine,
+                birth,
+                booted,
+            }),
             Err(error) => {
                 birth.undo().await;
                 Err(error)
@@ -324,16 +389,16 @@ impl MicrovmBackend {
         Ok(Some(monitor))
     }
 
-    /// From a monitor that starts to an application that runs.
+    /// From a monitor that starts to an agent that answers.
     async fn boot(
         &self,
         machine: &Machine,
-        spec: CreateSpec,
+        spec: &CreateSpec,
         size: Size,
         disk: Option<Disk>,
         network: Option<MachineNetwork>,
         mut steps: Vec<(String, u32)>,
-    ) -> Result<(AgentClient, Output, Vec<(String, u32)>), SandboxError> {
+    ) -> Result<Booted, SandboxError> {
         let id = machine.id;
         let begun = self.clock.now();
         if let Err(error) = machine.open_services(spec.function).await {
@@ -343,11 +408,46 @@ impl MicrovmBackend {
         self.make_foreign(machine, size, disk.as_ref()).await?;
         let (windows, scratch) = match disk {
             Some(disk) => (disk.windows, None),
-            None => map(machine, &spec).await?,
+            None => map(machine, spec).await?,
         };
-        let agent = machine.agent(self.boot_deadline).await;
-        let agent = agent.map_err(refused(id))?;
+        let agent = self.greet(machine).await?;
         steps.push(self.step("kernel", begun));
+        Ok(Booted {
+            agent,
+            network,
+            windows,
+            scratch,
+            steps,
+        })
+    }
+
+    /// Waits for a machine's agent, as long as a boot may take.
+    async fn greet(&self, machine: &Machine) -> Result<AgentClient, SandboxError> {
+        let instance = machine.id;
+        let agent = machine.agent(self.boot_deadline).await;
+        agent.map_err(|error| match error.is_late() {
+            true => SandboxError::Timeout {
+                instance,
+                step: BOOT,
+            },
+            false => refused(instance)(error),
+        })
+    }
+
+    /// From an agent that answers to an application that runs.
+    async fn fill(
+        &self,
+        booted: Booted,
+        spec: CreateSpec,
+    ) -> Result<(AgentClient, Output, Vec<(String, u32)>), SandboxError> {
+        let id = spec.instance;
+        let Booted {
+            agent,
+            network,
+            windows,
+            scratch,
+            mut steps,
+        } = booted;
         let begun = self.clock.now();
         for (layer, window) in spec.layers.iter().zip(windows) {
             let added = agent.add_layer(layer.digest.clone(), window).await;

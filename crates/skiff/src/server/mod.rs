@@ -660,6 +660,8 @@ fn make_worker(
 ) -> anyhow::Result<(Arc<Worker>, mpsc::Receiver<Ended>)> {
     let mut settings = WorkerConfig::new(home.data_dir.join("logs"));
     settings.log_limits.service_bytes = config.worker.log_bytes_per_service;
+    // A machine boots twice before it is given up.
+    settings.step_deadline += Duration::from_secs(2 * u64::from(config.microvm.boot_timeout_s));
     settings.watcher = Some(watched.inside as Arc<dyn skiff_worker::SandboxWatcher>);
     settings.functions = Some(watched.functions as Arc<dyn skiff_worker::FunctionHost>);
     let records = Arc::clone(records) as Arc<dyn skiff_worker::WorkerRecords>;
