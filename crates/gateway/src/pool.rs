@@ -156,8 +156,7 @@ impl<W> Pool<W> {
         let left = member.in_flight;
         match (left, in_rotation) {
             (0, false) => {
-                self.members[key] = None;
-                self.free_keys.push(key);
+                self.forget(key);
                 Released::Gone
             }
             (0, true) => {
@@ -215,9 +214,24 @@ impl<W> Pool<W> {
             return false;
         }
         self.idle.retain(|&idle| idle != key);
+        self.forget(key);
+        true
+    }
+
+    /// Without members it holds no memory for them: most revisions are at zero.
+    fn forget(&mut self, key: Key) {
         self.members[key] = None;
         self.free_keys.push(key);
-        true
+        if self.has_no_members() {
+            self.members = Vec::new();
+            self.free_keys = Vec::new();
+            self.idle = Vec::new();
+            self.open = Vec::new();
+        }
+    }
+
+    pub(crate) fn has_no_members(&self) -> bool {
+        self.free_keys.len() == self.members.len()
     }
 
     /// A waiter went away. Whether it was still in the queue.

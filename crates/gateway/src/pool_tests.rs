@@ -47,6 +47,24 @@ fn of_two_busy_instances_the_less_loaded_is_taken() {
 }
 
 #[test]
+fn at_zero_it_holds_no_memory_for_instances() {
+    let mut pool: Pool<u32> = pool(3, 10);
+    for _ in 0..2 {
+        let (a, _) = pool.add(NOW);
+        let (b, _) = pool.add(NOW);
+        pool.acquire(NOW, 0, || 0);
+        assert!(pool.retire(a), "nothing is in flight in it");
+        assert!(!pool.retire(b), "it took the request");
+        assert!(!pool.has_no_members());
+        assert!(matches!(pool.release(b, NOW), Released::Gone));
+        assert!(pool.has_no_members());
+        let held = [pool.members.capacity(), pool.free_keys.capacity()];
+        assert_eq!(held, [0; 2]);
+        assert_eq!([pool.idle.capacity(), pool.open.capacity()], [0; 2]);
+    }
+}
+
+#[test]
 fn waiters_are_served_in_order_and_may_leave() {
     let mut pool: Pool<u32> = pool(1, 3);
     let (key, _) = pool.add(NOW);

@@ -51,6 +51,16 @@ struct State {
     removed: bool,
 }
 
+impl State {
+    /// A key that the pool has forgotten.
+    fn forget(&mut self, key: usize) {
+        self.members[key] = None;
+        if self.pool.has_no_members() {
+            self.members = Vec::new();
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Waiter(oneshot::Sender<Result<Slot, Refusal>>);
 
@@ -336,7 +346,7 @@ impl Revision {
                 self.changed(&mut state, now);
             }
             Released::Gone => {
-                state.members[instance.key()] = None;
+                state.forget(instance.key());
                 self.changed(&mut state, now);
                 drop(state);
                 self.gone(instance);
@@ -414,7 +424,7 @@ impl Revision {
             return false;
         }
         if state.pool.retire(instance.key()) {
-            state.members[instance.key()] = None;
+            state.forget(instance.key());
             drop(state);
             self.gone(instance);
         }

@@ -285,29 +285,31 @@ impl Revision {
 /// Revisions by key, with the keys of removed ones used again.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    slots: Vec<Option<Revision>>,
+    /// Boxed, since a list that grows holds room for twice as many.
+    slots: Vec<Option<Box<Revision>>>,
     unused: Vec<usize>,
 }
 
 impl Table {
     pub(crate) fn insert(&mut self, revision: Revision) -> Key {
+        let revision = Some(Box::new(revision));
         if let Some(slot) = self.unused.pop() {
-            self.slots[slot] = Some(revision);
+            self.slots[slot] = revision;
             return Key(slot);
         }
-        self.slots.push(Some(revision));
+        self.slots.push(revision);
         Key(self.slots.len() - 1)
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&Revision> {
-        self.slots.get(key.0).and_then(Option::as_ref)
+        self.slots.get(key.0).and_then(Option::as_deref)
     }
 
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut Revision> {
-        self.slots.get_mut(key.0).and_then(Option::as_mut)
+        self.slots.get_mut(key.0).and_then(Option::as_deref_mut)
     }
 
-    pub(crate) fn remove(&mut self, key: Key) -> Option<Revision> {
+    pub(crate) fn remove(&mut self, key: Key) -> Option<Box<Revision>> {
         let removed = self.slots.get_mut(key.0).and_then(Option::take);
         if removed.is_some() {
             self.unused.push(key.0);
