@@ -34,7 +34,7 @@ for crate in sched lambda queue; do
   forbid "skiff-$crate" "the pure domain sees no file and no socket" rusqlite hyper axum
 done
 service="skiff-gateway skiff-control skiff-worker skiff-fleet skiff-runtime"
-for crate in types base wire config telemetry jail net erofs image store sched meter lambda queue sandbox flat guest kvm virtio vmm agent; do
+for crate in types base memory wire config telemetry jail net erofs image store sched meter lambda queue sandbox flat guest kvm virtio vmm agent; do
   # shellcheck disable=SC2086
   forbid "skiff-$crate" "arrows point down only" $service
 done

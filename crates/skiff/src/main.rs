@@ -10,10 +10,8 @@ use clap::Parser as _;
 use cli::args::{Cli, Command};
 use cli::output;
 
-/// Many small allocations come and go on many threads: it takes less processor
-/// time for them than the C library's, and gives back what a burst has needed.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: skiff_memory::Allocator = skiff_memory::Allocator;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

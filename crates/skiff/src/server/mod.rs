@@ -74,6 +74,8 @@ const INSTANCE_DRAIN: Duration = Duration::from_secs(300);
 const GIVE_UP: Duration = Duration::from_secs(5);
 /// Between two savings of what is derived from the ledger.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
+/// Between two looks at memory that was freed and stays with the process.
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(2);
 /// Where the configuration is when nobody says otherwise.
 const DEFAULT_CONFIG: &str = "/etc/skiff/skiff.toml";
 
@@ -795,6 +797,12 @@ fn spawn_loops(
         loop {
             tokio::time::sleep(SAVE_EVERY).await;
             saving.save(false).await;
+        }
+    });
+    tasks.spawn("memory", async {
+        loop {
+            tokio::time::sleep(GIVE_BACK_EVERY).await;
+            skiff_memory::give_back();
         }
     });
 }
