@@ -1,12 +1,12 @@
 //! What AWS Lambda's API says and how: function names and ARNs, errors,
-//! Signature Version 4 and event streams.
+//! Signature Version 4, event streams, and function URLs' events and replies.
 //!
 //! It serves nothing, knows no function and reads no clock: who asks gives the
 //! time and the bytes. Bytes of clients are hostile: nothing here panics on
 //! them or keeps more than a named bound.
 //!
 //! Entry points: [`FunctionRef::parse`], [`LambdaError`], [`Signature::of`],
-//! [`Replays`], [`event_stream`].
+//! [`Replays`], [`event_stream`], [`UrlRequest::event`], [`UrlReply::read`].
 
 mod error;
 pub mod event_stream;
@@ -18,6 +18,7 @@ mod runtime;
 mod sigv4;
 mod streamed;
 mod upload;
+mod url;
 
 pub use error::{Code, LambdaError};
 pub use layer::{LayerNameError, LayerRef};
@@ -29,3 +30,7 @@ pub use sigv4::{
     Request, Scope, Secret, Signature, SignatureError, payload_sha256, presigned_query, sign,
 };
 pub use upload::{JSON_BYTES_MAX, Upload, UploadError};
+pub use url::{
+    Prelude, STREAM_TYPE, UrlCaller, UrlContext, UrlEventTooLarge, UrlHead, UrlReply,
+    UrlReplyError, UrlRequest,
+};
