@@ -107,6 +107,11 @@ pub(crate) fn function_version(project: &ProjectId, name: &ServiceName, number: 
     format!("{project}/function-version/{name}/{number:010}")
 }
 
+/// Where a function URL's id leads.
+pub(crate) fn function_url(id: &str) -> String {
+    format!("_/function-url/{id}")
+}
+
 /// A project's layers.
 pub(crate) fn layers(project: &ProjectId) -> String {
     format!("{project}/layer/")

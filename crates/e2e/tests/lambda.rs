@@ -1,5 +1,5 @@
 //! AWS Lambda's API with AWS's own clients: boto3, botocore's signers and the
-//! AWS CLI. The cases are in `aws/clients.py` and `aws/zips.py`.
+//! AWS CLI. The cases are in `aws/clients.py`, `aws/zips.py` and `aws/urls.py`.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -51,6 +51,11 @@ impl World {
     fn code(&self, name: &str) {
         let bootstrap = format!("BOOTSTRAP={}", bootstrap().display());
         self.case_of("zips.py", name, &[bootstrap]);
+    }
+
+    /// A case of functions' URLs.
+    fn url(&self, name: &str) {
+        self.case_of("urls.py", name, &[]);
     }
 
     fn case_of(&self, script: &str, name: &str, more: &[String]) {
@@ -199,6 +204,49 @@ fn a_key_that_is_revoked_signs_nothing_more() {
 fn the_aws_cli_works_unchanged() {
     let (_server, world) = shared();
     world.case("cli");
+}
+
+#[test]
+fn urls_are_made_changed_and_deleted() {
+    let (_server, world) = shared();
+    world.url("configs");
+}
+
+#[test]
+fn urls_make_events_of_requests_and_replies_of_answers() {
+    let (_server, world) = shared();
+    world.url("requests");
+}
+
+#[test]
+fn urls_tell_other_origins_what_they_may() {
+    let (_server, world) = shared();
+    world.url("origins");
+}
+
+#[test]
+fn urls_take_signatures_of_who_may_call() {
+    let (_server, world) = shared();
+    world.url("signatures");
+}
+
+#[test]
+fn urls_stream_answers_as_they_come() {
+    let (_server, world) = shared();
+    world.url("streams");
+}
+
+#[test]
+fn urls_outlive_a_server_that_is_killed_and_end_with_their_function() {
+    let mut server = Server::start(options());
+    let mut world = World::of(&server);
+    world.url("before_the_crash");
+    server.kill();
+    server.launch(&[]);
+    world.endpoint = endpoint(&server);
+    world.url("after_the_crash");
+    let _out = server.cli(&["rm", "lasting"]).ok();
+    world.url("after_its_service");
 }
 
 #[test]

@@ -21,6 +21,8 @@ use crate::control::Control;
 use crate::error::{invalid, not_found};
 use extract::Refused;
 
+pub(crate) use serve::Peer;
+
 /// What every handler is given.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {

@@ -2,12 +2,15 @@
 
 use std::future::{Future, ready};
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,22 +28,29 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Where connections come from.
 pub(crate) trait Listener: Sync {
     type Stream: Send + 'static;
-    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    /// The next connection, and who is at its other end.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
 }
+
+/// Who is at a connection's other end, as its requests are told: an address,
+/// unless the socket has none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Peer(pub Option<IpAddr>);
 
 impl Listener for UnixListener {
     type Stream = UnixStream;
 
-    async fn next(&self) -> io::Result<UnixStream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<(UnixStream, Peer)> {
+        Ok((self.accept().await?.0, Peer::default()))
     }
 }
 
 impl Listener for TcpListener {
     type Stream = TcpStream;
 
-    async fn next(&self) -> io::Result<TcpStream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<(TcpStream, Peer)> {
+        let (stream, address) = self.accept().await?;
+        Ok((stream, Peer(Some(address.ip().to_canonical()))))
     }
 }
 
@@ -105,7 +115,9 @@ impl Control {
                 () = self.stopped() => return,
             };
             match accepted {
-                Ok(stream) => self.connection(prepare(stream), router.clone(), place),
+                Ok((stream, peer)) => {
+                    self.connection(prepare(stream), peer, router.clone(), place);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a connection to the admin API was not accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -114,8 +126,13 @@ impl Control {
         }
     }
 
-    fn connection<T, F>(&self, stream: F, router: Router, place: Option<OwnedSemaphorePermit>)
-    where
+    fn connection<T, F>(
+        &self,
+        stream: F,
+        peer: Peer,
+        router: Router,
+        place: Option<OwnedSemaphorePermit>,
+    ) where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         F: Future<Output = Option<T>> + Send + 'static,
     {
@@ -123,7 +140,11 @@ impl Control {
         self.inner.tasks.spawn("admin connection", async move {
             let _place = place;
             let Some(stream) = stream.await else { return };
-            let service = TowerToHyperService::new(router);
+            let router = TowerToHyperService::new(router);
+            let service = service_fn(move |mut request: http::Request<Incoming>| {
+                request.extensions_mut().insert(peer);
+                router.call(request)
+            });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)

@@ -143,6 +143,7 @@ impl Front {
             record.aliases.remove(name);
             record.policies.remove(name);
             record.events.remove(name);
+            record.urls.remove(name);
             Ok(())
         };
         self.change(call, &function, change)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
-use super::record::UsedLayer;
+use super::record::{Cors, InvokeMode, UrlAuth, UsedLayer};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
@@ -163,7 +163,25 @@ pub(crate) struct AddPermission {
     pub principal: String,
     pub source_arn: Option<String>,
     pub source_account: Option<String>,
+    pub function_url_auth_type: Option<UrlAuth>,
+    pub invoked_via_function_url: Option<bool>,
     pub revision_id: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct CreateFunctionUrlConfig {
+    pub auth_type: UrlAuth,
+    pub cors: Option<Cors>,
+    pub invoke_mode: Option<InvokeMode>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct UpdateFunctionUrlConfig {
+    pub auth_type: Option<UrlAuth>,
+    pub cors: Option<Cors>,
+    pub invoke_mode: Option<InvokeMode>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -106,6 +106,7 @@ impl Front {
             reserved_concurrency: None,
             policies: BTreeMap::new(),
             events: BTreeMap::new(),
+            urls: BTreeMap::new(),
         };
         self.store_new(call, &name, &record).await?;
         let settled = self.deploy(call, &name, &config, None).await?;

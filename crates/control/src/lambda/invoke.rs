@@ -84,6 +84,16 @@ impl From<Unanswered> for LambdaError {
     }
 }
 
+/// How a streamed answer has begun.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// What comes is the function's, or its error if the head says so; the
+    /// connection is held until it has come.
+    Answer(Response<Incoming>, Link),
+    /// The function has failed, as this says.
+    Failed(Reply),
+}
+
 /// One invocation of a function with a reservation; dropping ends it.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -210,25 +220,40 @@ impl Front {
             return Ok(reply);
         }
         let place = Place::take(&self.running, &way)?;
-        let request = request(invocation(call, EVENT_BYTES_MAX)?, &way)?;
-        let sent = self.links.send(&*self.revisions, request);
+        let invocation = invocation(call, EVENT_BYTES_MAX)?;
+        let body = match self.begin_stream(&way, invocation).await? {
+            Begun::Answer(response, link) => Body::from_stream(framed(response, (place, link))),
+            Begun::Failed(reply) => {
+                let body = reply.body.collect().await;
+                let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+                let end = complete(Some("Unhandled"), &body, None);
+                Body::from_stream(stream::once(async move {
+                    Ok::<_, hyper::Error>(Bytes::from(end))
+                }))
+            }
+        };
+        Ok(streamed(&way, body))
+    }
+
+    /// The function's answer as it begins.
+    pub(crate) async fn begin_stream(
+        &self,
+        way: &Way,
+        invocation: Invocation,
+    ) -> Result<Begun, LambdaError> {
+        let id = invocation.request_id.clone();
+        let sent = self.links.send(&*self.revisions, request(invocation, way)?);
         let sent = tokio::time::timeout(DEADLINE, sent).await;
         let (response, link) = sent
             .map_err(|_| LambdaError::new(Code::Service, "the function did not answer in time"))?
             .map_err(|error| LambdaError::from(broken(error)))?;
-        if response.status() != StatusCode::OK {
-            let status = response.status();
-            let read = Limited::new(response.into_body(), 4096).collect().await;
-            let text = read.map(|read| read.to_bytes()).unwrap_or_default();
-            let reply = refused(&call.request_id, &way, status, &text)?;
-            let body = reply.body.collect().await;
-            let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-            let end = complete(Some("Unhandled"), &body, None);
-            let pieces = stream::once(async move { Ok::<_, hyper::Error>(Bytes::from(end)) });
-            return Ok(streamed(&way, Body::from_stream(pieces)));
+        if response.status() == StatusCode::OK {
+            return Ok(Begun::Answer(response, link));
         }
-        let pieces = framed(response, (place, link));
-        Ok(streamed(&way, Body::from_stream(pieces)))
+        let status = response.status();
+        let read = Limited::new(response.into_body(), 4096).collect().await;
+        let text = read.map(|read| read.to_bytes()).unwrap_or_default();
+        Ok(Begun::Failed(refused(&id, way, status, &text)?))
     }
 
     /// Says at a log's end that its function has no credentials.

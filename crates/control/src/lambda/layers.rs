@@ -182,6 +182,8 @@ impl Front {
             principal: account_of(&wanted.principal).to_owned(),
             source_arn: None,
             source_account: None,
+            url_auth: None,
+            via_url: None,
         };
         let revision_id = call.new_id();
         let arn = self.layer_version_arn(call, text, number)?;

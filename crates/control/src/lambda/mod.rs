@@ -5,7 +5,7 @@
 //!              403            501           400, 413     403         403
 //! ```
 //! Every call is signed by a key of a project, which is the account; nothing
-//! is answered without. Invocations go to the gateway within this process.
+//! is answered without, but at a function's URL that its policy opens. Invocations go to the gateway within this process.
 
 mod aliases;
 mod body;
@@ -26,6 +26,7 @@ mod show;
 mod sign;
 mod state;
 mod upload;
+mod urls;
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::ready;
@@ -49,9 +50,11 @@ use crate::port::{Objects, Revisions};
 use call::{Call, Reply, invalid};
 use links::Links;
 use operation::Operation;
-use record::FunctionRecord;
+use record::{FunctionRecord, UrlRecord};
 use scheduler::SchedulerOperation;
+use urls::UrlPlace;
 
+use cache::Cache;
 pub(crate) use cache::{Keys, KnownKey, Views};
 pub(crate) use call::uuid;
 pub(crate) use events::Events;
@@ -59,7 +62,8 @@ pub use events::{EventSettings, SqsSettings};
 pub(crate) use record::LayerRecord;
 pub(crate) use state::CodeInUse;
 
-/// Memory for the bodies of all calls under way, KiB.
+/// Memory for the bodies of all calls under way, KiB, and as much again for
+/// those of requests to functions' URLs.
 const BODIES_KIB: usize = 256 * 1024;
 /// Zip files that arrive at once, each in a file of its own.
 const UPLOADS_MAX: usize = 8;
@@ -110,12 +114,16 @@ pub(crate) struct Front {
     links: Links,
     replays: Mutex<Replays>,
     bodies: Semaphore,
+    /// Room for those of requests to URLs, which anyone may send.
+    url_bodies: Semaphore,
     /// Zip files that are arriving.
     uploads: Semaphore,
     conversions: Semaphore,
     /// Invocations under way of functions with a reservation.
     running: Arc<Mutex<HashMap<ServiceKey, u32>>>,
     pub(crate) events: Arc<Events>,
+    /// Where functions' URLs lead, by their ids.
+    urls: Cache<String, UrlRecord>,
 }
 
 impl Control {
@@ -144,10 +152,12 @@ impl Control {
             links: Links::default(),
             replays: Mutex::default(),
             bodies: Semaphore::new(BODIES_KIB),
+            url_bodies: Semaphore::new(BODIES_KIB),
             uploads: Semaphore::new(UPLOADS_MAX),
             conversions: Semaphore::new(code::CONVERSIONS_MAX),
             running: Arc::default(),
             events,
+            urls: Cache::default(),
         });
         front.load_schedules().await?;
         let dispatching = Arc::clone(&front).dispatch();
@@ -172,6 +182,9 @@ impl LambdaFront {
 
 async fn answer(State(front): State<Arc<Front>>, request: axum::extract::Request) -> Response {
     let request_id = uuid();
+    if let Some(place) = UrlPlace::of(&request) {
+        return front.answer_url(place, request, &request_id).await;
+    }
     let is_scheduler = SchedulerOperation::is_path(request.uri().path());
     let reply = match front.reply(request, &request_id).await {
         Ok(reply) => reply,
@@ -259,6 +272,11 @@ impl Front {
                 self.delete_event_config(&call, &name).await
             }
             O::ListFunctionEventInvokeConfigs(name) => self.list_event_configs(&call, &name).await,
+            O::CreateFunctionUrlConfig(name) => self.create_url(&call, &name).await,
+            O::GetFunctionUrlConfig(name) => self.get_url(&call, &name).await,
+            O::UpdateFunctionUrlConfig(name) => self.update_url(&call, &name).await,
+            O::DeleteFunctionUrlConfig(name) => self.delete_url(&call, &name).await,
+            O::ListFunctionUrlConfigs(name) => self.list_urls(&call, &name).await,
             O::Scheduler(operation) => self.run_scheduler(operation, &call).await,
             O::GetAccountSettings => self.account_settings(&call).await,
             O::FunctionZip(name, zip) => self.function_zip(&call, &name, &zip).await,

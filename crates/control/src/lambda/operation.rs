@@ -34,6 +34,11 @@ pub(crate) enum Operation {
     GetFunctionEventInvokeConfig(String),
     DeleteFunctionEventInvokeConfig(String),
     ListFunctionEventInvokeConfigs(String),
+    CreateFunctionUrlConfig(String),
+    GetFunctionUrlConfig(String),
+    UpdateFunctionUrlConfig(String),
+    DeleteFunctionUrlConfig(String),
+    ListFunctionUrlConfigs(String),
     Scheduler(SchedulerOperation),
     GetAccountSettings,
     /// Not AWS's: where `Code.Location` leads.
@@ -61,7 +66,9 @@ ListVersionsByFunction, Invoke, InvokeWithResponseStream, CreateAlias, GetAlias,
 UpdateAlias, DeleteAlias, AddPermission, GetPolicy, RemovePermission, PutFunctionConcurrency, \
 GetFunctionConcurrency, DeleteFunctionConcurrency, PutFunctionEventInvokeConfig, \
 UpdateFunctionEventInvokeConfig, GetFunctionEventInvokeConfig, DeleteFunctionEventInvokeConfig, \
-ListFunctionEventInvokeConfigs, PublishLayerVersion, ListLayers, ListLayerVersions, \
+ListFunctionEventInvokeConfigs, CreateFunctionUrlConfig, GetFunctionUrlConfig, \
+UpdateFunctionUrlConfig, DeleteFunctionUrlConfig, ListFunctionUrlConfigs, \
+PublishLayerVersion, ListLayers, ListLayerVersions, \
 GetLayerVersion, GetLayerVersionByArn, DeleteLayerVersion, AddLayerVersionPermission, \
 GetLayerVersionPolicy, RemoveLayerVersionPermission, GetAccountSettings, ListTags, \
 TagResource and UntagResource; of EventBridge Scheduler CreateSchedule, GetSchedule, \
@@ -107,6 +114,16 @@ impl Operation {
                 "event-invoke-config",
                 "list",
             ] => (method == "GET").then(|| Self::ListFunctionEventInvokeConfigs(name.to_owned())),
+            ["2021-10-31", "functions", name, "url"] => match method {
+                "POST" => Some(Self::CreateFunctionUrlConfig(name.to_owned())),
+                "GET" => Some(Self::GetFunctionUrlConfig(name.to_owned())),
+                "PUT" => Some(Self::UpdateFunctionUrlConfig(name.to_owned())),
+                "DELETE" => Some(Self::DeleteFunctionUrlConfig(name.to_owned())),
+                _ => None,
+            },
+            ["2021-10-31", "functions", name, "urls"] => {
+                (method == "GET").then(|| Self::ListFunctionUrlConfigs(name.to_owned()))
+            }
             ["schedules" | "schedule-groups", ..] => {
                 SchedulerOperation::of(method, &parts).map(Self::Scheduler)
             }
@@ -150,6 +167,8 @@ impl Operation {
                 | Self::GetFunctionConcurrency(_)
                 | Self::GetFunctionEventInvokeConfig(_)
                 | Self::ListFunctionEventInvokeConfigs(_)
+                | Self::GetFunctionUrlConfig(_)
+                | Self::ListFunctionUrlConfigs(_)
                 | Self::GetAccountSettings
                 | Self::FunctionZip(..)
                 | Self::LayerZip(..)
@@ -256,6 +275,16 @@ mod tests {
                 Operation::ListFunctionEventInvokeConfigs(name()),
             ),
             (
+                "POST",
+                "/2021-10-31/functions/a/url",
+                Operation::CreateFunctionUrlConfig(name()),
+            ),
+            (
+                "GET",
+                "/2021-10-31/functions/a/urls",
+                Operation::ListFunctionUrlConfigs(name()),
+            ),
+            (
                 "GET",
                 "/2018-10-31/layers/l/versions/7",
                 Operation::GetLayerVersion("l".to_owned(), "7".to_owned()),
@@ -270,7 +299,7 @@ mod tests {
         }
         for (method, path) in [
             ("PATCH", "/2015-03-31/functions/a"),
-            ("POST", "/2021-10-31/functions/a/url"),
+            ("PATCH", "/2021-10-31/functions/a/url"),
             ("GET", "/"),
             ("GET", "/%zz"),
             ("POST", "/skiff/code/a/00ff"),

@@ -8,12 +8,13 @@ use skiff_types::ProjectId;
 use super::body;
 use super::call::{Call, Reply, body as parse, invalid};
 use super::functions::same_revision;
-use super::record::{FunctionRecord, Policy, Statement};
+use super::record::{FunctionRecord, Policy, Statement, UrlAuth};
 use super::{Front, show};
 
 /// A policy's size, bytes (AWS's limit).
 const POLICY_BYTES_MAX: usize = 20 * 1024;
 const INVOKE: &str = "lambda:InvokeFunction";
+const INVOKE_URL: &str = "lambda:InvokeFunctionUrl";
 
 fn missing(what: &str) -> LambdaError {
     LambdaError::new(Code::ResourceNotFound, format!("there is no such {what}"))
@@ -94,14 +95,28 @@ impl Front {
         let target = self.target(call, text)?;
         let sid = wanted.statement_id;
         check_sid(&sid)?;
-        if ![INVOKE, "lambda:*", "*"].contains(&wanted.action.as_str()) {
-            return Err(invalid(format!("Action: {INVOKE} is served")));
+        if ![INVOKE, INVOKE_URL, "lambda:*", "*"].contains(&wanted.action.as_str()) {
+            return Err(invalid(format!(
+                "Action: {INVOKE} and {INVOKE_URL} are served"
+            )));
+        }
+        if wanted.function_url_auth_type.is_some() && wanted.action != INVOKE_URL {
+            return Err(invalid(format!(
+                "FunctionUrlAuthType is only supported for {INVOKE_URL} action"
+            )));
+        }
+        if wanted.invoked_via_function_url.is_some() && wanted.action != INVOKE {
+            return Err(invalid(format!(
+                "InvokedViaFunctionUrl is only supported for {INVOKE} action"
+            )));
         }
         let statement = Statement {
             action: wanted.action,
             principal: account_of(&wanted.principal).to_owned(),
             source_arn: wanted.source_arn,
             source_account: wanted.source_account,
+            url_auth: wanted.function_url_auth_type,
+            via_url: wanted.invoked_via_function_url,
         };
         let arn = self.arn(call, &target);
         let place = target
@@ -256,11 +271,40 @@ pub(crate) fn allows(
     caller: &ProjectId,
 ) -> bool {
     let place = qualifier.map(ToString::to_string).unwrap_or_default();
-    let Some(policy) = record.policies.get(&place) else {
-        return false;
-    };
-    policy.statements.values().any(|statement| {
+    lets_in(record, &place, INVOKE, |statement| {
         let named = statement.principal == "*" || statement.principal == caller.as_str();
-        named && statement.source_arn.is_none() && statement.source_account.is_none()
+        named && statement.url_auth.is_none() && statement.via_url != Some(true)
+    })
+}
+
+/// Whether somebody of no account, or of another than the function's, may call
+/// the URL of an alias; empty is the function without one.
+pub(crate) fn allows_url(
+    record: &FunctionRecord,
+    alias: &str,
+    auth: UrlAuth,
+    caller: Option<&ProjectId>,
+) -> bool {
+    lets_in(record, alias, INVOKE_URL, |statement| {
+        let named = caller.is_some_and(|caller| statement.principal == caller.as_str());
+        let typed = statement.url_auth.is_none_or(|of| of == auth);
+        (named || statement.principal == "*") && typed
+    })
+}
+
+/// Whether a statement on the action, without a condition on an event's
+/// source, holds.
+fn lets_in(
+    record: &FunctionRecord,
+    place: &str,
+    action: &str,
+    holds: impl Fn(&Statement) -> bool,
+) -> bool {
+    let policy = record.policies.get(place);
+    let mut statements = policy.iter().flat_map(|policy| policy.statements.values());
+    statements.any(|statement| {
+        let on_action = [action, "lambda:*", "*"].contains(&statement.action.as_str());
+        let is_free = statement.source_arn.is_none() && statement.source_account.is_none();
+        on_action && is_free && holds(statement)
     })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use skiff_types::Digest;
+use skiff_types::{Digest, ProjectId, ServiceName};
 
 /// A function: `$LATEST`, what its versions and aliases are, and who may
 /// invoke it.
@@ -23,6 +23,66 @@ pub(crate) struct FunctionRecord {
     /// How events are tried, by qualifier.
     #[serde(default)]
     pub events: BTreeMap<String, EventConfig>,
+    /// URLs, by alias; empty is the function without one.
+    #[serde(default)]
+    pub urls: BTreeMap<String, UrlConfig>,
+}
+
+/// A function's URL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UrlConfig {
+    /// What its host begins with; never given again.
+    pub id: String,
+    pub auth: UrlAuth,
+    pub mode: InvokeMode,
+    pub cors: Option<Cors>,
+    pub created_unix_ms: u64,
+    pub modified_unix_ms: u64,
+}
+
+/// Who may call a URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum UrlAuth {
+    #[serde(rename = "NONE")]
+    None,
+    #[serde(rename = "AWS_IAM")]
+    Iam,
+}
+
+/// How a URL's function answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum InvokeMode {
+    #[serde(rename = "BUFFERED")]
+    Buffered,
+    #[serde(rename = "RESPONSE_STREAM")]
+    ResponseStream,
+}
+
+/// What other origins' pages may do with a URL; as clients write it, too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct Cors {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_credentials: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_headers: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_methods: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_origins: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expose_headers: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<u32>,
+}
+
+/// Where a URL's id leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UrlRecord {
+    pub project: ProjectId,
+    pub function: ServiceName,
+    /// Empty is the function without an alias.
+    pub alias: String,
 }
 
 /// How events of a qualifier are tried; what is absent is AWS's default.
@@ -161,4 +221,10 @@ pub(crate) struct Statement {
     pub principal: String,
     pub source_arn: Option<String>,
     pub source_account: Option<String>,
+    /// It holds for URLs of this type only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url_auth: Option<UrlAuth>,
+    /// Whether it holds for calls of a URL only, or only for others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via_url: Option<bool>,
 }

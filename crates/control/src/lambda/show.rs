@@ -7,7 +7,9 @@ use skiff_base::UtcTime;
 use skiff_lambda::{Arns, Qualifier};
 use skiff_types::{Digest, ServiceName};
 
-use super::record::{Alias, Configuration, EventConfig, FunctionRecord, Policy, Statement, Update};
+use super::record::{
+    Alias, Configuration, EventConfig, FunctionRecord, Policy, Statement, Update, UrlConfig,
+};
 
 /// `FunctionConfiguration` of `$LATEST`, which nobody has asked for by name.
 pub(crate) fn latest(arns: &Arns, name: &ServiceName, record: &FunctionRecord) -> Value {
@@ -98,6 +100,27 @@ pub(crate) fn event_config(arn: &str, config: &EventConfig) -> Value {
             "OnFailure": destination(&config.on_failure),
         },
     })
+}
+
+/// `FunctionUrlConfig`; one that is new has not been modified.
+pub(crate) fn url_config(arn: &str, url: &str, config: &UrlConfig, is_new: bool) -> Value {
+    let mut shown = json!({
+        "FunctionUrl": url,
+        "FunctionArn": arn,
+        "AuthType": config.auth,
+        "InvokeMode": config.mode,
+        "CreationTime": time(config.created_unix_ms),
+    });
+    if let Some(fields) = shown.as_object_mut() {
+        if !is_new {
+            let modified = time(config.modified_unix_ms);
+            fields.insert("LastModifiedTime".to_owned(), json!(modified));
+        }
+        if let Some(cors) = &config.cors {
+            fields.insert("Cors".to_owned(), json!(cors));
+        }
+    }
+    shown
 }
 
 /// Of a zip file in base64, of an image in hexadecimal digits (as AWS does).
@@ -220,9 +243,19 @@ pub(crate) fn statement(arn: &str, sid: &str, statement: &Statement) -> Value {
     if let Some(source) = &statement.source_arn {
         condition.insert("ArnLike".to_owned(), json!({"AWS:SourceArn": source}));
     }
+    let mut equals = Map::new();
     if let Some(account) = &statement.source_account {
-        let equals = json!({"AWS:SourceAccount": account});
-        condition.insert("StringEquals".to_owned(), equals);
+        equals.insert("AWS:SourceAccount".to_owned(), json!(account));
+    }
+    if let Some(auth) = &statement.url_auth {
+        equals.insert("lambda:FunctionUrlAuthType".to_owned(), json!(auth));
+    }
+    if !equals.is_empty() {
+        condition.insert("StringEquals".to_owned(), Value::Object(equals));
+    }
+    if let Some(via_url) = statement.via_url {
+        let via_url = json!({"lambda:InvokedViaFunctionUrl": via_url.to_string()});
+        condition.insert("Bool".to_owned(), via_url);
     }
     if let (false, Some(fields)) = (condition.is_empty(), shown.as_object_mut()) {
         fields.insert("Condition".to_owned(), Value::Object(condition));

@@ -6,8 +6,9 @@ use axum::body::Body;
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Body as _;
 use skiff_lambda::{Code, LambdaError, Request, Scope, Signature, SignatureError};
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::call::Signer;
 use super::scheduler::SchedulerOperation;
@@ -71,6 +72,19 @@ fn refused(error: SignatureError) -> LambdaError {
 impl Front {
     /// Whose key it is, before anything of the body is read.
     pub(crate) async fn signed(&self, parts: &Parts) -> Result<Signed, LambdaError> {
+        let service = match SchedulerOperation::is_path(parts.uri.path()) {
+            true => "scheduler",
+            false => "lambda",
+        };
+        self.signed_for(parts, service).await
+    }
+
+    /// The same, where the path does not say what is signed for.
+    pub(crate) async fn signed_for(
+        &self,
+        parts: &Parts,
+        service: &str,
+    ) -> Result<Signed, LambdaError> {
         let text = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
             let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
             (name.as_str().to_owned(), value)
@@ -84,10 +98,7 @@ impl Front {
         };
         let scope = Scope {
             region: &self.region,
-            service: match SchedulerOperation::is_path(parts.uri.path()) {
-                true => "scheduler",
-                false => "lambda",
-            },
+            service,
         };
         let signature = Signature::of(&request, scope).map_err(refused)?;
         let known = self.control.access_secret(signature.access_key()).await?;
@@ -116,35 +127,7 @@ impl Front {
             true => EVENT_BYTES_MAX,
             false => BODY_BYTES_MAX,
         };
-        let most = limit + CHUNKS_BYTES_MAX;
-        let too_large = || {
-            let message = format!("Request must be smaller than {limit} bytes");
-            LambdaError::new(Code::RequestTooLarge, message)
-        };
-        let length = parts.headers.get(CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-        let length = length.unwrap_or(most);
-        if length > most {
-            return Err(too_large());
-        }
-        let slow = |_| {
-            let message = "the body did not arrive in time";
-            LambdaError::new(Code::InvalidRequestContent, message)
-        };
-        let reading = async {
-            let room = u32::try_from(length / 1024 + 1).unwrap_or(u32::MAX);
-            let room = self.bodies.acquire_many(room).await;
-            let stopping = |_| LambdaError::new(Code::Service, "the server is stopping");
-            let room = room.map_err(stopping)?;
-            let read = Limited::new(body, length).collect().await;
-            let read = read.map_err(|error| match error.is::<LengthLimitError>() {
-                true => too_large(),
-                false => LambdaError::new(Code::InvalidRequestContent, "the body ended early"),
-            })?;
-            Ok((Vec::from(read.to_bytes()), room))
-        };
-        let read = tokio::time::timeout(BODY_TIMEOUT, reading);
-        read.await.map_err(slow)?
+        read_into(&self.bodies, parts, body, limit).await
     }
 
     /// The body as it was meant. Where something may change, a signature is
@@ -173,4 +156,49 @@ impl Front {
         let taken = replays.take(signature.bytes(), signature.unix_s(), now_s);
         taken.map_err(|error| LambdaError::new(Code::InvalidSignature, error.to_string()))
     }
+}
+
+/// A body of at most `limit` bytes and its chunks' signatures, in this memory
+/// (KiB); what it turns out not to need is given back.
+pub(crate) async fn read_into<'a>(
+    bodies: &'a Semaphore,
+    parts: &Parts,
+    body: Body,
+    limit: usize,
+) -> Result<(Vec<u8>, SemaphorePermit<'a>), LambdaError> {
+    let most = limit + CHUNKS_BYTES_MAX;
+    let too_large = || {
+        let message = format!("Request must be smaller than {limit} bytes");
+        LambdaError::new(Code::RequestTooLarge, message)
+    };
+    let length = parts.headers.get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    let length = match body.is_end_stream() {
+        true => 0,
+        false => length.unwrap_or(most),
+    };
+    if length > most {
+        return Err(too_large());
+    }
+    let slow = |_| {
+        let message = "the body did not arrive in time";
+        LambdaError::new(Code::InvalidRequestContent, message)
+    };
+    let reading = async {
+        let asked = length / 1024 + 1;
+        let room = u32::try_from(asked).unwrap_or(u32::MAX);
+        let room = bodies.acquire_many(room).await;
+        let stopping = |_| LambdaError::new(Code::Service, "the server is stopping");
+        let mut room = room.map_err(stopping)?;
+        let read = Limited::new(body, length).collect().await;
+        let read = read.map_err(|error| match error.is::<LengthLimitError>() {
+            true => too_large(),
+            false => LambdaError::new(Code::InvalidRequestContent, "the body ended early"),
+        })?;
+        let read = Vec::from(read.to_bytes());
+        drop(room.split(asked - (read.len() / 1024 + 1)));
+        Ok((read, room))
+    };
+    let read = tokio::time::timeout(BODY_TIMEOUT, reading);
+    read.await.map_err(slow)?
 }

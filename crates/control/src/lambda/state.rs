@@ -8,7 +8,7 @@ use skiff_lambda::{Code, LambdaError};
 use skiff_types::{Digest, ProjectId, ServiceName};
 
 use super::cache::View;
-use super::record::{Configuration, FunctionRecord, LayerRecord, Update};
+use super::record::{Configuration, FunctionRecord, LayerRecord, Update, UrlRecord};
 use crate::control::Control;
 use crate::db::{Change, Db, Found};
 use crate::error::ControlError;
@@ -68,6 +68,34 @@ impl CodeInUse {
     }
 }
 
+/// The change, with the ids of a function's URLs led to where they are now.
+fn with_urls(
+    change: Change,
+    (project, function): (&ProjectId, &ServiceName),
+    before: &FunctionRecord,
+    after: &FunctionRecord,
+) -> Result<Change, ControlError> {
+    let gone = before.urls.iter().filter(|(alias, url)| {
+        let kept = after.urls.get(*alias);
+        kept.is_none_or(|kept| kept.id != url.id)
+    });
+    let change = gone.fold(change, |change, (_, url)| {
+        change.delete(key::function_url(&url.id))
+    });
+    let mut new = after.urls.iter().filter(|(alias, url)| {
+        let known = before.urls.get(*alias);
+        known.is_none_or(|known| known.id != url.id)
+    });
+    new.try_fold(change, |change, (alias, url)| {
+        let leads = UrlRecord {
+            project: project.clone(),
+            function: function.clone(),
+            alias: alias.clone(),
+        };
+        change.put(key::function_url(&url.id), &leads)
+    })
+}
+
 impl Control {
     pub(crate) async fn function(
         &self,
@@ -113,11 +141,13 @@ impl Control {
     ) -> Result<(T, FunctionRecord), LambdaError> {
         for _ in 0..TRIES {
             let found = self.function(project, name).await?;
-            let mut record = found.record;
+            let before = found.record;
+            let mut record = before.clone();
             let changed = change(&mut record)?;
             let write = Change::default()
                 .expect(&found.key, found.version)
                 .put(&found.key, &record)?;
+            let write = with_urls(write, (project, name), &before, &record)?;
             let committed = self.db().try_commit(write).await;
             // Also when nobody knows whether it happened.
             self.forget_view(project, name);
@@ -143,6 +173,10 @@ impl Control {
         let versions = found.record.versions.keys();
         let change = versions.fold(change, |change, number| {
             change.delete(key::function_version(project, name, *number))
+        });
+        let urls = found.record.urls.values();
+        let change = urls.fold(change, |change, url| {
+            change.delete(key::function_url(&url.id))
         });
         Ok(change.expect(&place, found.version).delete(place))
     }
