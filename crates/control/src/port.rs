@@ -16,8 +16,8 @@ use skiff_types::api::{
     ColdStart, ExecTerminal, Instance, LogLine, Pruned, Quota, RegistryAuth, Usage, UsageCheck,
 };
 use skiff_types::{
-    Digest, ErrorKind, InstanceId, IsolationRequest, ProjectId, Resources, RevisionId, Scaling,
-    ServiceName,
+    Digest, ErrorKind, InstanceId, IsolationRequest, LogPage, LogRange, LogSpan, ProjectId,
+    Resources, RevisionId, Scaling, ServiceName,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -234,6 +234,15 @@ pub trait Logs: Debug + Send + Sync + 'static {
         &self,
         query: LogQuery,
     ) -> BoxFuture<'_, Result<BoxStream<'static, LogLine>, PortError>>;
+    /// A page of the past.
+    fn page(&self, range: LogRange) -> BoxFuture<'_, Result<LogPage, PortError>>;
+    /// From when to when each of a service's instances wrote, the oldest
+    /// instance first.
+    fn spans(
+        &self,
+        project: &ProjectId,
+        service: &ServiceName,
+    ) -> BoxFuture<'_, Result<Vec<LogSpan>, PortError>>;
 }
 
 /// Cold starts, newest first.

@@ -11,6 +11,8 @@
 mod error;
 pub mod event_stream;
 mod layer;
+mod log_filter;
+mod log_name;
 mod name;
 mod percent;
 mod replay;
@@ -22,6 +24,8 @@ mod url;
 
 pub use error::{Code, LambdaError};
 pub use layer::{LayerNameError, LayerRef};
+pub use log_filter::{FilterError, parse_filter};
+pub use log_name::{LogGroup, log_group, log_stream, log_stream_instance};
 pub use name::{Arns, FunctionRef, NameError, Qualifier};
 pub use percent::{decode, decode_query};
 pub use replay::{Replayed, Replays};

@@ -56,6 +56,12 @@ macro_rules! id_type {
             pub const fn from_parts(unix_ms: u64, random: u32) -> Self {
                 Self(((unix_ms as u128) & ((1 << 48) - 1)) << 32 | random as u128)
             }
+
+            /// When it was made, milliseconds since 1970.
+            #[must_use]
+            pub const fn unix_ms(self) -> u64 {
+                ((self.0 >> 32) & ((1 << 48) - 1)) as u64
+            }
         }
 
         impl fmt::Display for $name {
@@ -128,6 +134,7 @@ mod tests {
         assert!(early < late);
         assert!(early.to_string() < late.to_string());
         assert_eq!(early.to_string().len(), 16);
+        assert_eq!(early.unix_ms(), 1_700_000_000_000);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod function;
 mod id;
 mod launch;
 pub mod limits;
+mod logs;
 mod name;
 mod revision;
 
@@ -19,6 +20,9 @@ pub use error::ErrorKind;
 pub use function::FunctionSpec;
 pub use id::{InstanceId, ParseIdError, ServerId, WorkerId};
 pub use launch::{FunctionLaunch, Launch};
+pub use logs::{
+    LogEvent, LogPage, LogPosition, LogRange, LogSpan, LogStart, LogTerms, ParsePositionError,
+};
 pub use name::{ParseNameError, ProjectId, ProjectName, RevisionId, SecretName, ServiceName, Tag};
 pub use revision::{
     ContainerSpec, CpuMode, EnvValue, EnvVar, IsolationClass, IsolationRequest, Probe, ProbeKind,

@@ -43,7 +43,8 @@ fn environment(instance: InstanceId, launch: &Launch) -> Vec<String> {
     let mut env = launch.env.clone();
     if let Some(function) = &launch.function {
         let version = &function.spec.version;
-        env.push(format!("AWS_LAMBDA_LOG_STREAM_NAME=[{version}]{instance}"));
+        let stream = skiff_lambda::log_stream(version, instance);
+        env.push(format!("AWS_LAMBDA_LOG_STREAM_NAME={stream}"));
     }
     env
 }

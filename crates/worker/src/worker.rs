@@ -7,7 +7,10 @@ use futures_util::future::join_all;
 use skiff_base::{Clock, Tasks};
 use skiff_sandbox::{Executed, Needs, Sandbox, SandboxError};
 use skiff_types::api::LogLine;
-use skiff_types::{Digest, InstanceId, IsolationClass, IsolationRequest, Launch, RevisionId};
+use skiff_types::{
+    Digest, InstanceId, IsolationClass, IsolationRequest, Launch, LogPage, LogRange, LogSpan,
+    ProjectId, RevisionId, ServiceName,
+};
 use skiff_wire::launcher::Stats;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -331,6 +334,28 @@ impl Worker {
     pub async fn follow(&self, query: LogQuery) -> Result<LogFollow, WorkerError> {
         let followed = self.inner.logs.follow(query).await;
         followed.map_err(WorkerError::Log)
+    }
+
+    /// A page of a service's log, of running and of ended instances.
+    ///
+    /// # Errors
+    /// When the disk does not answer in time.
+    pub async fn log_page(&self, range: LogRange) -> Result<LogPage, WorkerError> {
+        self.inner.logs.page(range).await.map_err(WorkerError::Log)
+    }
+
+    /// From when to when each of a service's instances wrote, the oldest
+    /// instance first.
+    ///
+    /// # Errors
+    /// When the disk does not answer in time.
+    pub async fn log_spans(
+        &self,
+        project: ProjectId,
+        service: ServiceName,
+    ) -> Result<Vec<LogSpan>, WorkerError> {
+        let spans = self.inner.logs.spans(project, service).await;
+        spans.map_err(WorkerError::Log)
     }
 
     /// Log lines lost to a full or slow disk since the start.

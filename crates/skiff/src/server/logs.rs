@@ -8,7 +8,7 @@ use futures_util::stream::{self, BoxStream, StreamExt as _};
 use skiff_base::chain;
 use skiff_control::port::{LogQuery, Logs, PortError};
 use skiff_types::api::LogLine;
-use skiff_types::{ErrorKind, RevisionId};
+use skiff_types::{ErrorKind, LogPage, LogRange, LogSpan, ProjectId, RevisionId, ServiceName};
 use skiff_worker::{Worker, WorkerError};
 
 /// What this worker's instances wrote.
@@ -50,6 +50,23 @@ impl Logs for WorkerLogs {
             Ok(lines.boxed())
         }
         .boxed()
+    }
+
+    fn page(&self, range: LogRange) -> BoxFuture<'_, Result<LogPage, PortError>> {
+        let page = self.0.log_page(range);
+        page.map(|read| read.map_err(|error| refused(&error)))
+            .boxed()
+    }
+
+    fn spans(
+        &self,
+        project: &ProjectId,
+        service: &ServiceName,
+    ) -> BoxFuture<'_, Result<Vec<LogSpan>, PortError>> {
+        let spans = self.0.log_spans(project.clone(), service.clone());
+        spans
+            .map(|read| read.map_err(|error| refused(&error)))
+            .boxed()
     }
 }
 

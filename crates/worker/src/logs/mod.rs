@@ -14,6 +14,7 @@ mod collect;
 mod files;
 mod line;
 mod output;
+mod page;
 mod query;
 mod split;
 mod store;

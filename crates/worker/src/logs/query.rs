@@ -65,11 +65,7 @@ pub fn read(query: &LogQuery, files: Vec<(LogFile, File, u64)>) -> Vec<LogLine> 
     let tail = query.tail();
     let mut all: VecDeque<LogLine> = VecDeque::new();
     for (listed, file, len) in files {
-        let mut bytes = Vec::new();
-        if let Err(error) = file.take(len).read_to_end(&mut bytes) {
-            tracing::warn!(path = %listed.path.display(), %error, "a log cannot be read");
-        }
-        let text = String::from_utf8_lossy(&bytes);
+        let text = text_of(&listed, file, len);
         let lines = text.lines().rev().filter_map(Line::parse);
         let recent = lines
             .filter(|line| line.unix_ms >= query.since_unix_ms)
@@ -84,6 +80,18 @@ pub fn read(query: &LogQuery, files: Vec<(LogFile, File, u64)>) -> Vec<LogLine> 
         all.drain(..all.len().saturating_sub(tail));
     }
     all.into()
+}
+
+/// What a file has up to this length, as far as it can be read.
+pub fn text_of(listed: &LogFile, file: File, len: u64) -> String {
+    let mut bytes = Vec::new();
+    if let Err(error) = file.take(len).read_to_end(&mut bytes) {
+        tracing::warn!(path = %listed.path.display(), %error, "a log cannot be read");
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+    }
 }
 
 /// Lines as they come.

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use skiff_base::Clock;
 use skiff_types::api::LogLine;
-use skiff_types::{InstanceId, RevisionId};
+use skiff_types::{InstanceId, LogPage, LogRange, LogSpan, ProjectId, RevisionId, ServiceName};
 use tokio::sync::{mpsc, oneshot};
 
 use super::line::{Line, Stream};
+use super::page::{page, spans};
 use super::query::{LogFollow, LogQuery, read};
 use super::writer::{Command, Snapshot, Writer};
 
@@ -113,6 +114,34 @@ impl LogStore {
         Ok(LogFollow::new(query, backlog, live, self.clock.clone()))
     }
 
+    /// A page of a service's log, of its newest instances' or of those that
+    /// the range names.
+    ///
+    /// # Errors
+    /// When the disk does not answer in time.
+    pub async fn page(&self, range: LogRange) -> io::Result<LogPage> {
+        let mut query = LogQuery::service(range.project.clone(), range.service.clone());
+        if let Some(instances) = range.instances.as_ref().filter(|named| named.len() == 1) {
+            query.instance = instances.first().copied();
+        }
+        let snapshot = self.snapshot(&query, false).await?;
+        blocking(move || page(&range, snapshot.files)).await
+    }
+
+    /// What is kept of a service's newest instances, the oldest first.
+    ///
+    /// # Errors
+    /// When the disk does not answer in time.
+    pub async fn spans(
+        &self,
+        project: ProjectId,
+        service: ServiceName,
+    ) -> io::Result<Vec<LogSpan>> {
+        let query = LogQuery::service(project, service);
+        let snapshot = self.snapshot(&query, false).await?;
+        blocking(move || spans(snapshot.files)).await
+    }
+
     /// Removes what is over the limits, now.
     ///
     /// # Errors
@@ -149,7 +178,11 @@ impl LogStore {
 }
 
 async fn read_blocking(query: LogQuery, snapshot: Snapshot) -> io::Result<Vec<LogLine>> {
-    tokio::task::spawn_blocking(move || read(&query, snapshot.files))
+    blocking(move || read(&query, snapshot.files)).await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
         .await
         .map_err(io::Error::other)
 }

@@ -1,5 +1,6 @@
 //! The store as a whole: what is appended, what is read back.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +8,9 @@ use std::time::Duration;
 
 use skiff_base::{ManualClock, Tasks};
 use skiff_sandbox::Output;
-use skiff_types::{InstanceId, ProjectId, RevisionId};
+use skiff_types::{
+    InstanceId, LogPage, LogPosition, LogRange, LogSpan, LogStart, LogTerms, ProjectId, RevisionId,
+};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -320,4 +323,172 @@ async fn a_reader_that_leaves_takes_nothing_more() {
     let mut buffer = [0; 64];
     assert_eq!(rustix::io::read(&rest, &mut buffer).unwrap(), 13);
     drop(until);
+}
+
+fn range(start: LogStart, events_max: usize) -> LogRange {
+    LogRange {
+        project: ProjectId::default_project(),
+        service: revision(1).service,
+        instances: None,
+        since_unix_ms: 0,
+        until_unix_ms: u64::MAX,
+        start,
+        terms: LogTerms::default(),
+        events_max,
+    }
+}
+
+fn words(page: &LogPage) -> Vec<&str> {
+    page.events
+        .iter()
+        .map(|event| event.text.as_str())
+        .collect()
+}
+
+#[tokio::test]
+async fn pages_follow_each_other_both_ways_within_a_millisecond_and_across_rotation() {
+    let f = fixture(LogLimits {
+        file_bytes: 1500,
+        ..LogLimits::default()
+    });
+    let (one, two) = (f.sink(1), f.sink(2));
+    for number in 0..30 {
+        if number % 4 == 0 {
+            f.clock.advance(Duration::from_millis(1));
+        }
+        let sink = if number % 2 == 0 { &one } else { &two };
+        let text = format!("{number:02} {}", "x".repeat(50));
+        sink.append(Stream::Stdout, vec![text.clone(), text]).await;
+    }
+    let head = LogStart::From(LogPosition::at(0));
+    let whole = f.store.page(range(head, 1000)).await.unwrap();
+    assert!(
+        !whole.more && whole.events.len() == 60,
+        "{}",
+        whole.events.len()
+    );
+    assert!(whole.events.is_sorted_by(|a, b| a.position < b.position));
+    for limit in [1, 7, 60] {
+        let (mut forward, mut at) = (vec![], LogPosition::at(0));
+        loop {
+            let page = f
+                .store
+                .page(range(LogStart::From(at), limit))
+                .await
+                .unwrap();
+            assert!(page.events.len() <= limit);
+            at = page.events.last().unwrap().position.next();
+            forward.extend(page.events);
+            if !page.more {
+                break;
+            }
+        }
+        assert_eq!(forward, whole.events);
+        let (mut backward, mut at) = (vec![], LogPosition::at(u64::MAX));
+        loop {
+            let page = f
+                .store
+                .page(range(LogStart::Before(at), limit))
+                .await
+                .unwrap();
+            at = page.events.first().unwrap().position;
+            backward.extend(page.events.into_iter().rev());
+            if !page.more {
+                break;
+            }
+        }
+        backward.reverse();
+        assert_eq!(backward, whole.events);
+    }
+    let last = whole.events.last().unwrap().position.next();
+    let end = f.store.page(range(LogStart::From(last), 10)).await.unwrap();
+    assert_eq!(end, LogPage::default());
+    f.say(&one, "later").await;
+    let later = f.store.page(range(LogStart::From(last), 10)).await.unwrap();
+    assert_eq!(words(&later), ["later"]);
+}
+
+#[tokio::test]
+async fn a_page_has_what_its_range_says() {
+    let f = fixture(LogLimits::default());
+    let (one, two) = (f.sink(1), f.sink(2));
+    for (sink, text) in [
+        (&one, "a one"),
+        (&two, "b two"),
+        (&one, "b three"),
+        (&two, "a four"),
+    ] {
+        f.say(sink, text).await;
+    }
+    let head = range(LogStart::From(LogPosition::at(0)), 10);
+    for (range, expected) in [
+        (
+            LogRange {
+                since_unix_ms: 2,
+                until_unix_ms: 4,
+                ..head.clone()
+            },
+            vec!["b two", "b three"],
+        ),
+        (
+            LogRange {
+                instances: Some(BTreeSet::from([id(2)])),
+                ..head.clone()
+            },
+            vec!["b two", "a four"],
+        ),
+        (
+            LogRange {
+                instances: Some(BTreeSet::from([id(1), id(2), id(3)])),
+                terms: LogTerms {
+                    none: vec!["a ".to_owned()],
+                    ..LogTerms::default()
+                },
+                ..head.clone()
+            },
+            vec!["b two", "b three"],
+        ),
+        (
+            LogRange {
+                instances: Some(BTreeSet::new()),
+                ..head.clone()
+            },
+            vec![],
+        ),
+    ] {
+        let page = f.store.page(range.clone()).await.unwrap();
+        assert_eq!(words(&page), expected, "{range:?}");
+    }
+    let spans = f.store.spans(head.project, head.service).await.unwrap();
+    let span = |number, first_unix_ms, last_unix_ms| LogSpan {
+        instance: id(number),
+        first_unix_ms,
+        last_unix_ms,
+    };
+    assert_eq!(spans, [span(1, 1, 3), span(2, 2, 4)]);
+}
+
+#[tokio::test]
+async fn a_page_is_bounded_by_its_bytes_too() {
+    let f = fixture(LogLimits {
+        file_bytes: 4 * 1024 * 1024,
+        ..LogLimits::default()
+    });
+    let sink = f.sink(1);
+    // Each counts for 16 KiB with what is counted beside it.
+    for number in 0..100 {
+        f.say(&sink, &format!("{number:04}{}", "x".repeat(16 * 1024 - 30)))
+            .await;
+    }
+    let first = f
+        .store
+        .page(range(LogStart::From(LogPosition::at(0)), 1000))
+        .await
+        .unwrap();
+    assert!(first.more && first.events.len() == 64);
+    assert!(first.events[0].text.starts_with("0000"));
+    let newest = LogStart::Before(LogPosition::at(u64::MAX));
+    let last = f.store.page(range(newest, 1000)).await.unwrap();
+    assert!(last.more && last.events.len() == 64);
+    assert!(last.events[63].text.starts_with("0099"));
 }
