@@ -1,5 +1,6 @@
 //! AWS Lambda's API with AWS's own clients: boto3, botocore's signers and the
-//! AWS CLI. The cases are in `aws/clients.py`, `aws/zips.py` and `aws/urls.py`.
+//! AWS CLI. The cases are in `aws/clients.py`, `aws/zips.py`, `aws/urls.py` and
+//! `aws/logs.py`.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -247,6 +248,12 @@ fn urls_outlive_a_server_that_is_killed_and_end_with_their_function() {
     world.url("after_the_crash");
     let _out = server.cli(&["rm", "lasting"]).ok();
     world.url("after_its_service");
+}
+
+#[test]
+fn what_functions_wrote_is_read_as_from_cloudwatch() {
+    let (_server, world) = shared();
+    world.case_of("logs.py", "reads", &[]);
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod functions;
 mod invoke;
 mod layers;
 mod links;
+mod logs;
 mod operation;
 mod policies;
 mod record;
@@ -49,9 +50,8 @@ use crate::key;
 use crate::port::{Objects, Revisions};
 use call::{Call, Reply, invalid};
 use links::Links;
-use operation::Operation;
+use operation::{Api, Operation};
 use record::{FunctionRecord, UrlRecord};
-use scheduler::SchedulerOperation;
 use urls::UrlPlace;
 
 use cache::Cache;
@@ -119,6 +119,8 @@ pub(crate) struct Front {
     /// Zip files that are arriving.
     uploads: Semaphore,
     conversions: Semaphore,
+    /// Logs that are being read.
+    log_reads: Semaphore,
     /// Invocations under way of functions with a reservation.
     running: Arc<Mutex<HashMap<ServiceKey, u32>>>,
     pub(crate) events: Arc<Events>,
@@ -155,6 +157,7 @@ impl Control {
             url_bodies: Semaphore::new(BODIES_KIB),
             uploads: Semaphore::new(UPLOADS_MAX),
             conversions: Semaphore::new(code::CONVERSIONS_MAX),
+            log_reads: Semaphore::new(logs::READS_MAX),
             running: Arc::default(),
             events,
             urls: Cache::default(),
@@ -185,12 +188,13 @@ async fn answer(State(front): State<Arc<Front>>, request: axum::extract::Request
     if let Some(place) = UrlPlace::of(&request) {
         return front.answer_url(place, request, &request_id).await;
     }
-    let is_scheduler = SchedulerOperation::is_path(request.uri().path());
-    let reply = match front.reply(request, &request_id).await {
-        Ok(reply) => reply,
-        Err(error) if is_scheduler => scheduler::error(&error),
-        Err(error) => Reply::error(&error),
-    };
+    let api = Api::of(request.uri().path(), request.headers());
+    let reply = front.reply(request, &request_id).await;
+    let reply = reply.unwrap_or_else(|error| match api {
+        Api::Lambda => Reply::error(&error),
+        Api::Scheduler => scheduler::error(&error),
+        Api::Logs => logs::error(&error),
+    });
     let mut response = (reply.status, reply.headers, reply.body).into_response();
     if let Ok(id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert("x-amzn-requestid", id);
@@ -206,7 +210,7 @@ impl Front {
     ) -> Result<Reply, LambdaError> {
         let (parts, body) = request.into_parts();
         let signed = self.signed(&parts).await?;
-        let operation = Operation::of(parts.method.as_str(), parts.uri.path())?;
+        let operation = Operation::of(&parts.method, parts.uri.path(), &parts.headers)?;
         let now_ms = self.control.inner.base.now();
         let _room;
         let (body, zip) = match operation.zip_member() {
@@ -278,6 +282,7 @@ impl Front {
             O::DeleteFunctionUrlConfig(name) => self.delete_url(&call, &name).await,
             O::ListFunctionUrlConfigs(name) => self.list_urls(&call, &name).await,
             O::Scheduler(operation) => self.run_scheduler(operation, &call).await,
+            O::Logs(operation) => self.run_logs(operation, &call).await,
             O::GetAccountSettings => self.account_settings(&call).await,
             O::FunctionZip(name, zip) => self.function_zip(&call, &name, &zip).await,
             O::LayerZip(owner, name, number) => self.layer_zip(&call, &owner, &name, &number).await,

@@ -1,8 +1,39 @@
 //! Which operation a request is (the paths of botocore's service model).
 
+use http::{HeaderMap, Method};
 use skiff_lambda::{Code, LambdaError, decode};
 
+use super::logs::LogsOperation;
 use super::scheduler::SchedulerOperation;
+
+/// Which of AWS's APIs a request is of: all are served at one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Api {
+    Lambda,
+    Scheduler,
+    Logs,
+}
+
+impl Api {
+    pub(crate) fn of(path: &str, headers: &HeaderMap) -> Self {
+        if LogsOperation::target(path, headers).is_some() {
+            Self::Logs
+        } else if SchedulerOperation::is_path(path) {
+            Self::Scheduler
+        } else {
+            Self::Lambda
+        }
+    }
+
+    /// What signatures name.
+    pub(crate) const fn service(self) -> &'static str {
+        match self {
+            Self::Lambda => "lambda",
+            Self::Scheduler => "scheduler",
+            Self::Logs => "logs",
+        }
+    }
+}
 
 /// An operation with what its path names, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +71,7 @@ pub(crate) enum Operation {
     DeleteFunctionUrlConfig(String),
     ListFunctionUrlConfigs(String),
     Scheduler(SchedulerOperation),
+    Logs(LogsOperation),
     GetAccountSettings,
     /// Not AWS's: where `Code.Location` leads.
     FunctionZip(String, String),
@@ -72,11 +104,20 @@ PublishLayerVersion, ListLayers, ListLayerVersions, \
 GetLayerVersion, GetLayerVersionByArn, DeleteLayerVersion, AddLayerVersionPermission, \
 GetLayerVersionPolicy, RemoveLayerVersionPermission, GetAccountSettings, ListTags, \
 TagResource and UntagResource; of EventBridge Scheduler CreateSchedule, GetSchedule, \
-ListSchedules, UpdateSchedule, DeleteSchedule, GetScheduleGroup and ListScheduleGroups";
+ListSchedules, UpdateSchedule, DeleteSchedule, GetScheduleGroup and ListScheduleGroups; of \
+CloudWatch Logs DescribeLogGroups, DescribeLogStreams, GetLogEvents and FilterLogEvents";
 
 impl Operation {
-    /// Reads a method and a path as it was sent.
-    pub(crate) fn of(method: &str, path: &str) -> Result<Self, LambdaError> {
+    /// Reads a method and a path as it was sent, and what headers say.
+    pub(crate) fn of(
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Self, LambdaError> {
+        let method = method.as_str();
+        if let Some(target) = LogsOperation::target(path, headers) {
+            return LogsOperation::of(method, target).map(Self::Logs);
+        }
         let parts: Option<Vec<String>> = path
             .split('/')
             .filter(|part| !part.is_empty())
@@ -170,6 +211,7 @@ impl Operation {
                 | Self::GetFunctionUrlConfig(_)
                 | Self::ListFunctionUrlConfigs(_)
                 | Self::GetAccountSettings
+                | Self::Logs(_)
                 | Self::FunctionZip(..)
                 | Self::LayerZip(..)
                 | Self::ListLayers
@@ -248,6 +290,12 @@ fn of_layers(method: &str, rest: &[&str]) -> Option<Operation> {
 mod tests {
     use super::*;
 
+    const TARGET: http::HeaderName = http::HeaderName::from_static("x-amz-target");
+
+    fn of(method: &str, path: &str) -> Result<Operation, LambdaError> {
+        Operation::of(&method.parse().unwrap(), path, &HeaderMap::new())
+    }
+
     #[test]
     fn an_operation_is_known_by_its_method_and_path() {
         let name = || "a".to_owned();
@@ -295,7 +343,7 @@ mod tests {
                 Operation::FunctionZip(name(), "00ff".to_owned()),
             ),
         ] {
-            assert_eq!(Operation::of(method, path), Ok(expected), "{path}");
+            assert_eq!(of(method, path), Ok(expected), "{path}");
         }
         for (method, path) in [
             ("PATCH", "/2015-03-31/functions/a"),
@@ -304,9 +352,41 @@ mod tests {
             ("GET", "/%zz"),
             ("POST", "/skiff/code/a/00ff"),
         ] {
-            let error = Operation::of(method, path).unwrap_err();
+            let error = of(method, path).unwrap_err();
             assert_eq!(error.code, Code::NotImplemented, "{path}");
             assert!(error.message.contains("InvokeWithResponseStream"));
         }
+    }
+
+    #[test]
+    fn an_operation_of_logs_is_known_by_its_target() {
+        let of = |method: Method, path: &str, target: &'static str| {
+            let target = http::HeaderValue::from_static(target);
+            let headers = HeaderMap::from_iter([(TARGET, target)]);
+            let operation = Operation::of(&method, path, &headers);
+            (Api::of(path, &headers).service(), operation)
+        };
+        let get = "Logs_20140328.GetLogEvents";
+        let (service, operation) = of(Method::POST, "/", get);
+        let expected = Operation::Logs(LogsOperation::GetLogEvents);
+        assert_eq!((service, operation), ("logs", Ok(expected)));
+        for (method, target) in [
+            (Method::GET, get),
+            (Method::POST, "Logs_20140328.PutLogEvents"),
+            (Method::POST, "Logs_20140328."),
+        ] {
+            let (service, operation) = of(method, "/", target);
+            let error = operation.unwrap_err();
+            assert_eq!((service, error.code), ("logs", Code::NotImplemented));
+            assert!(error.message.contains("FilterLogEvents"), "{error}");
+        }
+        let (service, operation) = of(Method::POST, "/", "AmazonSQS.SendMessage");
+        assert_eq!(service, "lambda");
+        assert_eq!(operation.unwrap_err().code, Code::NotImplemented);
+        let (service, operation) = of(Method::GET, "/2015-03-31/functions", get);
+        assert_eq!(
+            (service, operation),
+            ("lambda", Ok(Operation::ListFunctions))
+        );
     }
 }

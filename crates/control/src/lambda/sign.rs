@@ -11,7 +11,7 @@ use skiff_lambda::{Code, LambdaError, Request, Scope, Signature, SignatureError}
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::call::Signer;
-use super::scheduler::SchedulerOperation;
+use super::operation::Api;
 use super::{Front, KnownKey};
 use crate::limit::BODY_TIMEOUT;
 
@@ -72,11 +72,8 @@ fn refused(error: SignatureError) -> LambdaError {
 impl Front {
     /// Whose key it is, before anything of the body is read.
     pub(crate) async fn signed(&self, parts: &Parts) -> Result<Signed, LambdaError> {
-        let service = match SchedulerOperation::is_path(parts.uri.path()) {
-            true => "scheduler",
-            false => "lambda",
-        };
-        self.signed_for(parts, service).await
+        let api = Api::of(parts.uri.path(), &parts.headers);
+        self.signed_for(parts, api.service()).await
     }
 
     /// The same, where the path does not say what is signed for.
