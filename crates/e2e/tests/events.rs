@@ -301,6 +301,39 @@ fn the_aws_cli_sends_events_unchanged() {
 }
 
 #[test]
+fn an_event_is_handed_in_by_the_cli() {
+    let (server, world) = shared();
+    world.case("takes");
+    let context = r#"{"custom":{"by":"hand"}}"#;
+    let words = ["invoke", "takes", "--event", "--client-context", context];
+    let sent = server.cli_with_input(
+        &[&words[..], &["-d", "-"]].concat(),
+        br#"{"id": "by hand"}"#,
+    );
+    let id = sent.ok().trim().to_owned();
+    let record = wait_for("the event has succeeded", 300, || {
+        let lines = world.sink.lines();
+        lines.into_iter().find(|line| line["path"] == "/takes")
+    });
+    let record: Value = serde_json::from_str(record["body"].as_str().unwrap()).unwrap();
+    assert_eq!(record["requestContext"]["requestId"], *id, "{record}");
+    assert_eq!(record["requestPayload"]["id"], "by hand", "{record}");
+    let told = &record["responsePayload"]["told"];
+    assert_eq!(told["lambda-runtime-aws-request-id"], *id, "{record}");
+    assert_eq!(told["lambda-runtime-client-context"], context, "{record}");
+    let sent = server.json(&["invoke", "takes", "--event"]);
+    assert_eq!(sent["request_id"].as_str().unwrap().len(), 36, "{sent}");
+
+    let refused = |words: &[&str]| server.cli(&[&["invoke"], words].concat()).failed();
+    let words = refused(&["takes", "--event", "-d", "{"]);
+    assert!(words.contains("the event is not JSON"), "{words}");
+    let words = refused(&["nobody", "--event"]);
+    assert!(words.contains("no function nobody takes events"), "{words}");
+    let words = refused(&["takes", "--event", "--log"]);
+    assert!(words.contains("cannot be used with"), "{words}");
+}
+
+#[test]
 fn schedules_fire_and_are_told_as_botocore_has_it() {
     let (server, world) = shared();
     world.case("schedules");

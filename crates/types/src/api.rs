@@ -20,6 +20,7 @@
 //! | `POST …/services/{service}/rollback` | [`Rollback`] → [`Service`] |
 //! | `POST …/services/{service}/scale` | [`Scale`] → [`DeployEvent`]s |
 //! | `GET …/services/{service}/logs?follow=&tail=&since_unix_ms=&revision=&instance=` | → [`LogLine`]s, one a line |
+//! | `POST …/services/{service}/events?client_context=` | an event, JSON → [`SentEvent`] |
 //! | `POST …/exec` with `Upgrade: skiff-exec` | [`Exec`] → 101, then the frames of `skiff_wire::exec` |
 //! | `GET …/traces?service=&limit=` | → list of [`ColdStart`], newest first |
 //! | `GET …/secrets`; `PUT`, `DELETE …/secrets/{name}` | → list of [`Secret`]; [`SetSecret`] → [`Secret`]; → 204 |
@@ -543,6 +544,13 @@ impl std::fmt::Debug for AccessKey {
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
+}
+
+/// `POST …/services/{service}/events`: it is on the disk, and comes to an end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SentEvent {
+    /// A UUID, which its function and its destinations are told.
+    pub request_id: String,
 }
 
 /// `POST …/schedules`: events of a function at their times.

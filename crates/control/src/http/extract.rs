@@ -201,6 +201,18 @@ impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
     }
 }
 
+/// A body as it is.
+#[derive(Debug)]
+pub(crate) struct Raw(pub bytes::Bytes);
+
+impl FromRequest<Api> for Raw {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, _api: &Api) -> Result<Self, Refused> {
+        Ok(Self(read_body(request).await?))
+    }
+}
+
 /// As [`Json`], where no body means that nothing is chosen.
 #[derive(Debug)]
 pub(crate) struct OrDefault<T>(pub T);

@@ -1,5 +1,6 @@
 //! The admin API over HTTP: who may call what, and how bodies are read.
 
+mod events;
 mod exec;
 mod extract;
 mod images;
@@ -64,6 +65,7 @@ fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(services::set_traffic))
         .routes(routes!(services::rollback))
         .routes(routes!(services::scale))
+        .routes(routes!(events::send))
         .routes(routes!(exec::exec))
         .routes(routes!(observe::logs))
         .routes(routes!(observe::traces))

@@ -36,7 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(900 * 2 + 30 + 60);
 const LOG_BYTES_MAX: usize = 4096;
 /// Of a role's ARN in a log.
 const ROLE_CHARS_SHOWN: usize = 256;
-const CLIENT_CONTEXT_BYTES_MAX: usize = 3583;
+pub(crate) const CLIENT_CONTEXT_BYTES_MAX: usize = 3583;
 const PATH: &str = "/2015-03-31/functions/function/invocations";
 
 const LOG_TYPE: &str = "x-amz-log-type";

@@ -319,6 +319,13 @@ def cli():
     assert json.loads(record("typed")["body"])["requestPayload"] == {"a": 1}
 
 
+def takes():
+    """A function that is sent events by `skiff invoke`."""
+    create(client(), "takes", **IMAGE)
+    to = {"OnSuccess": {"Destination": SINK + "/takes"}}
+    client().put_function_event_invoke_config(FunctionName="takes", DestinationConfig=to)
+
+
 def before_the_crashes():
     """A function whose events go to the sink, however they end."""
     aws = client()

@@ -301,8 +301,12 @@ pub struct Invoke {
     #[arg(long, short, allow_hyphen_values = true)]
     pub data: Option<String>,
     /// Print the end of what it wrote, at most 4 KiB, to standard error
-    #[arg(long)]
+    #[arg(long, conflicts_with = "event")]
     pub log: bool,
+    /// Hand the event in and go on: once it is on the server's disk, its
+    /// request id is printed. For functions that were made over AWS Lambda's API
+    #[arg(long)]
+    pub event: bool,
     /// A JSON object that the function is told of its caller
     #[arg(long, value_name = "JSON")]
     pub client_context: Option<String>,

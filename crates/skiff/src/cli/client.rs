@@ -78,6 +78,20 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> anyhow::Result<T> {
+        let body = match body {
+            Some(value) => serde_json::to_vec(value)?.into(),
+            None => Bytes::new(),
+        };
+        self.call_with(method, path, body).await
+    }
+
+    /// The same, with a body that is JSON already.
+    pub async fn call_with<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<T> {
         let bytes = self.call_bytes(method, path, body).await?;
         let bytes = if bytes.is_empty() {
             Bytes::from_static(b"null")
@@ -107,17 +121,10 @@ impl Client {
         format!("{host}:{}", told.port())
     }
 
-    async fn call_bytes(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&impl Serialize>,
-    ) -> anyhow::Result<Bytes> {
-        let body = match body {
-            Some(value) => full(serde_json::to_vec(value)?),
-            None => full(Vec::new()),
-        };
-        let response = self.send(method, path, "application/json", body).await?;
+    async fn call_bytes(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
+        let response = self
+            .send(method, path, "application/json", full(body))
+            .await?;
         let collected = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect();
         let collected = tokio::time::timeout(ANSWER_TIMEOUT, collected)
             .await

@@ -1,4 +1,5 @@
-//! `skiff invoke`: an event for a function, through the gateway as any other.
+//! `skiff invoke`: an event for a function, through the gateway as any other,
+//! or handed in for it to be tried later.
 
 use std::io::{Read as _, Write as _};
 
@@ -6,16 +7,16 @@ use anyhow::{Context as _, anyhow, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode, Uri, header};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use skiff_base::Tasks;
-use skiff_types::api::{Service, Version};
+use skiff_types::api::{SentEvent, Service, Version};
 use skiff_types::limits::EVENT_BYTES_MAX;
 use tokio::net::TcpStream;
 
 use super::output;
-use super::{Scope, args};
+use super::{Scope, args, segment};
 
 /// Hands one event to the function, and its answer to standard output.
 ///
@@ -23,6 +24,9 @@ use super::{Scope, args};
 /// When the event reaches no function, and when the function fails.
 pub async fn invoke(scope: &Scope, args: args::Invoke) -> anyhow::Result<()> {
     let event = event(args.data.as_deref().unwrap_or("{}"))?;
+    if args.event {
+        return send(scope, &args, event).await;
+    }
     let path = scope.path(&format!("services/{}", args.name));
     let service: Service = scope.client.get(&path).await?;
     let version: Version = scope.client.get("/v1/version").await?;
@@ -71,6 +75,17 @@ pub async fn invoke(scope: &Scope, args: args::Invoke) -> anyhow::Result<()> {
         Some(_) => bail!("the function {} has failed", args.name),
         None => Ok(()),
     }
+}
+
+/// Hands in an event, and its request id to standard output.
+async fn send(scope: &Scope, args: &args::Invoke, event: Bytes) -> anyhow::Result<()> {
+    let mut path = scope.path(&format!("services/{}/events", args.name));
+    if let Some(context) = &args.client_context {
+        let context = segment(&STANDARD.encode(context));
+        path = format!("{path}?client_context={context}");
+    }
+    let sent: SentEvent = scope.client.call_with(Method::POST, &path, event).await?;
+    output::show(scope.output, &sent, |sent| output::line(&sent.request_id))
 }
 
 /// The event that `-d` names: itself, `@FILE`, or standard input as `-`.

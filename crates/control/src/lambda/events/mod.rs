@@ -12,6 +12,7 @@ mod config;
 mod courier;
 mod deliver;
 mod dispatch;
+mod send;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -84,6 +85,8 @@ pub(crate) struct Events {
     courier: Courier,
     delays: Delays,
     counts: Counts,
+    /// Of the functions' ARNs.
+    region: String,
 }
 
 /// Events with a key are held back until their sender knows that they are in
@@ -205,6 +208,7 @@ impl Events {
                 setback_ms: settings.backoff_ms,
             },
             counts: Counts::default(),
+            region: region.to_owned(),
         })
     }
 
