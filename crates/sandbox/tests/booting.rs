@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -56,6 +57,13 @@ fn monitor_in(folder: &Path) {
     });
 }
 
+/// Removes a folder in which sockets may still appear.
+fn remove(folder: &Path) {
+    while let Err(error) = fs::remove_dir_all(folder) {
+        assert_eq!(error.kind(), ErrorKind::DirectoryNotEmpty, "{error}");
+    }
+}
+
 /// Makes monitors in this folder, and removes them.
 fn launch(run_dir: &Path, envelope: &Envelope) -> Vec<Act> {
     match &envelope.request {
@@ -68,7 +76,7 @@ fn launch(run_dir: &Path, envelope: &Envelope) -> Vec<Act> {
             vec![reply_with(envelope.id, created, vec![null(), null()])]
         }
         Request::Destroy { sandbox } => {
-            fs::remove_dir_all(monitor_folder(run_dir, *sandbox)).unwrap();
+            remove(&monitor_folder(run_dir, *sandbox));
             obey(envelope)
         }
         _ => obey(envelope),
@@ -109,14 +117,14 @@ async fn a_machine_that_stands_still_is_booted_once_more_and_then_given_up() {
     assert!(!monitor_folder(folder.path(), id(1)).exists());
 }
 
-#[tokio::test]
-async fn a_machine_whose_monitor_ends_is_not_booted_again() {
+/// How often a machine is made whose monitor ends with this code.
+async fn made_with(code: i32) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let run_dir = folder.path().to_owned();
     let (launcher, socket) = FakeLauncher::start(move |envelope, _| {
         let mut acts = launch(&run_dir, envelope);
         if let Request::CreateMonitor(spec) = &envelope.request {
-            acts.push(exited(spec.sandbox, exit(3)));
+            acts.push(exited(spec.sandbox, exit(code)));
         }
         acts
     });
@@ -125,9 +133,18 @@ async fn a_machine_whose_monitor_ends_is_not_booted_again() {
     let SandboxError::Refused { step, message, .. } = error else {
         panic!("{error:?}")
     };
-    assert_eq!(
-        (step.as_str(), message.as_str()),
-        ("monitor", "the monitor has ended with 3")
-    );
-    assert_eq!((launcher.count(made), launcher.count(removed)), (1, 1));
+    let expected = format!("the monitor has ended with {code}");
+    assert_eq!((step.as_str(), message), ("monitor", expected));
+    assert_eq!(launcher.count(removed), launcher.count(made));
+    launcher.count(made)
+}
+
+#[tokio::test]
+async fn a_machine_whose_guest_dies_is_booted_once_more_too() {
+    assert_eq!(made_with(3).await, 2);
+}
+
+#[tokio::test]
+async fn a_machine_that_cannot_be_made_is_not_booted_again() {
+    assert_eq!(made_with(1).await, 1);
 }

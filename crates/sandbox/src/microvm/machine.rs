@@ -28,6 +28,8 @@ const LINE_BYTES_MAX: u64 = 1024;
 const WORDS_DEADLINE: Duration = Duration::from_secs(1);
 /// For the end of a monitor whose sockets have closed.
 const END_DEADLINE: Duration = Duration::from_millis(500);
+/// What a monitor ends with whose guest has died, as by a triple fault.
+const GUEST_DIED: i32 = 3;
 /// Between two tries to reach an agent whose connection has ended.
 const RECONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -211,6 +213,12 @@ impl Machine {
     async fn blame(&self, error: SandboxError) -> SandboxError {
         let died = tokio::time::timeout(END_DEADLINE, self.died()).await;
         died.unwrap_or(error)
+    }
+
+    /// Whether the monitor, if it is ours, has ended because of its guest.
+    pub fn guest_has_died(&self) -> bool {
+        let code = self.ended.borrow().and_then(|exit| exit.code);
+        self.api.is_none() && code == Some(GUEST_DIED)
     }
 
     /// Why a machine that has ended did.

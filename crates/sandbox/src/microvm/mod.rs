@@ -100,6 +100,34 @@ struct Up {
     booted: Booted,
 }
 
+/// A machine that has not come up.
+struct Lost {
+    error: SandboxError,
+    /// By its guest's doing, so that another may come up: it stood still, or died.
+    again: bool,
+}
+
+impl Lost {
+    fn of(machine: &Machine, error: SandboxError) -> Self {
+        let stood_still = matches!(error, SandboxError::Timeout { step: BOOT, .. });
+        let again = stood_still || machine.guest_has_died();
+        Self { error, again }
+    }
+}
+
+impl From<SandboxError> for Lost {
+    fn from(error: SandboxError) -> Self {
+        let again = false;
+        Self { error, again }
+    }
+}
+
+impl From<Lost> for SandboxError {
+    fn from(lost: Lost) -> Self {
+        lost.error
+    }
+}
+
 /// An agent that answers, and what it is to be told.
 struct Booted {
     agent: AgentClient,
@@ -190,15 +218,15 @@ impl MicrovmBackend {
     /// When it does not come up; nothing of it is left.
     pub async fn try_boot(&self) -> Result<Tried, SandboxError> {
         match self.try_once().await {
-            Err(error @ SandboxError::Timeout { step: BOOT, .. }) => {
+            Err(Lost { error, again: true }) => {
                 tracing::warn!(%error, "a machine is tried once more");
-                self.try_once().await
+                Ok(self.try_once().await?)
             }
-            tried => tried,
+            tried => Ok(tried?),
         }
     }
 
-    async fn try_once(&self) -> Result<Tried, SandboxError> {
+    async fn try_once(&self) -> Result<Tried, Lost> {
         let id = InstanceId::from_parts(self.clock.unix_ms(), skiff_base::random::u32());
         let begun = self.clock.now();
         let size = Size::of(TRIAL_BYTES, TRIAL_MILLIS, Needs::default());
@@ -209,6 +237,7 @@ impl MicrovmBackend {
         };
         let booted = machine.while_it_lives(up).await;
         let took = self.clock.now().since(begun);
+        let booted = booted.map_err(|error| Lost::of(&machine, error));
         birth.undo().await;
         booted.map(|monitor| Tried { took, monitor })
     }
@@ -218,8 +247,8 @@ impl MicrovmBackend {
         let disk = self.disk(&spec.layers).await?;
         let begun = self.clock.now();
         let up = match self.bring_up(&spec, disk.clone(), Vec::new()).await {
-            // Its guest stands still, before anything of the application's ran.
-            Err(error @ SandboxError::Timeout { step: BOOT, .. }) => {
+            // Nothing of the application's has run.
+            Err(Lost { error, again: true }) => {
                 tracing::warn!(%error, "a machine is booted once more");
                 let lost = vec![self.step("first boot", begun)];
                 self.bring_up(&spec, disk, lost).await?
@@ -255,7 +284,7 @@ impl MicrovmBackend {
         spec: &CreateSpec,
         disk: Option<Disk>,
         mut steps: Vec<(String, u32)>,
-    ) -> Result<Up, SandboxError> {
+    ) -> Result<Up, Lost> {
         let begun = self.clock.now();
         let size = Size::of(spec.memory_bytes, spec.cpu_millis, spec.needs());
         let begin = self.begin(spec.instance, size, disk.as_ref(), spec.label.clone());
@@ -269,8 +298,9 @@ impl MicrovmBackend {
                 booted,
             }),
             Err(error) => {
+                let lost = Lost::of(&machine, error);
                 birth.undo().await;
-                Err(error)
+                Err(lost)
             }
         }
     }
