@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.parse
 
@@ -30,9 +31,10 @@ ENDPOINT = os.environ["AWS_ENDPOINT_URL_LAMBDA"]
 REGION = "us-east-1"
 ACCOUNT = "000000000001"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/nobody"
-# A runtime: it answers its event and what came with it, or fails as it is told to.
-HANDLER = """
-import http.client, json, os, time
+# A runtime. Its steps make an answer of each event: what a request's body may
+# be. They may also choose another way for it, and headers.
+RUNTIME = """
+import base64, http.client, json, os, time
 api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
 base = "/2018-06-01/runtime/invocation/"
 while True:
@@ -40,22 +42,47 @@ while True:
     next = api.getresponse()
     event = json.loads(next.read())
     told = dict((name.lower(), value) for name, value in next.headers.items())
-    answer, way = {"event": event, "told": told, "stage": os.environ.get("STAGE", "")}, "response"
-    if isinstance(event, dict) and "fail" in event:
-        answer, way = {"errorType": "Failed", "errorMessage": event["fail"]}, "error"
-    if isinstance(event, dict) and "exit" in event:
-        os._exit(event["exit"])
-    if isinstance(event, dict) and "sleep" in event:
-        time.sleep(event["sleep"])
-    print("log", flush=True)
-    api.request("POST", base + told["lambda-runtime-aws-request-id"] + "/" + way, json.dumps(answer))
+    way, headers = "response", {}
+STEPS
+    place = base + told["lambda-runtime-aws-request-id"] + "/" + way
+    api.request("POST", place, answer, headers, encode_chunked=bool(headers))
     api.getresponse().read()
 """
+# Steps of a runtime that fails as its event tells it to.
+AS_TOLD = """
+if isinstance(event, dict) and "fail" in event:
+    answer, way = {"errorType": "Failed", "errorMessage": event["fail"]}, "error"
+if isinstance(event, dict) and "exit" in event:
+    os._exit(event["exit"])
+if isinstance(event, dict) and "sleep" in event:
+    time.sleep(event["sleep"])
+"""
+
+
+def runtime(*steps):
+    return RUNTIME.replace("STEPS", textwrap.indent("".join(steps), "    "))
+
+
+def run_by(handler):
+    return {"ImageConfig": {"EntryPoint": ["python3", "-c"], "Command": [handler]}}
+
+
+# It answers its event and what came with it.
+HANDLER = runtime(
+    """
+answer = {"event": event, "told": told, "stage": os.environ.get("STAGE", "")}
+""",
+    AS_TOLD,
+    """
+print("log", flush=True)
+answer = json.dumps(answer)
+""",
+)
 FUNCTION = {
     "Role": ROLE,
     "PackageType": "Image",
     "Code": {"ImageUri": "hello-python:1"},
-    "ImageConfig": {"EntryPoint": ["python3", "-c"], "Command": [HANDLER]},
+    **run_by(HANDLER),
     "Timeout": 60,
 }
 
@@ -82,16 +109,18 @@ def check_shape(parsed, model, http_response, **_):
         assert set(told) - {"StatusCode"} <= known, f"{model.name}: {set(told) - known}"
 
 
-def client(key=None, secret=None, **config):
+def client(key=None, secret=None, service="lambda", hooks="lambda", region=REGION, endpoint=None, **config):
+    """Without an endpoint it is the environment's, as for any program."""
     config = Config(retries={"max_attempts": 0}, read_timeout=120, **config)
     made = boto3.client(
-        "lambda",
-        region_name=REGION,
+        service,
+        region_name=region,
+        endpoint_url=endpoint,
         aws_access_key_id=key or os.environ["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=secret or os.environ["AWS_SECRET_ACCESS_KEY"],
         config=config,
     )
-    made.meta.events.register("after-call.lambda", check_shape)
+    made.meta.events.register(f"after-call.{hooks}", check_shape)
     return made
 
 
@@ -110,6 +139,15 @@ def refused(code, status, part=""):
         assert part in told["Message"], told
     else:
         raise AssertionError(f"{code} was expected")
+
+
+def until(what, look, seconds=300):
+    """What is seen, once there is something."""
+    end = time.monotonic() + seconds
+    while not (seen := look()):
+        assert time.monotonic() < end, f"{what}: not in time"
+        time.sleep(0.05)
+    return seen
 
 
 def arn(name, qualifier=None):
@@ -440,7 +478,7 @@ def cli():
         assert told.returncode == 0, (words, told.stderr)
         return json.loads(told.stdout) if told.stdout.strip() else None
 
-    image = json.dumps({"EntryPoint": ["python3", "-c"], "Command": [HANDLER]})
+    image = json.dumps(run_by(HANDLER)["ImageConfig"])
     run("create-function", "--function-name", "typed", "--package-type", "Image", "--role", ROLE,
         "--code", "ImageUri=hello-python:1", "--image-config", image, "--timeout", "60")
     run("wait", "function-active-v2", "--function-name", "typed")
@@ -476,7 +514,7 @@ def after_the_crash():
     cut = aws.get_function_configuration(FunctionName="cut")
     # Interrupted, or at its end before the server was.
     assert cut["State"] == "Failed" and cut["StateReason"], cut
-    aws.update_function_configuration(FunctionName="cut", ImageConfig={"EntryPoint": ["python3", "-c"], "Command": [HANDLER]})
+    aws.update_function_configuration(FunctionName="cut", **run_by(HANDLER))
     updated(aws, "cut")
     assert ask(aws, "cut", 1)[1]["event"] == 1
 

@@ -15,32 +15,22 @@ import uuid
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from clients import ACCOUNT, REGION, arn, check_shape, client, create, refused, updated
+from clients import ACCOUNT, AS_TOLD, ENDPOINT, REGION, arn, client, create, refused, run_by, runtime, until, updated
 
 SINK = os.environ["SINK"]
 # As the other runtime, but it says of each try whose it is.
-HANDLER = """
-import http.client, json, os, time
-api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
-base = "/2018-06-01/runtime/invocation/"
-while True:
-    api.request("GET", base + "next")
-    next = api.getresponse()
-    event = json.loads(next.read())
-    told = dict((name.lower(), value) for name, value in next.headers.items())
-    answer, way = {"event": event, "told": told}, "response"
-    if isinstance(event, dict) and "id" in event:
-        print("try", event["id"], flush=True)
-    if isinstance(event, dict) and "fail" in event:
-        answer, way = {"errorType": "Failed", "errorMessage": event["fail"]}, "error"
-    if isinstance(event, dict) and "exit" in event:
-        os._exit(event["exit"])
-    if isinstance(event, dict) and "sleep" in event:
-        time.sleep(event["sleep"])
-    api.request("POST", base + told["lambda-runtime-aws-request-id"] + "/" + way, json.dumps(answer))
-    api.getresponse().read()
-"""
-IMAGE = {"ImageConfig": {"EntryPoint": ["python3", "-c"], "Command": [HANDLER]}}
+HANDLER = runtime(
+    """
+answer = {"event": event, "told": told}
+if isinstance(event, dict) and "id" in event:
+    print("try", event["id"], flush=True)
+""",
+    AS_TOLD,
+    """
+answer = json.dumps(answer)
+""",
+)
+IMAGE = run_by(HANDLER)
 
 
 def sqs():
@@ -59,16 +49,6 @@ def send(aws, name, event=None, **more):
     reply = aws.invoke(FunctionName=name, InvocationType="Event", Payload=json.dumps(event), **more)
     assert reply["StatusCode"] == 202 and not reply["Payload"].read(), reply
     return reply["ResponseMetadata"]["RequestId"]
-
-
-def until(what, look, seconds=300):
-    end = time.monotonic() + seconds
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < end, f"{what}: not in time"
-        time.sleep(0.05)
 
 
 def sunk(place):
@@ -366,9 +346,7 @@ OFF = {"Mode": "OFF"}
 
 
 def scheduler():
-    made = boto3.client("scheduler", region_name=REGION, endpoint_url=os.environ["AWS_ENDPOINT_URL_LAMBDA"])
-    made.meta.events.register("after-call.scheduler", check_shape)
-    return made
+    return client(service="scheduler", hooks="scheduler", endpoint=ENDPOINT)
 
 
 def target(function, **more):

@@ -9,50 +9,22 @@ import subprocess
 import sys
 import time
 
-import boto3
-from botocore.config import Config
-
-from clients import ACCOUNT, REGION, ask, check_shape, client, create, refused
+from clients import ACCOUNT, ENDPOINT, REGION, ask, client, create, refused, run_by, runtime, until
 
 # A runtime that writes the lines of its event, and says what its stream is called.
-HANDLER = """
-import http.client, json, os
-api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
-base = "/2018-06-01/runtime/invocation/"
-while True:
-    api.request("GET", base + "next")
-    next = api.getresponse()
-    event = json.loads(next.read())
-    for line in event:
-        print(line, flush=True)
-    stream = [os.environ["AWS_LAMBDA_LOG_GROUP_NAME"], os.environ["AWS_LAMBDA_LOG_STREAM_NAME"]]
-    id = next.headers["Lambda-Runtime-Aws-Request-Id"]
-    api.request("POST", base + id + "/response", json.dumps(stream))
-    api.getresponse().read()
+HANDLER = runtime(
+    """
+for line in event:
+    print(line, flush=True)
+answer = json.dumps([os.environ["AWS_LAMBDA_LOG_GROUP_NAME"], os.environ["AWS_LAMBDA_LOG_STREAM_NAME"]])
 """
-FUNCTION = {"ImageConfig": {"EntryPoint": ["python3", "-c"], "Command": [HANDLER]}}
+)
+FUNCTION = run_by(HANDLER)
 SPEAKS = "/aws/lambda/speaks"
 
 
-def logs(key="AWS_ACCESS_KEY_ID", secret="AWS_SECRET_ACCESS_KEY", region=REGION):
-    made = boto3.client(
-        "logs",
-        region_name=region,
-        endpoint_url=os.environ["AWS_ENDPOINT_URL_LAMBDA"],
-        aws_access_key_id=os.environ[key],
-        aws_secret_access_key=os.environ[secret],
-        config=Config(retries={"max_attempts": 0}, read_timeout=120),
-    )
-    made.meta.events.register("after-call.cloudwatch-logs", check_shape)
-    return made
-
-
-def until(what, look, seconds=300):
-    end = time.monotonic() + seconds
-    while not (seen := look()):
-        assert time.monotonic() < end, f"{what} did not come about"
-        time.sleep(0.1)
-    return seen
+def logs(key=None, secret=None, region=REGION):
+    return client(key, secret, "logs", "cloudwatch-logs", region, ENDPOINT)
 
 
 def filtered(aws, **more):
@@ -116,7 +88,7 @@ def groups(aws, functions):
     assert [group["logGroupName"] for group in shown] == ["/aws/lambda/mute"], shown
     for name in ["spoken", "mute"]:
         functions.delete_function(FunctionName=name)
-    other = logs("OTHER_ACCESS_KEY_ID", "OTHER_SECRET_ACCESS_KEY")
+    other = logs(os.environ["OTHER_ACCESS_KEY_ID"], os.environ["OTHER_SECRET_ACCESS_KEY"])
     assert SPEAKS not in [group["logGroupName"] for group in other.describe_log_groups()["logGroups"]]
     for wanted in [{"logGroupName": SPEAKS}, {"logGroupIdentifier": arn}]:
         with refused("ResourceNotFoundException", 400, "log group"):
@@ -235,7 +207,7 @@ def errors(aws, stream):
     with refused("UnknownOperationException", 400, "FilterLogEvents"):
         aws.put_log_events(logGroupName=SPEAKS, logStreamName=stream, logEvents=[{"timestamp": 1, "message": "a"}])
     with refused("InvalidSignatureException", 400):
-        logs(secret="OTHER_SECRET_ACCESS_KEY").describe_log_groups()
+        logs(secret=os.environ["OTHER_SECRET_ACCESS_KEY"]).describe_log_groups()
     with refused("InvalidSignatureException", 400):
         logs(region="eu-west-1").describe_log_groups()
 

@@ -14,47 +14,39 @@ import botocore.auth
 import botocore.awsrequest
 import botocore.credentials
 
-from clients import ENDPOINT, FUNCTION, REGION, arn, client, create, other, refused
+from clients import ENDPOINT, REGION, arn, client, create, other, refused, run_by, runtime
 
 NETLOC = urllib.parse.urlsplit(ENDPOINT).netloc
 STREAM = "application/vnd.awslambda.http-integration-response"
 # A runtime that answers what the request's path says.
-HANDLER = """
-import base64, http.client, itertools, json, os, time
-api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
-base = "/2018-06-01/runtime/invocation/"
-while True:
-    api.request("GET", base + "next")
-    next = api.getresponse()
-    event = json.loads(next.read())
-    body = event.get("body", "")
-    body = base64.b64decode(body) if event["isBase64Encoded"] else body.encode()
-    answer, way, headers, path = json.dumps({"event": event}).encode(), "response", {}, event["rawPath"]
-    if path == "/answer":
-        answer = body
-    if path == "/large":
-        answer = json.dumps("x" * ((6 << 20) + 200)).encode()
-    if path == "/fail":
-        answer, way = b'{"errorType": "Failed", "errorMessage": "no"}', "error"
-    if path in ("/stream", "/endless"):
-        headers = {"Lambda-Runtime-Function-Response-Mode": "streaming", "Transfer-Encoding": "chunked",
-                   "Content-Type": "application/vnd.awslambda.http-integration-response"}
-        parts = [body, bytes(8), b"first", b"second"]
-        def pieces():
-            yield from parts
-            while path == "/endless":
-                time.sleep(0.05)
-                yield b"."
-        answer = pieces()
-    if path == "/plain":
-        headers = {"Lambda-Runtime-Function-Response-Mode": "streaming", "Transfer-Encoding": "chunked",
-                   "Content-Type": "text/x-plain"}
-        answer = iter([b"a", b"b"])
-    id = next.headers["lambda-runtime-aws-request-id"]
-    api.request("POST", base + id + "/" + way, answer, headers, encode_chunked=bool(headers))
-    api.getresponse().read()
+HANDLER = runtime(
+    """
+body = event.get("body", "")
+body = base64.b64decode(body) if event["isBase64Encoded"] else body.encode()
+answer, path = json.dumps({"event": event}).encode(), event["rawPath"]
+if path == "/answer":
+    answer = body
+if path == "/large":
+    answer = json.dumps("x" * ((6 << 20) + 200)).encode()
+if path == "/fail":
+    answer, way = b'{"errorType": "Failed", "errorMessage": "no"}', "error"
+if path in ("/stream", "/endless"):
+    headers = {"Lambda-Runtime-Function-Response-Mode": "streaming", "Transfer-Encoding": "chunked",
+               "Content-Type": "application/vnd.awslambda.http-integration-response"}
+    parts = [body, bytes(8), b"first", b"second"]
+    def pieces():
+        yield from parts
+        while path == "/endless":
+            time.sleep(0.05)
+            yield b"."
+    answer = pieces()
+if path == "/plain":
+    headers = {"Lambda-Runtime-Function-Response-Mode": "streaming", "Transfer-Encoding": "chunked",
+               "Content-Type": "text/x-plain"}
+    answer = iter([b"a", b"b"])
 """
-URL_FUNCTION = {"ImageConfig": {"EntryPoint": ["python3", "-c"], "Command": [HANDLER]}}
+)
+URL_FUNCTION = run_by(HANDLER)
 OPEN = {"StatementId": "open", "Action": "lambda:InvokeFunctionUrl", "Principal": "*", "FunctionUrlAuthType": "NONE"}
 
 
