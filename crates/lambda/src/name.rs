@@ -155,6 +155,15 @@ impl Arns {
     pub fn qualified(&self, name: &ServiceName, qualifier: &Qualifier) -> String {
         format!("{}:{qualifier}", self.function(name))
     }
+
+    /// Of a function as it is named: with a qualifier, or without.
+    #[must_use]
+    pub fn named(&self, name: &ServiceName, qualifier: Option<&Qualifier>) -> String {
+        match qualifier {
+            Some(qualifier) => self.qualified(name, qualifier),
+            None => self.function(name),
+        }
+    }
 }
 
 #[cfg(test)]

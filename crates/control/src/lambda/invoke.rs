@@ -307,10 +307,7 @@ impl Front {
     ) -> Result<Way, LambdaError> {
         let chosen = choose(view, &target)?;
         let arns = self.arns(&owner);
-        let arn = match &target.qualifier {
-            Some(qualifier) => arns.qualified(&target.name, qualifier),
-            None => arns.function(&target.name),
-        };
+        let arn = arns.named(&target.name, target.qualifier.as_ref());
         Ok(Way {
             key: (owner, target.name),
             revision: chosen.revision,

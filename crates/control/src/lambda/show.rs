@@ -24,10 +24,7 @@ pub(crate) fn configuration(
     version: &str,
     config: &Configuration,
 ) -> Value {
-    let arn = match asked {
-        Some(qualifier) => arns.qualified(name, qualifier),
-        None => arns.function(name),
-    };
+    let arn = arns.named(name, asked);
     let mut shown = json!({
         "FunctionName": name.as_str(),
         "FunctionArn": arn,

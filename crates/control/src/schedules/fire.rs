@@ -164,10 +164,7 @@ impl Front {
         let spec = &record.spec;
         let arns = self.arns(project);
         let qualifier: Option<Qualifier> = spec.qualifier.as_deref().and_then(|q| q.parse().ok());
-        let arn = match &qualifier {
-            Some(qualifier) => arns.qualified(&spec.function, qualifier),
-            None => arns.function(&spec.function),
-        };
+        let arn = arns.named(&spec.function, qualifier.as_ref());
         let request_id = uuid();
         let schedule = self.schedule_arn(project, name);
         let payload = match &spec.input {
