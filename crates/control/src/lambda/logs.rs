@@ -92,9 +92,8 @@ fn reply(status: StatusCode, value: Value) -> Reply {
     reply
 }
 
-/// A page of a list, and where the next one begins.
-fn paged(name: &str, items: Vec<Value>, next: Option<String>) -> Reply {
-    let mut value = json!({name: items});
+/// A page, and where the next one begins.
+fn paged(mut value: Value, next: Option<String>) -> Reply {
     if let (Some(next), Some(fields)) = (next, value.as_object_mut()) {
         fields.insert("nextToken".to_owned(), json!(next));
     }
@@ -305,14 +304,14 @@ impl Front {
                     continue;
                 }
                 if shown.len() == limit {
-                    return Ok(paged("logGroups", shown, last));
+                    return Ok(paged(json!({"logGroups": shown}), last));
                 }
                 shown.push(self.shown_group(call, &name, found).await?);
                 last = Some(name.to_string());
             }
             after = page.items.last().map(|found| found.key.clone());
             if !page.more || after.is_none() {
-                return Ok(paged("logGroups", shown, None));
+                return Ok(paged(json!({"logGroups": shown}), None));
             }
         }
     }
@@ -396,7 +395,8 @@ impl Front {
             })
         });
         let next = next.map(|next| next.to_string());
-        Ok(paged("logStreams", shown.collect(), next))
+        let shown: Vec<Value> = shown.collect();
+        Ok(paged(json!({"logStreams": shown}), next))
     }
 
     async fn stream_events(&self, call: &Call) -> Result<Reply, LambdaError> {
@@ -487,14 +487,11 @@ impl Front {
                 "eventId": event.position.to_string(),
             })
         });
-        let mut value = json!({
+        let value = json!({
             "events": events.collect::<Vec<Value>>(),
             "searchedLogStreams": [],
         });
-        if let (Some(next), Some(fields)) = (next, value.as_object_mut()) {
-            fields.insert("nextToken".to_owned(), json!(next));
-        }
-        Ok(reply(StatusCode::OK, value))
+        Ok(paged(value, next))
     }
 
     /// Whose events are wanted; absent means all instances'.

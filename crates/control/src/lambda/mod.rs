@@ -189,7 +189,7 @@ async fn answer(State(front): State<Arc<Front>>, request: axum::extract::Request
         return front.answer_url(place, request, &request_id).await;
     }
     let api = Api::of(request.uri().path(), request.headers());
-    let reply = front.reply(request, &request_id).await;
+    let reply = front.reply(api, request, &request_id).await;
     let reply = reply.unwrap_or_else(|error| match api {
         Api::Lambda => Reply::error(&error),
         Api::Scheduler => scheduler::error(&error),
@@ -205,11 +205,12 @@ async fn answer(State(front): State<Arc<Front>>, request: axum::extract::Request
 impl Front {
     async fn reply(
         &self,
+        api: Api,
         request: axum::extract::Request,
         request_id: &str,
     ) -> Result<Reply, LambdaError> {
         let (parts, body) = request.into_parts();
-        let signed = self.signed(&parts).await?;
+        let signed = self.signed(&parts, api).await?;
         let operation = Operation::of(&parts.method, parts.uri.path(), &parts.headers)?;
         let now_ms = self.control.inner.base.now();
         let _room;
@@ -342,10 +343,7 @@ impl Front {
 
     fn arn(&self, call: &Call, target: &FunctionRef) -> String {
         let arns = self.arns(&call.project.id);
-        match &target.qualifier {
-            Some(qualifier) => arns.qualified(&target.name, qualifier),
-            None => arns.function(&target.name),
-        }
+        arns.named(&target.name, target.qualifier.as_ref())
     }
 
     /// The function of the path and of `Qualifier`, whoever it belongs to.

@@ -71,17 +71,7 @@ fn refused(error: SignatureError) -> LambdaError {
 
 impl Front {
     /// Whose key it is, before anything of the body is read.
-    pub(crate) async fn signed(&self, parts: &Parts) -> Result<Signed, LambdaError> {
-        let api = Api::of(parts.uri.path(), &parts.headers);
-        self.signed_for(parts, api.service()).await
-    }
-
-    /// The same, where the path does not say what is signed for.
-    pub(crate) async fn signed_for(
-        &self,
-        parts: &Parts,
-        service: &str,
-    ) -> Result<Signed, LambdaError> {
+    pub(crate) async fn signed(&self, parts: &Parts, api: Api) -> Result<Signed, LambdaError> {
         let text = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
             let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
             (name.as_str().to_owned(), value)
@@ -95,7 +85,7 @@ impl Front {
         };
         let scope = Scope {
             region: &self.region,
-            service,
+            service: api.service(),
         };
         let signature = Signature::of(&request, scope).map_err(refused)?;
         let known = self.control.access_secret(signature.access_key()).await?;

@@ -1,14 +1,14 @@
 //! A function's record in the store: read, changed as a whole, removed with
 //! its service.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use skiff_lambda::{Code, LambdaError};
 use skiff_types::{Digest, ProjectId, ServiceName};
 
 use super::cache::View;
-use super::record::{Configuration, FunctionRecord, LayerRecord, Update, UrlRecord};
+use super::record::{Configuration, FunctionRecord, LayerRecord, Update, UrlConfig, UrlRecord};
 use crate::control::Control;
 use crate::db::{Change, Db, Found};
 use crate::error::ControlError;
@@ -72,18 +72,18 @@ impl CodeInUse {
 fn with_urls(
     change: Change,
     (project, function): (&ProjectId, &ServiceName),
-    before: &FunctionRecord,
-    after: &FunctionRecord,
+    before: &BTreeMap<String, UrlConfig>,
+    after: &BTreeMap<String, UrlConfig>,
 ) -> Result<Change, ControlError> {
-    let gone = before.urls.iter().filter(|(alias, url)| {
-        let kept = after.urls.get(*alias);
+    let gone = before.iter().filter(|(alias, url)| {
+        let kept = after.get(*alias);
         kept.is_none_or(|kept| kept.id != url.id)
     });
     let change = gone.fold(change, |change, (_, url)| {
         change.delete(key::function_url(&url.id))
     });
-    let mut new = after.urls.iter().filter(|(alias, url)| {
-        let known = before.urls.get(*alias);
+    let mut new = after.iter().filter(|(alias, url)| {
+        let known = before.get(*alias);
         known.is_none_or(|known| known.id != url.id)
     });
     new.try_fold(change, |change, (alias, url)| {
@@ -141,13 +141,13 @@ impl Control {
     ) -> Result<(T, FunctionRecord), LambdaError> {
         for _ in 0..TRIES {
             let found = self.function(project, name).await?;
-            let before = found.record;
-            let mut record = before.clone();
+            let mut record = found.record;
+            let urls = record.urls.clone();
             let changed = change(&mut record)?;
             let write = Change::default()
                 .expect(&found.key, found.version)
                 .put(&found.key, &record)?;
-            let write = with_urls(write, (project, name), &before, &record)?;
+            let write = with_urls(write, (project, name), &urls, &record.urls)?;
             let committed = self.db().try_commit(write).await;
             // Also when nobody knows whether it happened.
             self.forget_view(project, name);
@@ -174,10 +174,8 @@ impl Control {
         let change = versions.fold(change, |change, number| {
             change.delete(key::function_version(project, name, *number))
         });
-        let urls = found.record.urls.values();
-        let change = urls.fold(change, |change, url| {
-            change.delete(key::function_url(&url.id))
-        });
+        let urls = &found.record.urls;
+        let change = with_urls(change, (project, name), urls, &BTreeMap::new())?;
         Ok(change.expect(&place, found.version).delete(place))
     }
 

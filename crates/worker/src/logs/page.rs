@@ -1,6 +1,6 @@
 //! Pages of a log, and what there is of each instance.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -25,8 +25,7 @@ pub fn page(range: &LogRange, files: Vec<(LogFile, File, u64)>) -> LogPage {
     let mut counts: HashMap<u64, u32> = HashMap::new();
     let mut counted = None;
     for (listed, file, len) in files {
-        let is_wanted =
-            |wanted: &std::collections::BTreeSet<InstanceId>| wanted.contains(&listed.instance);
+        let is_wanted = |wanted: &BTreeSet<InstanceId>| wanted.contains(&listed.instance);
         if !range.instances.as_ref().is_none_or(is_wanted) {
             continue;
         }

@@ -42,6 +42,11 @@ fn new_id() -> String {
     bytes.iter().map(char_of).collect()
 }
 
+/// What names a URL's place; the function itself has none.
+fn qualifier(alias: &str) -> Option<Qualifier> {
+    (!alias.is_empty()).then(|| Qualifier::Alias(alias.to_owned()))
+}
+
 /// How lists name a URL's place; they are in this order.
 fn listed(alias: &str) -> &str {
     if alias.is_empty() { LATEST } else { alias }
@@ -124,10 +129,7 @@ impl Front {
         let arns = self.arns(&call.project.id);
         let (mut shown, mut last) = (Vec::new(), String::new());
         for (alias, config) in found.by_ref().take(limit) {
-            let arn = match alias.as_str() {
-                "" => arns.function(&name),
-                alias => arns.qualified(&name, &Qualifier::Alias(alias.to_owned())),
-            };
+            let arn = arns.named(&name, qualifier(alias).as_ref());
             let url = self.url(&config.id);
             shown.push(show::url_config(&arn, &url, config, false));
             listed(alias).clone_into(&mut last);

@@ -13,18 +13,19 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::json;
 use skiff_lambda::{
-    Code, FunctionRef, LambdaError, Prelude, Qualifier, STREAM_TYPE, UrlCaller, UrlContext,
-    UrlHead, UrlReply, UrlReplyError, UrlRequest,
+    Code, FunctionRef, LambdaError, Prelude, STREAM_TYPE, UrlCaller, UrlContext, UrlHead, UrlReply,
+    UrlReplyError, UrlRequest,
 };
 use skiff_types::ProjectId;
 
-use super::{HOST, ID_ALPHABET, ID_CHARS, PATH, cors};
+use super::{HOST, ID_ALPHABET, ID_CHARS, PATH, cors, qualifier};
 use crate::http::Peer;
 use crate::key;
 use crate::lambda::Front;
 use crate::lambda::cache::View;
 use crate::lambda::invoke::{Begun, FUNCTION_ERROR, Invocation, Place, TRACE_ID, Way};
 use crate::lambda::links::Link;
+use crate::lambda::operation::Api;
 use crate::lambda::policies::allows_url;
 use crate::lambda::record::{InvokeMode, UrlAuth, UrlConfig, UrlRecord};
 use crate::lambda::sign::{EVENT_BYTES_MAX, Signed, read_into};
@@ -146,12 +147,11 @@ struct Target {
 
 impl Target {
     fn function(&self) -> FunctionRef {
-        let alias = &self.owner.alias;
         FunctionRef {
             region: None,
             account: Some(self.owner.project.clone()),
             name: self.owner.function.clone(),
-            qualifier: (!alias.is_empty()).then(|| Qualifier::Alias(alias.clone())),
+            qualifier: qualifier(&self.owner.alias),
         }
     }
 
@@ -262,7 +262,7 @@ impl Front {
         let (signed, caller) = match target.config.auth {
             UrlAuth::None => (None, None),
             UrlAuth::Iam => {
-                let signed = self.signed_for(parts, "lambda").await;
+                let signed = self.signed(parts, Api::Lambda).await;
                 let signed = signed.map_err(|_| Denied::Forbidden)?;
                 let caller = signed.key.project.id.clone();
                 (Some(signed), Some(caller))
