@@ -25,6 +25,7 @@ mod hold;
 mod http;
 mod key;
 mod lambda;
+mod lent;
 mod library;
 mod limit;
 mod manifest;

@@ -47,6 +47,8 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two pieces of an imported tar.
 pub(crate) const IMPORT_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// For the rest of a tar whose import has failed.
+pub(crate) const DISCARD_TIMEOUT: Duration = Duration::from_secs(30);
 /// For one pull or import.
 pub(crate) const PULL_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Above the probe's start timeout, for making the sandbox.

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{BoxStream, StreamExt as _};
 use skiff_types::api::{Image, ImageEvent, Rekey, Rekeyed, Secret};
 use skiff_types::{ProjectId, SecretName};
 
@@ -12,7 +12,8 @@ use crate::control::Control;
 use crate::error::{ControlError, invalid, not_found, timeout};
 use crate::events::Events;
 use crate::key;
-use crate::limit::{PULL_TIMEOUT, REFERENCE_BYTES_MAX};
+use crate::lent::lend;
+use crate::limit::{DISCARD_TIMEOUT, PULL_TIMEOUT, REFERENCE_BYTES_MAX};
 use crate::port::PullRequest;
 use crate::record::ProjectRecord;
 
@@ -49,17 +50,21 @@ impl Control {
         reference.as_deref().map(check_reference).transpose()?;
         let operation = self.operation()?;
         let control = self.clone();
+        let (tar, rest) = lend(tar);
         self.inner.tasks.spawn("import", async move {
-            let _operation = operation;
             let progress = events.progress(|bytes, total| ImageEvent::Progress { bytes, total });
             let images = &control.inner.base.images;
             let image = async {
-                let import = images.import(reference, tar, progress);
+                let import = images.import(reference, tar.boxed(), progress);
                 let imported = tokio::time::timeout(PULL_TIMEOUT, import).await;
                 let digest = imported.map_err(|_| timeout("the tar did not arrive in time"))??;
                 control.inner.library.describe(digest.as_str()).await
             };
             events.tell(last(image.await));
+            drop(operation);
+            // The answer ends when the events do.
+            rest.discard(DISCARD_TIMEOUT).await;
+            drop(events);
         });
         Ok(())
     }
