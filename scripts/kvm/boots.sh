@@ -16,15 +16,20 @@ check() { # NAME CONDITION...
   else
     failed=$((failed + 1))
     echo "test boots::$name ... FAILED"
-    echo "-- the monitor ended with $status and said:"
-    cat $work/said
-    echo "-- the host's side of its sockets:"
-    cat $work/host
-    echo "-- the guest's report:"
-    cat $work/report
-    echo "-- the guest's console:"
-    tail -n 60 $work/console
+    [ -n "$shown" ] || show
   fi
+}
+# What there is of a boot, once: a machine's console is slow.
+show() {
+  shown=1
+  echo "-- the monitor ended with $status and said:"
+  tail -n 60 $work/said
+  echo "-- the host's side of its sockets:"
+  tail -n 60 $work/host
+  echo "-- the guest's report:"
+  tail -n 60 $work/report
+  echo "-- the guest's console:"
+  tail -n 60 $work/console
 }
 
 # Boots KERNEL with ARGUMENTS; SERIAL is the section of the serial port, or
@@ -46,6 +51,7 @@ JSON
   dd if=/dev/zero of=$work/scratch bs=1M count=1 conv=notrunc 2>/dev/null
   : >$work/console
   : >$work/host
+  shown=
   started=$(cut -d. -f1 /proc/uptime)
   rm -f $work/vsock* $work/control
   # It must not hold the pipe that this script's output goes to.

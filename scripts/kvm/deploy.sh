@@ -25,7 +25,7 @@ check() { # NAME CONDITION...
     failed=$((failed + 1))
     echo "test $part::$name ... FAILED"
     echo "-- the last command ended with $status and said:"
-    cat $out $err
+    tail -c 4096 $out $err
     echo "-- the server:"
     tail -n 30 $work/server
     echo "-- the launcher:"

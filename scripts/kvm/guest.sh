@@ -28,6 +28,8 @@ took=$(($(centis) - started))
 factor=$((took / 100 + 1))
 SKIFF_SLOWNESS=$(($(word slowness) * factor))
 export SKIFF_SLOWNESS
+# Of `run`.
+program_deadline=$(($(word deadline) * factor))
 SKIFF_TEST_GUEST=/guest
 export SKIFF_TEST_GUEST
 echo "kernel $(uname -r), speed factor $factor ($took), KVM: $(ls /dev/kvm)"

@@ -55,8 +55,9 @@ watch_pulse() {
 # Runs the machine until it is off. Leaves what it reported in $work/results,
 # what was on its console in $work/console, and QEMU's exit code in $ended.
 start_machine() { # KERNEL DISK QEMU-OPTION...
-  local kernel=$1 disk=$2 watcher=""
+  local kernel=$1 disk=$2 watcher="" qemu
   shift 2
+  qemu=$(scripts/machine/qemu.sh)
   ended=0
   rm -f "$work/stopped" "$work/report" "$work/pid"
   if [ -n "${pulse:-}" ]; then
@@ -75,7 +76,7 @@ start_machine() { # KERNEL DISK QEMU-OPTION...
     -pidfile "$work/pid"
     "$@"
   )
-  timeout --foreground --kill-after=10 "$machine_deadline" qemu-system-x86_64 "${options[@]}" </dev/null \
+  timeout --foreground --kill-after=10 "$machine_deadline" "$qemu" "${options[@]}" </dev/null \
     2> >(grep -v "TCG doesn't support requested feature" >&2) \
     | sed -u 's/\r//g' | tee "$work/console" || ended=${PIPESTATUS[0]}
   [ -z "$watcher" ] || kill "$watcher" 2>/dev/null || :

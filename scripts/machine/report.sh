@@ -15,7 +15,7 @@ run() { # NAME COMMAND...
   name=$1
   shift
   echo "== $name (at $(cut -d. -f1 /proc/uptime) s)"
-  { timeout -s KILL "$(word deadline)" "$@" 2>&1; echo $? >/run/status; } | tee /run/log
+  { timeout -s KILL "${program_deadline:-$(word deadline)}" "$@" 2>&1; echo $? >/run/status; } | tee /run/log
   status=$(cat /run/status)
   passed=$(sed -n 's/^test result: .* \([0-9]*\) passed.*/\1/p' /run/log | awk '{ n += $1 } END { print n + 0 }')
   failed=$(sed -n 's/^test result: .* \([0-9]*\) failed.*/\1/p' /run/log | awk '{ n += $1 } END { print n + 0 }')
