@@ -1,12 +1,14 @@
 //! What AWS Lambda's API says and how: function names and ARNs, errors,
-//! Signature Version 4, event streams, and function URLs' events and replies.
+//! Signature Version 4, event streams, function URLs' events and replies, and
+//! event sources' patterns, events and answers.
 //!
 //! It serves nothing, knows no function and reads no clock: who asks gives the
 //! time and the bytes. Bytes of clients are hostile: nothing here panics on
 //! them or keeps more than a named bound.
 //!
 //! Entry points: [`FunctionRef::parse`], [`LambdaError`], [`Signature::of`],
-//! [`Replays`], [`event_stream`], [`UrlRequest::event`], [`UrlReply::read`].
+//! [`Replays`], [`event_stream`], [`UrlRequest::event`], [`UrlReply::read`],
+//! [`EventPattern`], [`SqsMessage::record`].
 
 mod error;
 pub mod event_stream;
@@ -18,6 +20,7 @@ mod percent;
 mod replay;
 mod runtime;
 mod sigv4;
+mod source;
 mod streamed;
 mod upload;
 mod url;
@@ -33,6 +36,7 @@ pub use runtime::{Runtime, UnknownRuntime, is_handler};
 pub use sigv4::{
     Request, Scope, Secret, Signature, SignatureError, payload_sha256, presigned_query, sign,
 };
+pub use source::{EventPattern, PatternError, SqsMessage, batch_event, batch_failures};
 pub use upload::{JSON_BYTES_MAX, Upload, UploadError};
 pub use url::{
     Prelude, STREAM_TYPE, UrlCaller, UrlContext, UrlEventTooLarge, UrlHead, UrlReply,
