@@ -10,7 +10,7 @@ use crate::db::{Db, Found};
 use crate::error::{ControlError, conflict, exhausted, not_found, timeout, unavailable};
 use crate::hold::{Ticket, Turns};
 use crate::key;
-use crate::lambda::{Events, Keys, Views};
+use crate::lambda::{Events, Keys, Sources, Views};
 use crate::library::Library;
 use crate::limit::{EXECS_MAX, OPERATIONS_MAX, PORT_TIMEOUT, SERVICE_WAITERS_MAX};
 use crate::port::Ports;
@@ -38,6 +38,7 @@ pub(crate) struct Inner {
     /// Absent until AWS Lambda's API is served.
     pub events: OnceLock<Arc<Events>>,
     pub schedules: Schedules,
+    pub sources: Sources,
     /// Read while something is put into a project, written while one ends.
     pub projects: RwLock<()>,
     /// Read while a token is made, written never: see `tokens`.
@@ -63,6 +64,7 @@ impl Control {
             keys: Keys::default(),
             events: OnceLock::new(),
             schedules: Schedules::default(),
+            sources: Sources::default(),
             projects: RwLock::new(()),
             tokens: tokio::sync::Mutex::new(()),
             operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),
@@ -101,6 +103,7 @@ impl Control {
         let mut text = (self.inner.ports.metrics)();
         if let Some(events) = self.inner.events.get() {
             text.push_str(&events.metrics(self.inner.base.now()));
+            text.push_str(&self.inner.sources.metrics());
         }
         text
     }

@@ -129,6 +129,20 @@ pub(crate) fn schedule(project: &ProjectId, name: &str) -> String {
     format!("{project}/schedule/{name}")
 }
 
+/// A project's event source mappings.
+pub(crate) fn mappings(project: &ProjectId) -> String {
+    format!("{project}/mapping/")
+}
+
+pub(crate) fn mapping(project: &ProjectId, id: &str) -> String {
+    format!("{project}/mapping/{id}")
+}
+
+/// That a source has a mapping to a function.
+pub(crate) fn mapping_pair(project: &ProjectId, source: &str, function: &str) -> String {
+    format!("{project}/mapping-pair/{source}/{function}")
+}
+
 /// What stands behind the last `/`.
 pub(crate) fn last_part(key: &str) -> &str {
     key.rsplit('/').next().unwrap_or_default()

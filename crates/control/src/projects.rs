@@ -116,6 +116,11 @@ impl Control {
                 "the project {name} has schedules: delete them first"
             )));
         }
+        if self.db().any(&key::mappings(id)).await? {
+            return Err(conflict(format!(
+                "the project {name} has event source mappings: delete them first"
+            )));
+        }
         let secrets = key::secrets(id);
         if self.db().any(&secrets).await? {
             return Err(conflict(format!(

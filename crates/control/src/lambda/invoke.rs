@@ -56,7 +56,7 @@ pub(crate) struct Way {
     /// `$LATEST` or a number.
     pub version: String,
     pub arn: String,
-    timeout_s: u32,
+    pub timeout_s: u32,
     role: String,
     reserved: Option<u32>,
 }

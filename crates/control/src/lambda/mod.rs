@@ -25,6 +25,7 @@ mod scheduler;
 mod settings;
 mod show;
 mod sign;
+mod sources;
 mod state;
 mod upload;
 mod urls;
@@ -60,6 +61,7 @@ pub(crate) use call::uuid;
 pub(crate) use events::Events;
 pub use events::{EventSettings, SqsSettings};
 pub(crate) use record::LayerRecord;
+pub(crate) use sources::Sources;
 pub(crate) use state::CodeInUse;
 
 /// Memory for the bodies of all calls under way, KiB, and as much again for
@@ -93,8 +95,8 @@ pub enum LambdaStartError {
     /// Its events cannot be gone on with.
     #[error("the log of events cannot be opened")]
     Log(#[from] LogError),
-    /// Its schedules cannot.
-    #[error("the schedules cannot be read")]
+    /// Its schedules and event sources cannot.
+    #[error("the schedules and event sources cannot be read")]
     Store(#[from] ControlError),
 }
 
@@ -129,8 +131,8 @@ pub(crate) struct Front {
 }
 
 impl Control {
-    /// Opens the log of events, and goes on with what is in it and with the
-    /// schedules.
+    /// Opens the log of events, and goes on with what is in it, with the
+    /// schedules and with event sources.
     ///
     /// # Errors
     /// When the log cannot be opened or the store not be read.
@@ -163,10 +165,13 @@ impl Control {
             urls: Cache::default(),
         });
         front.load_schedules().await?;
+        front.load_sources().await?;
         let dispatching = Arc::clone(&front).dispatch();
         self.inner.tasks.spawn("events", dispatching);
         let scheduling = Arc::clone(&front).run_schedules();
         self.inner.tasks.spawn("schedules", scheduling);
+        let polling = Arc::clone(&front).run_sources();
+        self.inner.tasks.spawn("event sources", polling);
         Ok(LambdaFront(front))
     }
 }
@@ -277,6 +282,11 @@ impl Front {
                 self.delete_event_config(&call, &name).await
             }
             O::ListFunctionEventInvokeConfigs(name) => self.list_event_configs(&call, &name).await,
+            O::CreateEventSourceMapping => self.create_mapping(&call).await,
+            O::ListEventSourceMappings => self.list_mappings(&call).await,
+            O::GetEventSourceMapping(id) => self.get_mapping(&call, &id).await,
+            O::UpdateEventSourceMapping(id) => self.update_mapping(&call, &id).await,
+            O::DeleteEventSourceMapping(id) => self.delete_mapping(&call, &id).await,
             O::CreateFunctionUrlConfig(name) => self.create_url(&call, &name).await,
             O::GetFunctionUrlConfig(name) => self.get_url(&call, &name).await,
             O::UpdateFunctionUrlConfig(name) => self.update_url(&call, &name).await,

@@ -70,6 +70,11 @@ pub(crate) enum Operation {
     UpdateFunctionUrlConfig(String),
     DeleteFunctionUrlConfig(String),
     ListFunctionUrlConfigs(String),
+    CreateEventSourceMapping,
+    ListEventSourceMappings,
+    GetEventSourceMapping(String),
+    UpdateEventSourceMapping(String),
+    DeleteEventSourceMapping(String),
     Scheduler(SchedulerOperation),
     Logs(LogsOperation),
     GetAccountSettings,
@@ -100,6 +105,8 @@ GetFunctionConcurrency, DeleteFunctionConcurrency, PutFunctionEventInvokeConfig,
 UpdateFunctionEventInvokeConfig, GetFunctionEventInvokeConfig, DeleteFunctionEventInvokeConfig, \
 ListFunctionEventInvokeConfigs, CreateFunctionUrlConfig, GetFunctionUrlConfig, \
 UpdateFunctionUrlConfig, DeleteFunctionUrlConfig, ListFunctionUrlConfigs, \
+CreateEventSourceMapping, GetEventSourceMapping, ListEventSourceMappings, \
+UpdateEventSourceMapping, DeleteEventSourceMapping, \
 PublishLayerVersion, ListLayers, ListLayerVersions, \
 GetLayerVersion, GetLayerVersionByArn, DeleteLayerVersion, AddLayerVersionPermission, \
 GetLayerVersionPolicy, RemoveLayerVersionPermission, GetAccountSettings, ListTags, \
@@ -165,6 +172,17 @@ impl Operation {
             ["2021-10-31", "functions", name, "urls"] => {
                 (method == "GET").then(|| Self::ListFunctionUrlConfigs(name.to_owned()))
             }
+            ["2015-03-31", "event-source-mappings"] => match method {
+                "POST" => Some(Self::CreateEventSourceMapping),
+                "GET" => Some(Self::ListEventSourceMappings),
+                _ => None,
+            },
+            ["2015-03-31", "event-source-mappings", id] => match method {
+                "GET" => Some(Self::GetEventSourceMapping(id.to_owned())),
+                "PUT" => Some(Self::UpdateEventSourceMapping(id.to_owned())),
+                "DELETE" => Some(Self::DeleteEventSourceMapping(id.to_owned())),
+                _ => None,
+            },
             ["schedules" | "schedule-groups", ..] => {
                 SchedulerOperation::of(method, &parts).map(Self::Scheduler)
             }
@@ -210,6 +228,8 @@ impl Operation {
                 | Self::ListFunctionEventInvokeConfigs(_)
                 | Self::GetFunctionUrlConfig(_)
                 | Self::ListFunctionUrlConfigs(_)
+                | Self::ListEventSourceMappings
+                | Self::GetEventSourceMapping(_)
                 | Self::GetAccountSettings
                 | Self::Logs(_)
                 | Self::FunctionZip(..)
@@ -331,6 +351,16 @@ mod tests {
                 "GET",
                 "/2021-10-31/functions/a/urls",
                 Operation::ListFunctionUrlConfigs(name()),
+            ),
+            (
+                "GET",
+                "/2015-03-31/event-source-mappings/",
+                Operation::ListEventSourceMappings,
+            ),
+            (
+                "DELETE",
+                "/2015-03-31/event-source-mappings/a",
+                Operation::DeleteEventSourceMapping(name()),
             ),
             (
                 "GET",

@@ -51,7 +51,7 @@ impl Front {
         let (target, place) = self.qualified(call, text)?;
         self.check(call, &wanted)?;
         let change = |record: &mut FunctionRecord| {
-            known(record, &place)?;
+            check_qualifier(record, &place)?;
             let before = record.events.get(&place).cloned();
             let before = before.filter(|_| !anew).unwrap_or_default();
             let config = merged(before, &wanted, call.now_ms);
@@ -193,7 +193,11 @@ impl Front {
     }
 }
 
-fn known(record: &FunctionRecord, place: &str) -> Result<(), LambdaError> {
+/// Whether a function has this qualifier.
+pub(in crate::lambda) fn check_qualifier(
+    record: &FunctionRecord,
+    place: &str,
+) -> Result<(), LambdaError> {
     let known = match place.parse() {
         Ok(Qualifier::Latest) => true,
         Ok(Qualifier::Version(number)) => record.versions.contains_key(&number),

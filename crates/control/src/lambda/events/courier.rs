@@ -1,4 +1,5 @@
-//! Carries records to HTTP endpoints and to queues of SQS's kind.
+//! Carries records to HTTP endpoints and to queues of SQS's kind, and asks the
+//! latter.
 //!
 //! A server's own network is not its users': URLs are let through by a list
 //! of the operator's, queues are the project's own at the operator's endpoint,
@@ -14,7 +15,7 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use skiff_lambda::Scope;
 
 use super::SqsSettings;
@@ -24,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// What of an answer is read, so that its connection can be used again.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 const AGENT: &str = concat!("skiff/", env!("CARGO_PKG_VERSION"));
-const SEND: &str = "AmazonSQS.SendMessage";
+const SEND: &str = "SendMessage";
 const SQS_JSON: &str = "application/x-amz-json-1.0";
 
 /// A record was not delivered.
@@ -44,6 +45,8 @@ pub(crate) enum CourierError {
     Timeout,
     #[error("it answered {status}: {text}")]
     Refused { status: StatusCode, text: String },
+    #[error("its answer broke off, or has over {0} bytes")]
+    Answer(usize),
 }
 
 /// What is sent to a queue.
@@ -112,33 +115,63 @@ impl Courier {
         message: Message,
         now_unix_s: u64,
     ) -> Result<(), CourierError> {
+        let attribute = |(name, kind, value): &(&str, &str, String)| {
+            let value = json!({"DataType": kind, "StringValue": value});
+            ((*name).to_owned(), value)
+        };
+        let attributes: Map<_, _> = message.attributes.iter().map(attribute).collect();
+        let mut asked = Map::new();
+        let body = String::from_utf8_lossy(&message.body);
+        asked.insert("MessageBody".to_owned(), json!(body));
+        asked.insert("MessageAttributes".to_owned(), json!(attributes));
+        // Messages of a FIFO queue have a group, and once is enough.
+        if message.queue.ends_with(".fifo") {
+            asked.insert("MessageGroupId".to_owned(), json!("skiff"));
+            let id = skiff_lambda::payload_sha256(&message.body);
+            asked.insert("MessageDeduplicationId".to_owned(), json!(id));
+        }
+        let queue = (message.account.as_str(), message.queue.as_str());
+        let request = self.of_queue(SEND, queue, asked, now_unix_s)?;
+        self.send(request).await
+    }
+
+    /// The answer of a queue, of so many bytes at most, to an operation of
+    /// SQS's JSON protocol.
+    pub(crate) async fn ask(
+        &self,
+        operation: &str,
+        queue: (&str, &str),
+        asked: Map<String, Value>,
+        bytes_max: usize,
+        now_unix_s: u64,
+    ) -> Result<Bytes, CourierError> {
+        let request = self.of_queue(operation, queue, asked, now_unix_s)?;
+        let answer = self.exchange(request, bytes_max).await?;
+        answer.ok_or(CourierError::Answer(bytes_max))
+    }
+
+    /// A signed request to a queue of an account.
+    fn of_queue(
+        &self,
+        operation: &str,
+        (account, queue): (&str, &str),
+        mut asked: Map<String, Value>,
+        now_unix_s: u64,
+    ) -> Result<Request<Full<Bytes>>, CourierError> {
         let sqs = self.sqs.as_ref().ok_or(CourierError::NoQueues)?;
         let endpoint = sqs.endpoint.trim_end_matches('/');
         let uri: Uri = format!("{endpoint}/")
             .parse()
             .map_err(|error| CourierError::Form(http::Error::from(error)))?;
-        let attribute = |(name, kind, value): &(&str, &str, String)| {
-            let value = json!({"DataType": kind, "StringValue": value});
-            ((*name).to_owned(), value)
-        };
-        let attributes: serde_json::Map<_, _> = message.attributes.iter().map(attribute).collect();
-        let mut asked = json!({
-            "QueueUrl": format!("{endpoint}/{}/{}", message.account, message.queue),
-            "MessageBody": String::from_utf8_lossy(&message.body),
-            "MessageAttributes": attributes,
-        });
-        // Messages of a FIFO queue have a group, and once is enough.
-        if let (true, Some(fields)) = (message.queue.ends_with(".fifo"), asked.as_object_mut()) {
-            fields.insert("MessageGroupId".to_owned(), json!("skiff"));
-            let id = skiff_lambda::payload_sha256(&message.body);
-            fields.insert("MessageDeduplicationId".to_owned(), json!(id));
-        }
-        let body = asked.to_string().into_bytes();
+        let url = format!("{endpoint}/{account}/{queue}");
+        asked.insert("QueueUrl".to_owned(), json!(url));
+        let body = Value::Object(asked).to_string().into_bytes();
         let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
+        let target = format!("AmazonSQS.{operation}");
         let mut headers = vec![
             (HOST.as_str().to_owned(), authority),
             (CONTENT_TYPE.as_str().to_owned(), SQS_JSON.to_owned()),
-            ("x-amz-target".to_owned(), SEND.to_owned()),
+            ("x-amz-target".to_owned(), target),
         ];
         let head = skiff_lambda::Request {
             method: "POST",
@@ -150,24 +183,27 @@ impl Courier {
             region: &self.region,
             service: "sqs",
         };
-        let signed = skiff_lambda::sign(
-            &head,
-            &body,
-            scope,
-            &sqs.access_key,
-            &sqs.secret,
-            now_unix_s,
-        );
+        let (key, secret) = (&sqs.access_key, &sqs.secret);
+        let signed = skiff_lambda::sign(&head, &body, scope, key, secret, now_unix_s);
         headers.extend(signed);
         let mut request = Request::post(uri);
         for (name, value) in headers {
             request = request.header(name, value);
         }
         let request = request.body(Full::new(Bytes::from(body)));
-        self.send(request.map_err(CourierError::Form)?).await
+        request.map_err(CourierError::Form)
     }
 
-    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<(), CourierError> {
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<(), CourierError> {
+        self.exchange(request, ANSWER_BYTES_MAX).await.map(drop)
+    }
+
+    /// What was answered, unless it broke off or is too large.
+    async fn exchange(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        bytes_max: usize,
+    ) -> Result<Option<Bytes>, CourierError> {
         let client = self.client.as_ref();
         let client = client.map_err(|error| CourierError::Tls(error.clone()))?;
         let agent = HeaderValue::from_static(AGENT);
@@ -176,11 +212,12 @@ impl Courier {
             let response = client.request(request).await;
             let response = response.map_err(CourierError::Connection)?;
             let status = response.status();
-            let read = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect();
-            let text = read.await.map(|read| read.to_bytes()).unwrap_or_default();
+            let read = Limited::new(response.into_body(), bytes_max).collect();
+            let text = read.await.map(|read| read.to_bytes()).ok();
             if status.is_success() {
-                return Ok(());
+                return Ok(text);
             }
+            let text = text.unwrap_or_default();
             let text = String::from_utf8_lossy(&text);
             Err(CourierError::Refused {
                 status,

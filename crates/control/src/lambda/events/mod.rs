@@ -30,7 +30,8 @@ use tokio::sync::{Notify, oneshot};
 use super::Front;
 use super::call::{Call, Reply};
 use super::invoke::{CLIENT_CONTEXT, Invocation, TRACE_ID, Way, invocation};
-use courier::Courier;
+pub(in crate::lambda) use config::check_qualifier;
+pub(in crate::lambda) use courier::{Courier, CourierError};
 
 /// Events of all functions that are not done: some 300 bytes of memory each.
 const EVENTS_MAX: usize = 500_000;
@@ -82,9 +83,11 @@ pub(crate) struct Events {
     line: Arc<Line>,
     /// Events that are held back, by their keys.
     held: Arc<Held>,
-    courier: Courier,
+    pub(in crate::lambda) courier: Courier,
     delays: Delays,
     counts: Counts,
+    /// Events under way of one function.
+    pub(in crate::lambda) at_once: u32,
     /// Of the functions' ARNs.
     region: String,
 }
@@ -203,6 +206,7 @@ impl Events {
                 changed: Notify::new(),
             }),
             courier: Courier::new(settings.destinations, settings.sqs, region),
+            at_once: settings.at_once,
             delays: Delays {
                 retry_ms: settings.retry_ms,
                 setback_ms: settings.backoff_ms,
