@@ -5,6 +5,8 @@
 //! (`cargo build -p skiff`). Tests of one file share a server where they do
 //! not disturb each other; each uses services of its own.
 
+pub mod aws;
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};

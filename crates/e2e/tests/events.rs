@@ -7,15 +7,13 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skiff_base::{Clock as _, SystemClock, process};
-use skiff_testkit::{
-    Held, Running, Server, ServerOptions, SharedServer, aws_clients, run, wait_for,
-};
+use skiff_base::{Clock as _, SystemClock};
+use skiff_e2e::aws::{Queues, endpoint, metrics, python};
+use skiff_testkit::{Held, Server, ServerOptions, SharedServer, run, wait_for};
 
 static SERVER: SharedServer = SharedServer::new();
 
@@ -97,54 +95,6 @@ fn exchange(
     .ok()
 }
 
-/// Serves queues until its standard input ends.
-const MOTO: &str = "
-import os, sys, threading
-def watch():
-    sys.stdin.read()
-    os._exit(0)
-threading.Thread(target=watch, daemon=True).start()
-from moto.server import main
-main(['--host', '127.0.0.1', '--port', '0'])
-";
-
-/// Queues of SQS's kind, from the package index; they end with the test.
-#[derive(Debug)]
-struct Queues {
-    url: String,
-    _process: Running,
-}
-
-impl Queues {
-    fn open() -> Self {
-        let mut child = process::command(python())
-            .args(["-c", MOTO])
-            .env("MOTO_ACCOUNT_ID", "000000000001")
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let url = loop {
-            let line = lines.next().expect("it says where it is").unwrap();
-            if let Some((_, url)) = line.split_once("Running on ") {
-                break url.trim().to_owned();
-            }
-        };
-        // Its log shall not block it.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self {
-            url,
-            _process: Running(child),
-        }
-    }
-}
-
-fn python() -> PathBuf {
-    static CLIENTS: OnceLock<PathBuf> = OnceLock::new();
-    CLIENTS.get_or_init(aws_clients).join("bin/python")
-}
-
 /// What a case is told of a server.
 #[derive(Debug)]
 struct World {
@@ -178,7 +128,7 @@ impl World {
             .set("lambda.events.backoff_ms=50")
             .set("lambda.events.per_function=16")
             .set(format!("lambda.events.destinations={}/", self.sink.url))
-            .set(format!("lambda.events.sqs_endpoint={}", self.queues.url))
+            .set(format!("lambda.events.sqs_endpoint={}", self.queues.url()))
             .set("lambda.events.sqs_access_key=any")
             .set(format!(
                 "lambda.events.sqs_secret_file={}",
@@ -206,7 +156,7 @@ impl World {
             format!("HOME={scratch}"),
             format!("SINK={}", self.sink.url),
             format!("SINK_FILE={}", self.sink.file.display()),
-            format!("SQS={}", self.queues.url),
+            format!("SQS={}", self.queues.url()),
         ];
         let program = [python().display().to_string(), script.display().to_string()];
         let words = variables.into_iter().chain(more.iter().cloned());
@@ -216,17 +166,6 @@ impl World {
     fn case(&self, name: &str) {
         let _out = run("env", self.words(name, &[])).ok();
     }
-}
-
-fn endpoint(server: &Server) -> String {
-    let version = server.api("GET", "/v1/version", None).unwrap();
-    format!("http://{}", version["lambda"].as_str().unwrap())
-}
-
-fn metrics(server: &Server) -> String {
-    let socket = server.run_dir().join("skiff.sock").display().to_string();
-    let words = ["-sf", "--unix-socket", &socket, "http://skiff/metrics"];
-    run("curl", words).ok()
 }
 
 fn shared() -> (Held, &'static World) {

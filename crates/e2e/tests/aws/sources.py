@@ -1,0 +1,431 @@
+"""What AWS's own clients see of event source mappings: `sources.py CASE`.
+
+Beside what `clients.py` needs: `SQS`, where queues of SQS's kind are.
+"""
+
+import datetime
+import json
+import os
+import sys
+
+import boto3
+
+from clients import ACCOUNT, REGION, arn, ask, client, create, refused, run_by, runtime, until
+from logs import logs
+
+# A runtime that writes down what it gets, and fails as messages tell it to:
+# those that are {"fail": N} the first N times that they are received.
+HANDLER = runtime(
+    """
+records = event["Records"]
+counts = [int(record["attributes"]["ApproximateReceiveCount"]) for record in records]
+print("batch", json.dumps([[record["body"], count] for record, count in zip(records, counts)]), flush=True)
+print("record", json.dumps(records[0]), flush=True)
+failed, total = [], False
+for record, count in zip(records, counts):
+    try:
+        wish = json.loads(record["body"])
+    except ValueError:
+        continue
+    if not isinstance(wish, dict):
+        continue
+    time.sleep(wish.get("sleep", 0))
+    if count <= wish.get("fail", 0):
+        failed.append({"itemIdentifier": record["messageId"]})
+    total = total or count <= wish.get("raise", 0)
+answer = {"batchItemFailures": failed}
+if total:
+    answer, way = {"errorType": "Failed", "errorMessage": "as told"}, "error"
+answer = json.dumps(answer)
+"""
+)
+# A runtime that outlives the server, and remembers all that it was given.
+LASTING = """
+import http.client, json, os, time
+base = "/2018-06-01/runtime/invocation/"
+def call(method, path, body=None):
+    while True:
+        try:
+            api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+            api.request(method, base + path, body)
+            reply = api.getresponse()
+            return reply.headers["Lambda-Runtime-Aws-Request-Id"], reply.read()
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.05)
+seen = set()
+while True:
+    id, event = call("GET", "next")
+    if id is None:
+        continue
+    bodies = [record["body"] for record in json.loads(event).get("Records", [])]
+    print("batch", json.dumps([[body, 0] for body in bodies]), flush=True)
+    seen.update(bodies)
+    call("POST", id + "/response", json.dumps(sorted(seen)))
+"""
+IMAGE = run_by(HANDLER)
+
+
+def sqs():
+    """Of the project's account; who signs is not looked at there."""
+    return boto3.client(
+        "sqs",
+        region_name=REGION,
+        endpoint_url=os.environ["SQS"],
+        aws_access_key_id="any",
+        aws_secret_access_key="any",
+    )
+
+
+def queue_arn(name):
+    return f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}"
+
+
+class Queue:
+    """A queue whose messages come back after a minute."""
+
+    def __init__(self, name, visibility=60, **attributes):
+        self.store, self.name, self.arn = sqs(), name, queue_arn(name)
+        attributes = {"VisibilityTimeout": str(visibility), **attributes}
+        self.url = self.store.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
+
+    def send(self, *bodies, **more):
+        for body in bodies:
+            text = body if isinstance(body, str) else json.dumps(body)
+            self.store.send_message(QueueUrl=self.url, MessageBody=text, **more)
+
+    def left(self):
+        """Messages that are there, and those that somebody has."""
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        told = self.store.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"]
+        return tuple(int(told[name]) for name in names)
+
+    def emptied(self):
+        until(f"{self.name} is empty", lambda: self.left() == (0, 0))
+
+
+def lines(name, kind):
+    pages = logs().get_paginator("filter_log_events").paginate(logGroupName=f"/aws/lambda/{name}")
+    told = [event["message"] for page in pages for event in page["events"]]
+    return [json.loads(line.split(" ", 1)[1]) for line in told if line.startswith(kind + " ")]
+
+
+def batches(name):
+    """What the function was given: bodies, and how often each was received."""
+    return lines(name, "batch")
+
+
+def given(name):
+    return [tuple(one) for batch in batches(name) for one in batch]
+
+
+def saw(name, bodies):
+    """Once the function has written that it was given all of them."""
+    wanted = {body if isinstance(body, str) else json.dumps(body) for body in bodies}
+    until(f"{name} was given {wanted}", lambda: wanted <= {body for body, _ in given(name)})
+
+
+def mapped(aws, queue, function, **more):
+    made = aws.create_event_source_mapping(EventSourceArn=queue.arn, FunctionName=function, **more)
+    assert made["State"] == "Creating", made
+    return made["UUID"]
+
+
+def state(aws, id, wanted):
+    until(f"{id} is {wanted}", lambda: aws.get_event_source_mapping(UUID=id)["State"] == wanted)
+
+
+def mappings():
+    """Made, looked at, listed, changed and deleted."""
+    aws, jobs, others = client(), Queue("jobs"), Queue("others")
+    create(aws, "works", **IMAGE)
+    pattern = json.dumps({"body": {"a": [{"numeric": [">", 5]}]}})
+    made = aws.create_event_source_mapping(
+        EventSourceArn=jobs.arn,
+        FunctionName="works",
+        Enabled=False,
+        BatchSize=100,
+        MaximumBatchingWindowInSeconds=5,
+        FilterCriteria={"Filters": [{"Pattern": pattern}]},
+        FunctionResponseTypes=["ReportBatchItemFailures"],
+        ScalingConfig={"MaximumConcurrency": 2},
+    )
+    id = made["UUID"]
+    assert made["ResponseMetadata"]["HTTPStatusCode"] == 202 and made["State"] == "Creating", made
+    got = aws.get_event_source_mapping(UUID=id)
+    modified = got.pop("LastModified")
+    assert abs((modified - datetime.datetime.now(datetime.timezone.utc)).total_seconds()) < 300, modified
+    del got["ResponseMetadata"]
+    assert got == {
+        "UUID": id,
+        "EventSourceMappingArn": f"arn:aws:lambda:{REGION}:{ACCOUNT}:event-source-mapping:{id}",
+        "EventSourceArn": jobs.arn,
+        "FunctionArn": arn("works"),
+        "BatchSize": 100,
+        "MaximumBatchingWindowInSeconds": 5,
+        "FilterCriteria": {"Filters": [{"Pattern": pattern}]},
+        "FunctionResponseTypes": ["ReportBatchItemFailures"],
+        "ScalingConfig": {"MaximumConcurrency": 2},
+        "State": "Disabled",
+        "StateTransitionReason": "USER_INITIATED",
+    }, got
+    with refused("ResourceConflictException", 409, id):
+        aws.create_event_source_mapping(EventSourceArn=jobs.arn, FunctionName=arn("works"))
+
+    aws.publish_version(FunctionName="works")
+    aws.create_alias(FunctionName="works", Name="live", FunctionVersion="1")
+    second = mapped(aws, jobs, "works:live", Enabled=False)
+    third = mapped(aws, others, arn("works", "1"), Enabled=False)
+    listed(aws, jobs, [id, second, third])
+
+    changed = aws.update_event_source_mapping(
+        UUID=id, BatchSize=5, FilterCriteria={}, ScalingConfig={}, FunctionResponseTypes=[]
+    )
+    assert changed["State"] == "Updating" and changed["BatchSize"] == 5, changed
+    got = aws.get_event_source_mapping(UUID=id)
+    assert "FilterCriteria" not in got and "ScalingConfig" not in got and got["FunctionResponseTypes"] == [], got
+    with refused("ResourceConflictException", 409, second):
+        aws.update_event_source_mapping(UUID=id, FunctionName="works:live")
+    moved = aws.update_event_source_mapping(UUID=id, FunctionName="works:1")
+    assert moved["FunctionArn"] == arn("works", "1"), moved
+    again = mapped(aws, jobs, "works", Enabled=False)
+    for gone in [id, second, third, again]:
+        assert aws.delete_event_source_mapping(UUID=gone)["State"] == "Deleting"
+        with refused("ResourceNotFoundException", 404, "does not exist"):
+            aws.get_event_source_mapping(UUID=gone)
+    for function in ["works", "works:1", "works:live"]:
+        assert aws.list_event_source_mappings(FunctionName=function)["EventSourceMappings"] == []
+
+
+def listed(aws, jobs, ids):
+    def of(**more):
+        pages = aws.get_paginator("list_event_source_mappings").paginate(PaginationConfig={"PageSize": 1}, **more)
+        return [one["UUID"] for page in pages for one in page["EventSourceMappings"]]
+
+    first, second, third = ids
+    # There may be others.
+    assert [id for id in of() if id in ids] == sorted(ids)
+    assert of(EventSourceArn=jobs.arn) == sorted([first, second])
+    assert of(FunctionName="works") == [first]
+    assert of(FunctionName=arn("works", "live")) == [second]
+    assert of(FunctionName="works:1", EventSourceArn=jobs.arn) == []
+    assert of(FunctionName="works:1") == [third]
+    assert of(FunctionName="nobody") == []
+
+
+def refusals():
+    """What cannot be is told in AWS's words."""
+    aws, brief, fifo = client(), Queue("brief", visibility=30), Queue("strict.fifo", FifoQueue="true")
+    create(aws, "slow", **IMAGE)
+
+    def refuses(part, queue=brief, function="slow", **wanted):
+        with refused("InvalidParameterValueException", 400, part):
+            aws.create_event_source_mapping(EventSourceArn=getattr(queue, "arn", queue), FunctionName=function, **wanted)
+
+    # The function may take 60 seconds.
+    refuses("Queue visibility timeout: 30 seconds is less than Function timeout: 60 seconds")
+    refuses("GetQueueAttributes", queue_arn("nobody"))
+    refuses("project", f"arn:aws:sqs:{REGION}:000000000009:brief")
+    refuses("project", f"arn:aws:sqs:eu-west-1:{ACCOUNT}:brief")
+    refuses("not served", f"arn:aws:kinesis:{REGION}:{ACCOUNT}:stream/a")
+    refuses("greater than 0", BatchSize=11)
+    refuses("1 to 10 ", fifo, BatchSize=11)
+    refuses("FIFO", fifo, MaximumBatchingWindowInSeconds=1)
+    refuses("Invalid filter pattern definition", FilterCriteria={"Filters": [{"Pattern": "{"}]})
+    refuses("StartingPosition", StartingPosition="LATEST")
+    with refused("ResourceNotFoundException", 404, "Function not found"):
+        aws.create_event_source_mapping(EventSourceArn=brief.arn, FunctionName="nobody")
+    with refused("ResourceNotFoundException", 404, "alias"):
+        aws.create_event_source_mapping(EventSourceArn=fifo.arn, FunctionName="slow:live")
+    for ask_for in [aws.get_event_source_mapping, aws.delete_event_source_mapping, aws.update_event_source_mapping]:
+        with refused("ResourceNotFoundException", 404):
+            ask_for(UUID="00000000-0000-4000-8000-000000000000")
+
+
+def no_queues():
+    """A server that knows no queues says what it lacks."""
+    aws = client()
+    create(aws, "idle", **IMAGE)
+    with refused("InvalidParameterValueException", 400, "sqs_endpoint = "):
+        aws.create_event_source_mapping(EventSourceArn=queue_arn("jobs"), FunctionName="idle")
+
+
+def events():
+    """Messages are records of AWS's shape, and batches as large as they may be."""
+    aws, full, single = client(), Queue("full"), Queue("single")
+    create(aws, "gathers", **IMAGE)
+    bodies = [f"m{number}" for number in range(30)]
+    full.send(*bodies)
+    mapped(aws, full, "gathers", BatchSize=30, MaximumBatchingWindowInSeconds=300)
+    # They are there already: the batch is full long before its window ends.
+    saw("gathers", bodies)
+    full.emptied()
+    assert max(len(batch) for batch in batches("gathers")) == 30, batches("gathers")
+
+    create(aws, "takes", **IMAGE)
+    aws.publish_version(FunctionName="takes")
+    aws.create_alias(FunctionName="takes", Name="live", FunctionVersion="1")
+    id = mapped(aws, single, "takes:live", BatchSize=1)
+    attributes = {"n": {"DataType": "Number", "StringValue": "5"}, "b": {"DataType": "Binary", "BinaryValue": b"\x00"}}
+    single.send("\u00e4 \"quoted\"", MessageAttributes=attributes)
+    (record,) = until("a record", lambda: lines("takes", "record"))
+    single.emptied()
+    assert len(record.pop("messageId")) == 36 and record.pop("receiptHandle"), record
+    own = record.pop("attributes")
+    assert own["ApproximateReceiveCount"] == "1" and own["SentTimestamp"].isdigit(), own
+    assert {"SenderId", "ApproximateFirstReceiveTimestamp"} <= set(own), own
+    assert len(record.pop("md5OfBody")) == 32 and len(record.pop("md5OfMessageAttributes")) == 32, record
+    empty = {"stringListValues": [], "binaryListValues": []}
+    assert record == {
+        "body": "\u00e4 \"quoted\"",
+        "messageAttributes": {
+            "n": {"stringValue": "5", "dataType": "Number", **empty},
+            "b": {"binaryValue": "AA==", "dataType": "Binary", **empty},
+        },
+        "eventSource": "aws:sqs",
+        "eventSourceARN": single.arn,
+        "awsRegion": REGION,
+    }, record
+    until("the result", lambda: aws.get_event_source_mapping(UUID=id)["LastProcessingResult"] == "OK")
+
+
+def filters():
+    """Messages that no pattern takes are deleted unseen."""
+    aws, queue = client(), Queue("mixed")
+    create(aws, "picks", **IMAGE)
+    patterns = [
+        {"body": {"kind": [{"prefix": "or"}], "price": [{"numeric": [">=", 10]}]}},
+        {"body": {"$or": [{"zone": [{"wildcard": "eu-*-1"}]}, {"zone": [{"exists": False}], "old": [True]}]}},
+        {"body": [{"suffix": "!"}]},
+    ]
+    mapped(aws, queue, "picks", FilterCriteria={"Filters": [{"Pattern": json.dumps(one)} for one in patterns]})
+    good = [{"kind": "order", "price": 10}, {"zone": "eu-west-1"}, {"old": True}, "now!"]
+    bad = [{"kind": "order", "price": 9}, {"kind": "bill", "price": 10}, {"zone": "eu-west-2"}, {"zone": "x", "old": True}, "now"]
+    queue.send(*[one for pair in zip(bad, good) for one in pair], bad[-1])
+    saw("picks", good)
+    queue.emptied()
+    bodies = {body for body, _ in given("picks")}
+    assert bodies == {one if isinstance(one, str) else json.dumps(one) for one in good}, bodies
+
+
+def failures():
+    """What failed comes again, and nothing else."""
+    aws, partly, wholly = client(), Queue("partly", visibility=20), Queue("wholly", visibility=20)
+    for name in ["tries", "raises"]:
+        create(aws, name, **{**IMAGE, "Timeout": 20})
+    again = {"fail": 1}
+    partly.send("a", again, "b")
+    id = mapped(aws, partly, "tries", FunctionResponseTypes=["ReportBatchItemFailures"])
+    wholly.send("c", {"raise": 1})
+    other = mapped(aws, wholly, "raises")
+    until("a failure is told", lambda: "PROBLEM" in aws.get_event_source_mapping(UUID=other)["LastProcessingResult"])
+    partly.emptied()
+    wholly.emptied()
+    saw("tries", ["a", "b", again])
+    counts = {body: {count for other, count in given("tries") if other == body} for body, _ in given("tries")}
+    # Once it has failed it is received again; the others were done.
+    assert max(counts[json.dumps(again)]) >= 2 and counts["a"] == counts["b"] == {1}, counts
+    failed = max(count for body, count in given("raises") if body != "c")
+    assert failed >= 2 and max(count for body, count in given("raises") if body == "c") >= 2, given("raises")
+    for gone in [id, other]:
+        aws.delete_event_source_mapping(UUID=gone)
+
+
+def throttles():
+    """Batches that nothing takes wait for their turn, and are not received twice."""
+    aws, queue = client(), Queue("narrow", visibility=600)
+    create(aws, "narrow", **IMAGE)
+    aws.put_function_concurrency(FunctionName="narrow", ReservedConcurrentExecutions=1)
+    bodies = [{"sleep": 0.5, "n": number} for number in range(8)]
+    queue.send(*bodies)
+    id = mapped(aws, queue, "narrow", BatchSize=1)
+    saw("narrow", bodies)
+    queue.emptied()
+    assert {count for _, count in given("narrow")} == {1}, given("narrow")
+
+    # With a reservation of none, nothing is received.
+    aws.put_function_concurrency(FunctionName="narrow", ReservedConcurrentExecutions=0)
+    until("it is closed", lambda: "reserved" in aws.get_event_source_mapping(UUID=id)["LastProcessingResult"])
+    queue.send("later")
+    aws.delete_function_concurrency(FunctionName="narrow")
+    saw("narrow", ["later"])
+    queue.emptied()
+    assert ("later", 1) in given("narrow"), given("narrow")
+
+
+def order():
+    """Messages of a group come one after the other, also when one fails."""
+    aws, queue = client(), Queue("line.fifo", visibility=10, FifoQueue="true")
+    create(aws, "follows", **{**IMAGE, "Timeout": 10})
+    sent = {}
+    for number in range(4):
+        for group in ["a", "b"]:
+            body = json.dumps({"group": group, "n": number, "raise": int((group, number) == ("a", 1))})
+            sent.setdefault(group, []).append(body)
+            queue.send(body, MessageGroupId=group, MessageDeduplicationId=f"{group}{number}")
+    mapped(aws, queue, "follows", BatchSize=1)
+    for bodies in sent.values():
+        saw("follows", bodies)
+    queue.emptied()
+    for group, bodies in sent.items():
+        firsts = list(dict.fromkeys(body for body, _ in given("follows") if json.loads(body)["group"] == group))
+        assert firsts == bodies, given("follows")
+    assert max(count for _, count in given("follows")) >= 2, given("follows")
+
+
+def pauses():
+    """A mapping that is disabled or deleted takes nothing more."""
+    aws, queue = client(), Queue("paused")
+    create(aws, "pauses", **IMAGE)
+    id = mapped(aws, queue, "pauses")
+    queue.send("first")
+    saw("pauses", ["first"])
+    told = aws.update_event_source_mapping(UUID=id, Enabled=False)
+    assert told["State"] == "Disabling", told
+    state(aws, id, "Disabled")
+    queue.send("second")
+    assert queue.left()[0] == 1, queue.left()
+    assert aws.update_event_source_mapping(UUID=id, Enabled=True)["State"] == "Enabling"
+    state(aws, id, "Enabled")
+    saw("pauses", ["second"])
+    queue.emptied()
+    # The function may go before its mapping, and come back.
+    aws.delete_function(FunctionName="pauses")
+    queue.send("third")
+    until("it is told", lambda: "Function" in aws.get_event_source_mapping(UUID=id)["LastProcessingResult"])
+    create(aws, "pauses", **IMAGE)
+    saw("pauses", ["third"])
+    queue.emptied()
+    aws.delete_event_source_mapping(UUID=id)
+    with refused("ResourceNotFoundException", 404):
+        aws.get_event_source_mapping(UUID=id)
+
+
+def before_the_crashes():
+    """A function that remembers what it was given, of a queue with much in it."""
+    aws, queue = client(), Queue("lasting", visibility=15)
+    create(aws, "lasting", **{**run_by(LASTING), "Timeout": 10})
+    # One instance remembers all.
+    aws.put_function_concurrency(FunctionName="lasting", ReservedConcurrentExecutions=1)
+    queue.send(*[f"m{number}" for number in range(200)])
+    mapped(aws, queue, "lasting", BatchSize=3)
+
+
+def after_the_crashes():
+    """Nothing was deleted that the function was not given.
+
+    It wrote that down, and its instance remembers it: either may be lost to a
+    crash, but not both.
+    """
+    aws, queue = client(), Queue("lasting", visibility=15)
+    (found,) = aws.list_event_source_mappings(FunctionName="lasting")["EventSourceMappings"]
+    assert found["State"] == "Enabled" and found["BatchSize"] == 3, found
+    queue.emptied()
+    aws.delete_event_source_mapping(UUID=found["UUID"])
+    aws.delete_function_concurrency(FunctionName="lasting")
+    remembered = ask(aws, "lasting", {})[1]
+    seen = {body for body, _ in given("lasting")} | set(remembered)
+    assert {f"m{number}" for number in range(200)} <= seen, seen
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
