@@ -76,6 +76,19 @@ pub(crate) fn service_contract(revision: &RevisionId, port: u16) -> Contract {
     }
 }
 
+const INITIALIZATION: &str = "AWS_LAMBDA_INITIALIZATION_TYPE";
+
+/// Tells a function why it is initialized, in place of what it was told.
+pub(crate) fn tell_initialization(env: &mut [String], function: &FunctionLaunch) {
+    let is_meant = |line: &&mut String| {
+        let name = line.strip_prefix(INITIALIZATION);
+        name.is_some_and(|rest| rest.starts_with('='))
+    };
+    if let Some(line) = env.iter_mut().find(is_meant) {
+        *line = format!("{INITIALIZATION}={}", function.initialization_type());
+    }
+}
+
 /// Of a function (AWS's defined runtime environment variables). The log
 /// stream's name is each instance's own and not known here.
 pub(crate) fn function_contract(function: &FunctionLaunch) -> Contract {
@@ -89,7 +102,7 @@ pub(crate) fn function_contract(function: &FunctionLaunch) -> Contract {
             function.memory_mib.to_string(),
         ),
         ("AWS_LAMBDA_LOG_GROUP_NAME", spec.log_group.clone()),
-        ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand".to_owned()),
+        (INITIALIZATION, function.initialization_type().to_owned()),
         ("AWS_REGION", spec.region().to_owned()),
         ("AWS_DEFAULT_REGION", spec.region().to_owned()),
     ];
@@ -259,6 +272,7 @@ mod tests {
             spec: spec.complete(&project, &"echo".parse().unwrap()),
             timeout_s: 3,
             memory_mib: 128,
+            provisioned: false,
         };
         let image = ["TZ=:Europe/Berlin".to_owned()];
         let user = vec![
@@ -272,6 +286,7 @@ mod tests {
             "AWS_LAMBDA_FUNCTION_VERSION=$LATEST",
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE=128",
             "AWS_LAMBDA_LOG_GROUP_NAME=/aws/lambda/echo",
+            "AWS_LAMBDA_INITIALIZATION_TYPE=on-demand",
             "_HANDLER=app.main",
             "LAMBDA_TASK_ROOT=/var/task",
             "TZ=:Europe/Berlin",

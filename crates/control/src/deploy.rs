@@ -644,7 +644,10 @@ fn check_containers(spec: &RevisionSpec) -> Result<(), ControlError> {
 }
 
 /// A revision that can never have the instances it always wants is refused.
-fn check_quota(project: &ProjectRecord, spec: &RevisionSpec) -> Result<(), ControlError> {
+pub(crate) fn check_quota(
+    project: &ProjectRecord,
+    spec: &RevisionSpec,
+) -> Result<(), ControlError> {
     let least = spec.scaling.min.max(1);
     let memory = u64::from(spec.resources.memory_mib) * u64::from(least);
     let name = &project.name;

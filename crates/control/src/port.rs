@@ -97,6 +97,26 @@ pub struct StartFailure {
     pub log: Vec<String>,
 }
 
+/// A revision's instances, and why they are fewer than it needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Those that take requests.
+    pub ready: u32,
+    /// Those that soon will.
+    pub starting: u32,
+    /// Why there are not more for now.
+    pub shortage: Option<Shortage>,
+}
+
+/// Why no more instances of a revision are started for now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// The last ones have failed to start; otherwise room is short.
+    pub is_of_starts: bool,
+    /// On one line.
+    pub message: String,
+}
+
 /// The scheduler and the workers behind it. What is put here is desired
 /// state: the call returns at once, the fleet strives for it.
 pub trait Fleet: Debug + Send + Sync + 'static {
@@ -107,6 +127,8 @@ pub trait Fleet: Debug + Send + Sync + 'static {
     /// Starts one instance and waits until its probe succeeds. The instance
     /// stays as an idle one. Bounded by the probe's start timeout.
     fn start_one(&self, revision: &RevisionId) -> BoxFuture<'_, Result<InstanceId, StartFailure>>;
+    /// How a revision stands now.
+    fn standing(&self, revision: &RevisionId) -> Standing;
     /// What runs of a service now.
     fn instances(&self, project: &ProjectId, service: &ServiceName)
     -> BoxFuture<'_, Vec<Instance>>;

@@ -2,7 +2,7 @@
 //! can fail happens in [`Publication::prepare`], before the record is stored;
 //! [`Publication::apply`] cannot fail.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skiff_gateway::{RevisionRoute, ServiceRoute};
 use skiff_types::{ProbeKind, RevisionId, RevisionSpec, ServiceName};
@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::db::Db;
 use crate::error::{ControlError, internal};
 use crate::key;
+use crate::lambda::FunctionRecord;
 use crate::port::{Ports, RevisionPlan};
 use crate::record::{ProjectRecord, RevisionRecord, ServiceRecord};
 use crate::traffic::revision_id;
@@ -36,12 +37,35 @@ impl Publication {
         before: &BTreeSet<u32>,
         new: &ServiceRecord,
     ) -> Result<Self, ControlError> {
+        let function = db
+            .get::<FunctionRecord>(&key::function(&project.id, service))
+            .await?;
+        let floors = function.map(|found| found.record.floors());
+        let floors = floors.unwrap_or_default();
+        Self::with_floors(db, config, project, service, before, new, &floors).await
+    }
+
+    /// The same, where other revisions of a function are kept warm than is
+    /// stored: instances by revision.
+    pub(crate) async fn with_floors(
+        db: &Db,
+        config: &Config,
+        project: &ProjectRecord,
+        service: &ServiceName,
+        before: &BTreeSet<u32>,
+        new: &ServiceRecord,
+        floors: &BTreeMap<u32, u32>,
+    ) -> Result<Self, ControlError> {
         let routed = new.routed();
         let mut serving = Vec::with_capacity(routed.len());
         for number in &routed {
             let id = revision_id(&project.id, service, *number);
             let spec = spec_of(db, &id).await?;
-            serving.push((plan(&id, &spec, true), revision_route(config, &id, &spec)?));
+            let route = revision_route(config, &id, &spec)?;
+            let mut plan = plan(&id, &spec, true);
+            let floor = floors.get(number).copied().unwrap_or_default();
+            plan.scaling.min = plan.scaling.min.max(floor);
+            serving.push((plan, route));
         }
         let mut unrouted = Vec::new();
         for number in before.difference(&routed) {

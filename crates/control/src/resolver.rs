@@ -84,6 +84,24 @@ impl Resolver {
         })
     }
 
+    /// The same of one that no request waits for.
+    ///
+    /// # Errors
+    /// As those of [`Self::launch`].
+    pub async fn launch_of_floor(
+        &self,
+        revision: &RevisionId,
+    ) -> Result<Arc<Launch>, ControlError> {
+        let made = self.launch(revision).await?;
+        let mut launch = Launch::clone(&made);
+        let Some(function) = &mut launch.function else {
+            return Ok(made);
+        };
+        function.provisioned = true;
+        compose::tell_initialization(&mut launch.env, function);
+        Ok(Arc::new(launch))
+    }
+
     /// Everything a worker needs to start one instance.
     ///
     /// # Errors
@@ -194,6 +212,7 @@ impl Base {
             spec: function,
             timeout_s: spec.timeout_s,
             memory_mib: spec.resources.memory_mib,
+            provisioned: false,
         });
         if function.is_some() && user.uid == 0 {
             // As AWS has it: a function is never root.

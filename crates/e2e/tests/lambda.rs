@@ -158,6 +158,12 @@ fn versions_stay_and_aliases_lead_to_them() {
 }
 
 #[test]
+fn versions_and_aliases_are_kept_warm() {
+    let (_server, world) = shared();
+    world.case("provisioned");
+}
+
+#[test]
 fn other_projects_get_in_where_a_policy_says_so() {
     let (_server, world) = shared();
     world.case("permissions");

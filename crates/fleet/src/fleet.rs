@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use skiff_base::{Clock, Monotonic, Tasks};
 use skiff_gateway::{Demand, WakeError};
-use skiff_sched::{Action, AdoptedState, Config, Input, RevisionPlan, Scheduler, Shortage};
+use skiff_sched::{Action, AdoptedState, Config, Counts, Input, RevisionPlan, Scheduler, Shortage};
 use skiff_types::api::Quota;
 use skiff_types::{ErrorKind, InstanceId, ProjectId, RevisionId, WorkerId};
 use tokio::runtime::Handle;
@@ -38,6 +38,15 @@ pub struct FleetConfig {
     pub starts_at_once: usize,
     /// How long an instance that is taken out of rotation may finish its requests.
     pub drain: Duration,
+}
+
+/// A revision's instances, and why they are fewer than it needs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Standing {
+    /// Its instances and requests.
+    pub counts: Counts,
+    /// What is short.
+    pub shortage: Option<Shortage>,
 }
 
 /// Scheduler, workers and rotation as one. Cheap to clone.
@@ -166,6 +175,16 @@ impl Fleet {
     pub fn knows(&self, revision: &RevisionId) -> bool {
         let decisions = lock(&self.inner.decisions);
         decisions.scheduler.counts(revision).is_some()
+    }
+
+    /// How a revision stands.
+    #[must_use]
+    pub fn standing(&self, revision: &RevisionId) -> Standing {
+        let decisions = lock(&self.inner.decisions);
+        Standing {
+            counts: decisions.scheduler.counts(revision).unwrap_or_default(),
+            shortage: decisions.scheduler.shortage(revision),
+        }
     }
 
     /// It may have none any more.
@@ -354,11 +373,14 @@ impl Fleet {
         let fleet = self.clone();
         match action {
             Action::Start {
-                instance, revision, ..
+                instance,
+                revision,
+                floor,
+                ..
             } => {
                 let decided = self.inner.clock.now();
                 self.spawn("start", async move {
-                    fleet.start(instance, revision, decided).await
+                    fleet.start(instance, revision, floor, decided).await
                 });
             }
             Action::Stop { instance, reason } => {

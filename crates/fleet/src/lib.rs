@@ -24,5 +24,5 @@ mod fleet;
 mod port;
 mod steer;
 
-pub use fleet::{Fleet, FleetConfig};
+pub use fleet::{Fleet, FleetConfig, Standing};
 pub use port::{Adopted, Launches, Parts, Rotation, StartFailure, Started, WorkerPort};

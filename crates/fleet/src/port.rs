@@ -90,8 +90,13 @@ pub trait Rotation: Debug + Send + Sync + 'static {
 
 /// Answers what instances are made of.
 pub trait Launches: Debug + Send + Sync + 'static {
-    /// Everything that is needed to start an instance of the revision.
-    fn launch(&self, revision: &RevisionId) -> BoxFuture<'_, Result<Arc<Launch>, StartFailure>>;
+    /// Everything that is needed to start an instance of the revision; of its
+    /// `floor` if no request waits for it.
+    fn launch(
+        &self,
+        revision: &RevisionId,
+        floor: bool,
+    ) -> BoxFuture<'_, Result<Arc<Launch>, StartFailure>>;
 }
 
 /// An instance that was running before this server.

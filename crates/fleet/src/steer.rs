@@ -16,9 +16,10 @@ impl Fleet {
         &self,
         instance: InstanceId,
         revision: RevisionId,
+        floor: bool,
         decided: Monotonic,
     ) {
-        match self.try_start(instance, &revision, decided).await {
+        match self.try_start(instance, &revision, floor, decided).await {
             Ok(()) => {
                 self.tell(Input::InstanceReady(instance));
                 self.validated(&revision, Ok(instance));
@@ -35,12 +36,13 @@ impl Fleet {
         &self,
         instance: InstanceId,
         revision: &RevisionId,
+        floor: bool,
         decided: Monotonic,
     ) -> Result<(), StartFailure> {
         let inner = &self.inner;
         let stopping = |_| failure(ErrorKind::Unavailable, "the server is shutting down");
         let _turn = inner.starts.acquire().await.map_err(stopping)?;
-        let launch = inner.parts.launches.launch(revision).await?;
+        let launch = inner.parts.launches.launch(revision, floor).await?;
         let placed = inner.clock.now();
         let started = inner.parts.worker.start(instance, launch).await?;
         let phases = phases(&started, decided, placed, inner.clock.now());

@@ -152,7 +152,14 @@ impl Rotation for World {
 }
 
 impl Launches for World {
-    fn launch(&self, revision: &RevisionId) -> BoxFuture<'_, Result<Arc<Launch>, StartFailure>> {
+    fn launch(
+        &self,
+        revision: &RevisionId,
+        floor: bool,
+    ) -> BoxFuture<'_, Result<Arc<Launch>, StartFailure>> {
+        if floor {
+            self.note("of the floor");
+        }
         let launch = Launch {
             revision: revision.clone(),
             isolation: IsolationRequest::Null,
@@ -374,4 +381,20 @@ async fn a_floor_waits_until_adoption_is_over() {
     assert_eq!(fleet.instance_count(), 1);
     assert_eq!(world.count("start"), 0);
     assert_eq!(world.count("add 0"), 1);
+}
+
+#[tokio::test]
+async fn an_instance_knows_whether_a_request_waits_for_it() {
+    let bench = bench(|_| {});
+    bench.fleet.start_one(&bench.revision).await.unwrap();
+    assert_eq!(bench.world.count("of the floor"), 0);
+    bench.fleet.put_revision(plan(Scaling {
+        min: 2,
+        ..Scaling::default()
+    }));
+    bench.world.wait_for("of the floor").await;
+    assert_eq!(bench.world.count("of the floor"), 1);
+    let standing = bench.fleet.standing(&bench.revision);
+    assert_eq!(standing.counts.ready + standing.counts.starting, 2);
+    assert_eq!(standing.shortage, None);
 }

@@ -25,6 +25,8 @@ pub enum Code {
     PolicyLengthExceeded,
     /// The revision id is not the newest.
     PreconditionFailed,
+    /// Nothing is provisioned of a version or alias.
+    ProvisionedConcurrencyConfigNotFound,
     /// The body is too large.
     RequestTooLarge,
     /// It exists already, or something is under way with it.
@@ -57,6 +59,9 @@ impl Code {
             Self::NotImplemented => "NotImplementedException",
             Self::PolicyLengthExceeded => "PolicyLengthExceededException",
             Self::PreconditionFailed => "PreconditionFailedException",
+            Self::ProvisionedConcurrencyConfigNotFound => {
+                "ProvisionedConcurrencyConfigNotFoundException"
+            }
             Self::RequestTooLarge => "RequestTooLargeException",
             Self::ResourceConflict => "ResourceConflictException",
             Self::ResourceNotFound => "ResourceNotFoundException",
@@ -80,7 +85,7 @@ impl Code {
             | Self::InvalidSignature
             | Self::MissingAuthenticationToken
             | Self::UnrecognizedClient => 403,
-            Self::ResourceNotFound => 404,
+            Self::ProvisionedConcurrencyConfigNotFound | Self::ResourceNotFound => 404,
             Self::ResourceConflict => 409,
             Self::PreconditionFailed => 412,
             Self::RequestTooLarge => 413,

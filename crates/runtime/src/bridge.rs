@@ -290,7 +290,8 @@ impl Bridge {
         let extensions = state.machine.extensions();
         drop(state);
         let tell = |name: &str, record| self.telemetry.tell(Kind::Platform, name, record);
-        let phase = json!({"initializationType": "on-demand", "phase": "init"});
+        let kind = self.function.initialization_type();
+        let phase = json!({"initializationType": kind, "phase": "init"});
         let mut done = phase.clone();
         done["status"] = json!("success");
         tell("platform.initRuntimeDone", done);
@@ -321,7 +322,7 @@ impl Bridge {
         let subscription = Subscription::parse(body).map_err(SubscribeRefusal::Body)?;
         let spec = &self.function.spec;
         let begin = json!({
-            "initializationType": "on-demand",
+            "initializationType": self.function.initialization_type(),
             "phase": "init",
             "functionName": spec.name,
             "functionVersion": spec.version,
@@ -788,6 +789,7 @@ mod tests {
             spec: FunctionSpec::default(),
             timeout_s: 3,
             memory_mib: 128,
+            provisioned: false,
         };
         let clock = Arc::new(SystemClock);
         Arc::new(Bridge::new(function, sandbox.clone(), false, clock, None))

@@ -57,8 +57,10 @@ impl FunctionHost for Functions {
         sandbox: Arc<dyn Sandbox>,
         output: Option<Arc<OutputTap>>,
     ) -> Arc<dyn Sandbox> {
-        // No invocation waits for one that a former server left.
-        let proven = !adopted && lock(&self.proven).contains(revision);
+        // No invocation waits for one that a former server left, or that is
+        // there before its events.
+        let awaited = !adopted && !function.provisioned;
+        let proven = awaited && lock(&self.proven).contains(revision);
         let clock = self.clock.clone();
         let bridge = Bridge::new(function.clone(), sandbox.clone(), proven, clock, output);
         let bridge = Arc::new(bridge);

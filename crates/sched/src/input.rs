@@ -179,6 +179,9 @@ pub enum Action {
         revision: RevisionId,
         /// Where.
         worker: WorkerId,
+        /// No request waits for it: it is of those that are there whatever
+        /// the demand.
+        floor: bool,
     },
     /// Take the instance out of rotation, and end it when its last request
     /// has ended.

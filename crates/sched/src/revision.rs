@@ -154,6 +154,12 @@ impl Revision {
         }
     }
 
+    /// Whether an instance that starts now is for the floor, and no request
+    /// is going to wait for it.
+    pub(crate) fn next_is_of_floor(&self) -> bool {
+        self.live() < self.floor() && self.waiting <= self.starting
+    }
+
     pub(crate) fn keep_alive(&self) -> Duration {
         if self.plan.serving && !self.removed {
             Duration::from_secs(self.plan.scaling.keep_alive_s.into())

@@ -428,6 +428,7 @@ impl Scheduler {
         if revision.may_start(self.now)? == 0 {
             return Ok(false);
         }
+        let floor = revision.next_is_of_floor();
         let size = revision.size();
         let worker = self.capacity.place(&revision.plan.revision.project, size)?;
         let revision = revision.plan.revision.clone();
@@ -442,6 +443,7 @@ impl Scheduler {
             instance,
             revision,
             worker,
+            floor,
         });
         Ok(true)
     }

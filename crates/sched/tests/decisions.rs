@@ -231,6 +231,30 @@ fn an_instance_whose_request_went_away_stops_after_the_grace() {
 }
 
 #[test]
+fn what_starts_for_the_floor_is_told_from_what_a_request_waits_for() {
+    let mut bench = Bench::new(10_000);
+    let floors = |actions: &[Action]| -> Vec<bool> {
+        let of = |action: &Action| match action {
+            Action::Start { floor, .. } => Some(*floor),
+            _ => None,
+        };
+        actions.iter().filter_map(of).collect()
+    };
+    assert_eq!(
+        floors(&bench.give(plan("a", |p| p.scaling.min = 2))),
+        [true, true]
+    );
+    assert_eq!(floors(&bench.give(queued("a", 3))), [false]);
+    bench.give(plan("b", |_| {}));
+    assert_eq!(floors(&bench.give(queued("b", 1))), [false]);
+    // The one that is coming is for the request, the other one for nobody.
+    assert_eq!(
+        floors(&bench.give(plan("b", |p| p.scaling.min = 2))),
+        [true]
+    );
+}
+
+#[test]
 fn min_is_held_without_traffic_until_the_revision_no_longer_serves() {
     let mut bench = Bench::new(10_000);
     let ids = bench.started(plan("a", |p| p.scaling.min = 2));

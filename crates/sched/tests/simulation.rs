@@ -117,6 +117,7 @@ impl World {
                 instance,
                 revision: id,
                 worker,
+                ..
             } => {
                 assert!(self.ever.insert(*instance), "an id is used twice");
                 let n = (0..REVISIONS).find(|n| revision(*n) == *id).unwrap();

@@ -52,6 +52,20 @@ pub struct FunctionLaunch {
     pub timeout_s: u32,
     /// Of an instance, MiB.
     pub memory_mib: u32,
+    /// It was started before any event was there for it.
+    #[serde(default)]
+    pub provisioned: bool,
+}
+
+impl FunctionLaunch {
+    /// AWS's word for why it is initialized.
+    #[must_use]
+    pub const fn initialization_type(&self) -> &'static str {
+        match self.provisioned {
+            true => "provisioned-concurrency",
+            false => "on-demand",
+        }
+    }
 }
 
 impl Launch {

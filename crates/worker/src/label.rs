@@ -72,6 +72,7 @@ mod tests {
             spec: FunctionSpec::default(),
             timeout_s: 3,
             memory_mib: 128,
+            provisioned: false,
         };
         let of_function = Label {
             function: Some(function),

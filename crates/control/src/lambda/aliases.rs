@@ -80,9 +80,12 @@ impl Front {
             check(&alias)?;
             alias.revision_id.clone_from(&revision_id);
             record.aliases.insert(name.to_owned(), alias);
-            Ok(())
+            record.check_provisioned()
         };
         let (_, record) = self.change(call, &function, change).await?;
+        if record.provisioned.contains_key(name) {
+            self.retell(&call.project, &function);
+        }
         let shown = self.shown(call, &function, &record, name)?;
         Ok(Reply::json(StatusCode::OK, shown))
     }
@@ -144,11 +147,13 @@ impl Front {
             record.policies.remove(name);
             record.events.remove(name);
             record.urls.remove(name);
-            Ok(())
+            Ok(record.provisioned.remove(name).is_some())
         };
-        self.change(call, &function, change)
-            .await
-            .map(|_| Reply::empty())
+        let (was_warm, _) = self.change(call, &function, change).await?;
+        if was_warm {
+            self.retell(&call.project, &function);
+        }
+        Ok(Reply::empty())
     }
 }
 

@@ -190,6 +190,12 @@ pub(crate) struct PutFunctionConcurrency {
     pub reserved_concurrent_executions: u32,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub(crate) struct PutProvisionedConcurrencyConfig {
+    pub provisioned_concurrent_executions: u32,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub(crate) struct EventInvokeConfig {

@@ -107,6 +107,7 @@ impl Front {
             policies: BTreeMap::new(),
             events: BTreeMap::new(),
             urls: BTreeMap::new(),
+            provisioned: BTreeMap::new(),
         };
         self.store_new(call, &name, &record).await?;
         let settled = self.deploy(call, &name, &config, None).await?;
@@ -556,6 +557,7 @@ impl Front {
             }
             record.policies.remove(&number.to_string());
             record.events.remove(&number.to_string());
+            record.provisioned.remove(&number.to_string());
             if !record
                 .versions
                 .values()
@@ -670,8 +672,16 @@ impl Front {
         let (mut record, mut kept) = (function.record, service.record);
         let (answer, write) = change(&mut record, &mut kept)?;
         let config = &control.inner.base.config;
-        let told =
-            Publication::prepare(control.db(), config, project, name, &before, &kept).await?;
+        let told = Publication::with_floors(
+            control.db(),
+            config,
+            project,
+            name,
+            &before,
+            &kept,
+            &record.floors(),
+        )
+        .await?;
         let write = write
             .expect(&function.key, function.version)
             .expect(&service.key, service.version)

@@ -20,6 +20,7 @@ mod links;
 mod logs;
 mod operation;
 mod policies;
+mod provisioned;
 mod record;
 mod scheduler;
 mod settings;
@@ -52,7 +53,7 @@ use crate::port::{Objects, Revisions};
 use call::{Call, Reply, invalid};
 use links::Links;
 use operation::{Api, Operation};
-use record::{FunctionRecord, UrlRecord};
+use record::UrlRecord;
 use urls::UrlPlace;
 
 use cache::Cache;
@@ -60,7 +61,7 @@ pub(crate) use cache::{Keys, KnownKey, Views};
 pub(crate) use call::uuid;
 pub(crate) use events::Events;
 pub use events::{EventSettings, SqsSettings};
-pub(crate) use record::LayerRecord;
+pub(crate) use record::{FunctionRecord, LayerRecord};
 pub(crate) use sources::Sources;
 pub(crate) use state::CodeInUse;
 
@@ -128,6 +129,8 @@ pub(crate) struct Front {
     pub(crate) events: Arc<Events>,
     /// Where functions' URLs lead, by their ids.
     urls: Cache<String, UrlRecord>,
+    /// Functions of which the fleet is about to be told anew.
+    retelling: provisioned::Due,
 }
 
 impl Control {
@@ -163,6 +166,7 @@ impl Control {
             running: Arc::default(),
             events,
             urls: Cache::default(),
+            retelling: Arc::default(),
         });
         front.load_schedules().await?;
         front.load_sources().await?;
@@ -271,6 +275,11 @@ impl Front {
             O::PutFunctionConcurrency(name) => self.put_concurrency(&call, &name).await,
             O::GetFunctionConcurrency(name) => self.get_concurrency(&call, &name).await,
             O::DeleteFunctionConcurrency(name) => self.delete_concurrency(&call, &name).await,
+            O::PutProvisionedConcurrencyConfig(name) => self.put_provisioned(&call, &name).await,
+            O::GetProvisionedConcurrencyConfig(name) => self.get_provisioned(&call, &name).await,
+            O::DeleteProvisionedConcurrencyConfig(name) => {
+                self.delete_provisioned(&call, &name).await
+            }
             O::PutFunctionEventInvokeConfig(name) => {
                 self.set_event_config(&call, &name, true).await
             }

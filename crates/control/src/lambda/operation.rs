@@ -60,6 +60,10 @@ pub(crate) enum Operation {
     PutFunctionConcurrency(String),
     GetFunctionConcurrency(String),
     DeleteFunctionConcurrency(String),
+    PutProvisionedConcurrencyConfig(String),
+    /// Or ListProvisionedConcurrencyConfigs, as the query says.
+    GetProvisionedConcurrencyConfig(String),
+    DeleteProvisionedConcurrencyConfig(String),
     PutFunctionEventInvokeConfig(String),
     UpdateFunctionEventInvokeConfig(String),
     GetFunctionEventInvokeConfig(String),
@@ -101,7 +105,9 @@ const SERVED: &str = "CreateFunction, GetFunction, GetFunctionConfiguration, Lis
 UpdateFunctionCode, UpdateFunctionConfiguration, DeleteFunction, PublishVersion, \
 ListVersionsByFunction, Invoke, InvokeWithResponseStream, CreateAlias, GetAlias, ListAliases, \
 UpdateAlias, DeleteAlias, AddPermission, GetPolicy, RemovePermission, PutFunctionConcurrency, \
-GetFunctionConcurrency, DeleteFunctionConcurrency, PutFunctionEventInvokeConfig, \
+GetFunctionConcurrency, DeleteFunctionConcurrency, PutProvisionedConcurrencyConfig, \
+GetProvisionedConcurrencyConfig, ListProvisionedConcurrencyConfigs, \
+DeleteProvisionedConcurrencyConfig, PutFunctionEventInvokeConfig, \
 UpdateFunctionEventInvokeConfig, GetFunctionEventInvokeConfig, DeleteFunctionEventInvokeConfig, \
 ListFunctionEventInvokeConfigs, CreateFunctionUrlConfig, GetFunctionUrlConfig, \
 UpdateFunctionUrlConfig, DeleteFunctionUrlConfig, ListFunctionUrlConfigs, \
@@ -148,6 +154,12 @@ impl Operation {
             ["2019-09-30", "functions", name, "concurrency"] => {
                 (method == "GET").then(|| Self::GetFunctionConcurrency(name.to_owned()))
             }
+            ["2019-09-30", "functions", name, "provisioned-concurrency"] => match method {
+                "PUT" => Some(Self::PutProvisionedConcurrencyConfig(name.to_owned())),
+                "GET" => Some(Self::GetProvisionedConcurrencyConfig(name.to_owned())),
+                "DELETE" => Some(Self::DeleteProvisionedConcurrencyConfig(name.to_owned())),
+                _ => None,
+            },
             ["2019-09-25", "functions", name, "event-invoke-config"] => match method {
                 "PUT" => Some(Self::PutFunctionEventInvokeConfig(name.to_owned())),
                 "POST" => Some(Self::UpdateFunctionEventInvokeConfig(name.to_owned())),
@@ -224,6 +236,7 @@ impl Operation {
                 | Self::GetAlias(..)
                 | Self::GetPolicy(_)
                 | Self::GetFunctionConcurrency(_)
+                | Self::GetProvisionedConcurrencyConfig(_)
                 | Self::GetFunctionEventInvokeConfig(_)
                 | Self::ListFunctionEventInvokeConfigs(_)
                 | Self::GetFunctionUrlConfig(_)
@@ -336,6 +349,11 @@ mod tests {
                 "GET",
                 "/2019-09-30/functions/a/concurrency",
                 Operation::GetFunctionConcurrency(name()),
+            ),
+            (
+                "DELETE",
+                "/2019-09-30/functions/a/provisioned-concurrency",
+                Operation::DeleteProvisionedConcurrencyConfig(name()),
             ),
             (
                 "GET",

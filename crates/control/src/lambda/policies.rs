@@ -234,6 +234,12 @@ impl Front {
     ) -> Result<(), LambdaError> {
         let name = self.unqualified(call, text)?;
         let change = |record: &mut FunctionRecord| {
+            let warm = record.provisioned_in_all();
+            if let Some(reserved) = reserved.filter(|reserved| *reserved < warm) {
+                return Err(invalid(format!(
+                    "ReservedConcurrentExecutions {reserved} should not be lower than function's total provisioned concurrency [{warm}]."
+                )));
+            }
             record.reserved_concurrency = reserved;
             Ok(())
         };

@@ -26,6 +26,16 @@ pub(crate) struct FunctionRecord {
     /// URLs, by alias; empty is the function without one.
     #[serde(default)]
     pub urls: BTreeMap<String, UrlConfig>,
+    /// What is kept warm, by version or alias.
+    #[serde(default)]
+    pub provisioned: BTreeMap<String, Provisioned>,
+}
+
+/// Instances of a version or an alias that are there whatever the demand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Provisioned {
+    pub requested: u32,
+    pub modified_unix_ms: u64,
 }
 
 /// A function's URL.

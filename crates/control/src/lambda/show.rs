@@ -7,8 +7,10 @@ use skiff_base::UtcTime;
 use skiff_lambda::{Arns, Qualifier};
 use skiff_types::{Digest, ServiceName};
 
+use super::provisioned::WarmState;
 use super::record::{
-    Alias, Configuration, EventConfig, FunctionRecord, Policy, Statement, Update, UrlConfig,
+    Alias, Configuration, EventConfig, FunctionRecord, Policy, Provisioned, Statement, Update,
+    UrlConfig,
 };
 
 /// `FunctionConfiguration` of `$LATEST`, which nobody has asked for by name.
@@ -97,6 +99,26 @@ pub(crate) fn event_config(arn: &str, config: &EventConfig) -> Value {
             "OnFailure": destination(&config.on_failure),
         },
     })
+}
+
+/// `ProvisionedConcurrencyConfigListItem`; a single one has no ARN.
+pub(crate) fn provisioned(arn: Option<&str>, config: &Provisioned, state: &WarmState) -> Value {
+    let mut shown = json!({
+        "RequestedProvisionedConcurrentExecutions": config.requested,
+        "AvailableProvisionedConcurrentExecutions": state.available,
+        "AllocatedProvisionedConcurrentExecutions": state.allocated,
+        "Status": state.status(config),
+        "LastModified": time(config.modified_unix_ms),
+    });
+    if let Some(fields) = shown.as_object_mut() {
+        if let Some(arn) = arn {
+            fields.insert("FunctionArn".to_owned(), json!(arn));
+        }
+        if let Some(reason) = state.reason(config) {
+            fields.insert("StatusReason".to_owned(), json!(reason));
+        }
+    }
+    shown
 }
 
 /// `FunctionUrlConfig`; one that is new has not been modified.

@@ -119,6 +119,10 @@ impl skiff_control::port::Fleet for Fleet {
         .boxed()
     }
 
+    fn standing(&self, _: &RevisionId) -> Standing {
+        Standing::default()
+    }
+
     fn instances(
         &self,
         project: &ProjectId,

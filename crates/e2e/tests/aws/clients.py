@@ -376,6 +376,119 @@ def versions():
         aws.get_alias(FunctionName="staged", Name="live")
 
 
+# It answers why it was initialized.
+WARM = runtime(
+    """
+time.sleep(1)
+answer = json.dumps(os.environ["AWS_LAMBDA_INITIALIZATION_TYPE"])
+"""
+)
+# It comes up for an event only.
+UNWARMABLE = (
+    """
+import os, sys
+if os.environ["AWS_LAMBDA_INITIALIZATION_TYPE"] == "provisioned-concurrency":
+    sys.exit(1)
+"""
+    + HANDLER
+)
+
+
+def provisioned():
+    """Versions and aliases are kept warm, as far as that can be."""
+    aws = client()
+    put, get = aws.put_provisioned_concurrency_config, aws.get_provisioned_concurrency_config
+    delete = aws.delete_provisioned_concurrency_config
+
+    def reached(status, name, qualifier, available=None):
+        def look():
+            told = get(FunctionName=name, Qualifier=qualifier)
+            there = told["AvailableProvisionedConcurrentExecutions"]
+            return told["Status"] == status and available in (None, there) and told
+
+        return until(f"{name}:{qualifier} {status}", look)
+
+    create(aws, "warm", **run_by(WARM))
+    aws.publish_version(FunctionName="warm")
+    aws.update_function_configuration(FunctionName="warm", Environment={"Variables": {"STAGE": "two"}})
+    updated(aws, "warm")
+    assert aws.publish_version(FunctionName="warm")["Version"] == "2"
+    for name, qualifier, code, status, part in [
+        ("warm", "$LATEST", "InvalidParameterValueException", 400, "unpublished"),
+        ("warm", "9", "ResourceNotFoundException", 404, "Function not found"),
+        ("warm", "live", "ResourceNotFoundException", 404, "Cannot find alias"),
+        ("nobody", "1", "ResourceNotFoundException", 404, "Function not found"),
+    ]:
+        with refused(code, status, part):
+            put(FunctionName=name, Qualifier=qualifier, ProvisionedConcurrentExecutions=1)
+    with refused("InvalidParameterValueException", 400, "at most"):
+        put(FunctionName="warm", Qualifier="1", ProvisionedConcurrentExecutions=1_000_000)
+    with refused("InvalidParameterValueException", 400, "alias or a published version"):
+        get(FunctionName="warm", Qualifier="$LATEST")
+    with refused("ProvisionedConcurrencyConfigNotFoundException", 404):
+        get(FunctionName="warm", Qualifier="1")
+
+    made = put(FunctionName="warm", Qualifier="1", ProvisionedConcurrentExecutions=2)
+    assert made["ResponseMetadata"]["HTTPStatusCode"] == 202, made
+    assert made["Status"] == "IN_PROGRESS" and made["RequestedProvisionedConcurrentExecutions"] == 2, made
+    ready = reached("READY", "warm", "1", 2)
+    assert ready["AllocatedProvisionedConcurrentExecutions"] == 2 and "StatusReason" not in ready, ready
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        # One of the two may be there since the version was deployed.
+        def why(_):
+            return ask(client(), "warm", Qualifier="1")[1]
+
+        until("a warm instance", lambda: "provisioned-concurrency" in set(pool.map(why, range(2))))
+
+    # An alias takes what it has along; a version has one configuration.
+    aws.create_alias(FunctionName="warm", Name="live", FunctionVersion="1")
+    with refused("ResourceConflictException", 409, "already Provisioned"):
+        put(FunctionName="warm", Qualifier="live", ProvisionedConcurrentExecutions=1)
+    for _ in range(2):
+        delete(FunctionName="warm", Qualifier="1")
+    put(FunctionName="warm:live", Qualifier="live", ProvisionedConcurrentExecutions=2)
+    reached("READY", "warm", "live", 2)
+    aws.update_alias(FunctionName="warm", Name="live", FunctionVersion="2")
+    reached("READY", "warm", "live", 2)
+    with refused("InvalidParameterValueException", 400, "unpublished"):
+        aws.update_alias(FunctionName="warm", Name="live", FunctionVersion="$LATEST")
+    weights = {"AdditionalVersionWeights": {"1": 0.5}}
+    aws.update_alias(FunctionName="warm", Name="live", RoutingConfig=weights)
+    with refused("InvalidParameterValueException", 400, "Invalid alias configuration"):
+        put(FunctionName="warm", Qualifier="live", ProvisionedConcurrentExecutions=1)
+    reached("READY", "warm", "live", 2)
+    aws.update_alias(FunctionName="warm", Name="live", RoutingConfig={"AdditionalVersionWeights": {}})
+
+    # All of them are within what is reserved.
+    with refused("InvalidParameterValueException", 400, "should not be lower"):
+        aws.put_function_concurrency(FunctionName="warm", ReservedConcurrentExecutions=1)
+    aws.put_function_concurrency(FunctionName="warm", ReservedConcurrentExecutions=3)
+    with refused("InvalidParameterValueException", 400, "reservedConcurrentExecution"):
+        put(FunctionName="warm", Qualifier="1", ProvisionedConcurrentExecutions=2)
+    put(FunctionName="warm", Qualifier="1", ProvisionedConcurrentExecutions=1)
+    pages = aws.get_paginator("list_provisioned_concurrency_configs").paginate(
+        FunctionName="warm", PaginationConfig={"PageSize": 1}
+    )
+    listed = [c["FunctionArn"] for page in pages for c in page["ProvisionedConcurrencyConfigs"]]
+    assert listed == [arn("warm", "1"), arn("warm", "live")], listed
+    with refused("ResourceConflictException", 409, "already Provisioned"):
+        aws.update_alias(FunctionName="warm", Name="live", FunctionVersion="1")
+    aws.delete_function(FunctionName="warm", Qualifier="1")
+    with refused("ResourceNotFoundException", 404):
+        get(FunctionName="warm", Qualifier="1")
+    aws.delete_alias(FunctionName="warm", Name="live")
+    listed = aws.list_provisioned_concurrency_configs(FunctionName="warm")
+    assert listed["ProvisionedConcurrencyConfigs"] == [], listed
+
+    create(aws, "unwarmable", **run_by(UNWARMABLE))
+    aws.publish_version(FunctionName="unwarmable")
+    put(FunctionName="unwarmable", Qualifier="1", ProvisionedConcurrentExecutions=2)
+    failed = reached("FAILED", "unwarmable", "1")
+    assert "FUNCTION_ERROR_INIT_FAILURE" in failed["StatusReason"], failed
+    for name in ["warm", "unwarmable"]:
+        aws.delete_function(FunctionName=name)
+
+
 def permissions():
     """Another project's key gets in where a policy says so, and nowhere else."""
     aws, stranger = client(), other()
@@ -499,6 +612,9 @@ def before_the_crash():
     aws.update_function_configuration(FunctionName="kept", Environment={"Variables": {"STAGE": "two"}})
     updated(aws, "kept")
     aws.create_alias(FunctionName="kept", Name="live", FunctionVersion="1")
+    aws.put_provisioned_concurrency_config(
+        FunctionName="kept", Qualifier="live", ProvisionedConcurrentExecutions=2
+    )
     hangs = {"ImageConfig": {"EntryPoint": ["python3", "-c"], "Command": ["import time; time.sleep(99999)"]}}
     made = aws.create_function(FunctionName="cut", **{**FUNCTION, **hangs})
     assert made["State"] == "Pending", made
@@ -511,6 +627,13 @@ def after_the_crash():
     aws = client()
     for qualifier, expected in [("live", "one"), ("1", "one"), ("$LATEST", "two")]:
         assert ask(aws, "kept", Qualifier=qualifier)[1]["stage"] == expected, qualifier
+
+    def is_warm():
+        told = aws.get_provisioned_concurrency_config(FunctionName="kept", Qualifier="live")
+        assert told["RequestedProvisionedConcurrentExecutions"] == 2, told
+        return told["AvailableProvisionedConcurrentExecutions"] == 2
+
+    until("what was provisioned", is_warm)
     cut = aws.get_function_configuration(FunctionName="cut")
     # Interrupted, or at its end before the server was.
     assert cut["State"] == "Failed" and cut["StateReason"], cut

@@ -12,6 +12,7 @@ use skiff_fleet::{Fleet, Launches, Rotation, StartFailure, Started, WorkerPort};
 use skiff_gateway::{ColdPhases, Gateway, Load, RevisionRoute, ServiceRoute, Upstream};
 use skiff_runtime::Functions;
 use skiff_sandbox::{Needs, Process, Sandbox, SandboxError, TerminalSize, microvm_overhead_mib};
+use skiff_sched::Shortage;
 use skiff_types::api::{ExecTerminal, Instance, Quota};
 use skiff_types::limits::DEFAULT_STOP_GRACE_S;
 use skiff_types::{
@@ -203,17 +204,22 @@ impl Rotation for GatewaySlot {
 pub struct ResolverLaunches(pub skiff_control::Resolver);
 
 impl Launches for ResolverLaunches {
-    fn launch(&self, revision: &RevisionId) -> BoxFuture<'_, Result<Arc<Launch>, StartFailure>> {
+    fn launch(
+        &self,
+        revision: &RevisionId,
+        floor: bool,
+    ) -> BoxFuture<'_, Result<Arc<Launch>, StartFailure>> {
         let revision = revision.clone();
         async move {
-            self.0
-                .launch(&revision)
-                .await
-                .map_err(|error| StartFailure {
-                    kind: error.kind,
-                    message: chain(&error).to_string(),
-                    log: Vec::new(),
-                })
+            let launch = match floor {
+                true => self.0.launch_of_floor(&revision).await,
+                false => self.0.launch(&revision).await,
+            };
+            launch.map_err(|error| StartFailure {
+                kind: error.kind,
+                message: chain(&error).to_string(),
+                log: Vec::new(),
+            })
         }
         .boxed()
     }
@@ -394,6 +400,18 @@ impl control::Fleet for Steering {
                 })
         }
         .boxed()
+    }
+
+    fn standing(&self, revision: &RevisionId) -> control::Standing {
+        let standing = self.fleet.standing(revision);
+        control::Standing {
+            ready: standing.counts.ready,
+            starting: standing.counts.starting,
+            shortage: standing.shortage.map(|shortage| control::Shortage {
+                is_of_starts: matches!(shortage, Shortage::CrashLoop { .. }),
+                message: shortage.to_string(),
+            }),
+        }
     }
 
     fn instances(
