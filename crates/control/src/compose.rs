@@ -197,7 +197,7 @@ pub(crate) fn stop_signal(text: &str) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use skiff_types::{Digest, FunctionSpec, Probe, ProjectId};
+    use skiff_types::{Digest, FunctionSpec, Probe, ProjectId, StartCause};
 
     use super::*;
 
@@ -272,7 +272,7 @@ mod tests {
             spec: spec.complete(&project, &"echo".parse().unwrap()),
             timeout_s: 3,
             memory_mib: 128,
-            provisioned: false,
+            cause: StartCause::default(),
         };
         let image = ["TZ=:Europe/Berlin".to_owned()];
         let user = vec![

@@ -238,11 +238,10 @@ impl Deployment {
         };
         let function = function.complete(&self.project.id, &self.service);
         for container in &mut spec.containers {
-            // Whoever serves its runtime knows when it is ready, and when its
-            // time is over; a moment later is soon enough to give it up.
+            // Whoever serves its runtime knows when it is ready.
             container.probe = Probe {
                 kind: ProbeKind::Tcp,
-                start_timeout_s: function.init_timeout_s.saturating_add(1),
+                start_timeout_s: function.init_timeout_s,
                 liveness_period_s: 0,
             };
         }

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use skiff_base::{Clock, SystemClock};
 use skiff_store::Store;
 use skiff_types::api::Quota;
-use skiff_types::{EnvValue, EnvVar, FunctionLaunch, Launch, ProjectId, ProjectName, RevisionId};
+use skiff_types::{
+    EnvValue, EnvVar, FunctionLaunch, Launch, ProjectId, ProjectName, RevisionId, StartCause,
+};
 
 use crate::compose;
 use crate::config::Config;
@@ -84,21 +86,24 @@ impl Resolver {
         })
     }
 
-    /// The same of one that no request waits for.
+    /// The same, of an instance that is started for this cause.
     ///
     /// # Errors
     /// As those of [`Self::launch`].
-    pub async fn launch_of_floor(
+    pub async fn launch_for(
         &self,
         revision: &RevisionId,
+        cause: StartCause,
     ) -> Result<Arc<Launch>, ControlError> {
         let made = self.launch(revision).await?;
-        let mut launch = Launch::clone(&made);
-        let Some(function) = &mut launch.function else {
+        if cause == StartCause::default() || made.function.is_none() {
             return Ok(made);
-        };
-        function.provisioned = true;
-        compose::tell_initialization(&mut launch.env, function);
+        }
+        let mut launch = Launch::clone(&made);
+        if let Some(function) = &mut launch.function {
+            function.cause = cause;
+            compose::tell_initialization(&mut launch.env, function);
+        }
         Ok(Arc::new(launch))
     }
 
@@ -212,7 +217,7 @@ impl Base {
             spec: function,
             timeout_s: spec.timeout_s,
             memory_mib: spec.resources.memory_mib,
-            provisioned: false,
+            cause: StartCause::default(),
         });
         if function.is_some() && user.uid == 0 {
             // As AWS has it: a function is never root.

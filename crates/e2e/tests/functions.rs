@@ -311,6 +311,12 @@ fn until(second: u64) {
     });
 }
 
+/// Instances of a function that were started, by its log.
+fn starts_of(server: &Server, name: &str) -> usize {
+    let log = server.cli(&["logs", name, "-n", "10000"]).ok();
+    log.matches("starts in a ").count()
+}
+
 #[test]
 fn an_event_whose_instance_does_not_come_up_is_told_why() {
     let server = server();
@@ -325,41 +331,61 @@ fn an_event_whose_instance_does_not_come_up_is_told_why() {
         let host = deploy(&server, &name, "shell", &flags);
         until(second);
         let _ended = failed(&invoke(&server, &host, r#""exit 1""#));
-        // Each event starts another one, and each is told.
-        for _ in 0..2 {
+        // Each event starts two, one after the other, and is told of the second.
+        let before = starts_of(&server, &name);
+        for count in 1..=5 {
             let error = failed(&invoke(&server, &host, "1"));
             assert_eq!(error["errorType"], kind, "{error}");
             let message = error["errorMessage"].as_str().unwrap();
             assert!(message.ends_with(words), "{error}");
+            let starts = before + 2 * count;
+            wait_for("both starts are in the log", 30, || {
+                (starts_of(&server, &name) == starts).then_some(())
+            });
         }
         let _out = server.cli(&["rm", &name]).ok();
     }
 }
 
-#[test]
-fn an_init_that_takes_long_goes_on_inside_the_first_invocation() {
-    let server = server();
+/// A function whose init takes five seconds from now on, and may take three;
+/// none of its instances is there.
+fn slow_to_start(server: &Server, name: &str, timeout: &str) -> String {
     let second = SystemClock.unix_ms() / 1000 + deadline(3).as_secs();
     let until_then = second.to_string();
-    let flags = [
-        "--init-timeout",
-        "1",
-        "--timeout",
-        "60",
-        "--",
-        "init.until",
-        &until_then,
-    ];
-    let host = deploy(
-        &server,
-        "long",
-        "shell",
-        &[&flags[..], &["init.five"]].concat(),
-    );
+    let args = ["--", "init.until", &until_then, "init.five"];
+    let flags = ["--init-timeout", "3", "--timeout", timeout];
+    let host = deploy(server, name, "shell", &[&flags[..], &args].concat());
     until(second);
-    let _ended = failed(&invoke(&server, &host, r#""exit 1""#));
+    let _ended = failed(&invoke(server, &host, r#""exit 1""#));
+    host
+}
+
+#[test]
+fn an_init_that_takes_long_begins_again_inside_the_first_invocation() {
+    let server = server();
+    let host = slow_to_start(&server, "long", "60");
+    let before = starts_of(&server, "long");
     assert_eq!(good(invoke(&server, &host, "3")), "3");
+    wait_for("both starts are in the log", 30, || {
+        (starts_of(&server, "long") == before + 2).then_some(())
+    });
+    // The one that came up goes on.
+    assert_eq!(good(invoke(&server, &host, "4")), "4");
+    assert_eq!(starts_of(&server, "long"), before + 2);
     let _out = server.cli(&["rm", "long"]).ok();
+}
+
+#[test]
+fn an_init_that_outlasts_its_invocation_times_out() {
+    let server = server();
+    let host = slow_to_start(&server, "too-long", "2");
+    for _ in 0..2 {
+        let error = failed(&invoke(&server, &host, "3"));
+        assert_eq!(error["errorType"], "Sandbox.Timedout", "{error}");
+        let message = error["errorMessage"].as_str().unwrap();
+        assert!(message.ends_with("timed out after 2.00 seconds"), "{error}");
+    }
+    let _out = server.cli(&["rm", "too-long"]).ok();
 }
 
 #[test]

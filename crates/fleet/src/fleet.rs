@@ -375,12 +375,12 @@ impl Fleet {
             Action::Start {
                 instance,
                 revision,
-                floor,
+                cause,
                 ..
             } => {
                 let decided = self.inner.clock.now();
                 self.spawn("start", async move {
-                    fleet.start(instance, revision, floor, decided).await
+                    fleet.start(instance, revision, cause, decided).await
                 });
             }
             Action::Stop { instance, reason } => {

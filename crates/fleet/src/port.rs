@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use skiff_gateway::{ColdPhases, Load, Upstream};
-use skiff_types::{ErrorKind, InstanceId, Launch, RevisionId};
+use skiff_types::{ErrorKind, InstanceId, Launch, RevisionId, StartCause};
 
 /// The parts.
 #[derive(Clone, Debug)]
@@ -90,12 +90,12 @@ pub trait Rotation: Debug + Send + Sync + 'static {
 
 /// Answers what instances are made of.
 pub trait Launches: Debug + Send + Sync + 'static {
-    /// Everything that is needed to start an instance of the revision; of its
-    /// `floor` if no request waits for it.
+    /// Everything that is needed to start an instance of the revision, which
+    /// may be told why it is.
     fn launch(
         &self,
         revision: &RevisionId,
-        floor: bool,
+        cause: StartCause,
     ) -> BoxFuture<'_, Result<Arc<Launch>, StartFailure>>;
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use skiff_base::Monotonic;
 use skiff_gateway::{ColdPhases, WakeError};
 use skiff_sched::Input;
-use skiff_types::{ErrorKind, InstanceId, RevisionId};
+use skiff_types::{ErrorKind, InstanceId, RevisionId, StartCause};
 
 use crate::fleet::{Fleet, failure, lock};
 use crate::port::{StartFailure, Started};
@@ -16,10 +16,10 @@ impl Fleet {
         &self,
         instance: InstanceId,
         revision: RevisionId,
-        floor: bool,
+        cause: StartCause,
         decided: Monotonic,
     ) {
-        match self.try_start(instance, &revision, floor, decided).await {
+        match self.try_start(instance, &revision, cause, decided).await {
             Ok(()) => {
                 self.tell(Input::InstanceReady(instance));
                 self.validated(&revision, Ok(instance));
@@ -36,13 +36,13 @@ impl Fleet {
         &self,
         instance: InstanceId,
         revision: &RevisionId,
-        floor: bool,
+        cause: StartCause,
         decided: Monotonic,
     ) -> Result<(), StartFailure> {
         let inner = &self.inner;
         let stopping = |_| failure(ErrorKind::Unavailable, "the server is shutting down");
         let _turn = inner.starts.acquire().await.map_err(stopping)?;
-        let launch = inner.parts.launches.launch(revision, floor).await?;
+        let launch = inner.parts.launches.launch(revision, cause).await?;
         let placed = inner.clock.now();
         let started = inner.parts.worker.start(instance, launch).await?;
         let phases = phases(&started, decided, placed, inner.clock.now());

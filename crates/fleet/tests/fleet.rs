@@ -17,7 +17,7 @@ use skiff_gateway::{ColdPhases, Demand, Load, Upstream};
 use skiff_sched::RevisionPlan;
 use skiff_types::{
     CpuMode, ErrorKind, InstanceId, IsolationClass, IsolationRequest, Launch, Probe, ProjectId,
-    Resources, RevisionId, Scaling, WorkerId,
+    Resources, RevisionId, Scaling, StartCause, WorkerId,
 };
 
 #[derive(Debug)]
@@ -155,9 +155,9 @@ impl Launches for World {
     fn launch(
         &self,
         revision: &RevisionId,
-        floor: bool,
+        cause: StartCause,
     ) -> BoxFuture<'_, Result<Arc<Launch>, StartFailure>> {
-        if floor {
+        if cause == StartCause::Floor {
             self.note("of the floor");
         }
         let launch = Launch {

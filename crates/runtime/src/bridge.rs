@@ -136,7 +136,6 @@ struct State {
     was_ready: bool,
     /// Its subscribers know that it is.
     ready_told: bool,
-    init_over: bool,
     /// Its end was told to a caller, or nobody will ask.
     end_told: bool,
     left: bool,
@@ -147,9 +146,8 @@ struct State {
 pub(crate) struct Bridge {
     pub function: FunctionLaunch,
     pub sandbox: Arc<dyn Sandbox>,
-    /// Instances of this revision have come up before: one that does not is
-    /// told of by the invocation that it was started for.
-    pub proven: bool,
+    /// It begins inside an invocation, which is told what becomes of it.
+    pub again: bool,
     clock: Arc<dyn Clock>,
     output: Option<Arc<OutputTap>>,
     pub telemetry: Arc<Telemetry>,
@@ -162,7 +160,7 @@ impl Bridge {
     pub fn new(
         function: FunctionLaunch,
         sandbox: Arc<dyn Sandbox>,
-        proven: bool,
+        again: bool,
         clock: Arc<dyn Clock>,
         output: Option<Arc<OutputTap>>,
     ) -> Self {
@@ -174,7 +172,7 @@ impl Bridge {
         Self {
             function,
             sandbox,
-            proven,
+            again,
             clock,
             output,
             telemetry,
@@ -291,7 +289,8 @@ impl Bridge {
         drop(state);
         let tell = |name: &str, record| self.telemetry.tell(Kind::Platform, name, record);
         let kind = self.function.initialization_type();
-        let phase = json!({"initializationType": kind, "phase": "init"});
+        let phase = self.function.initialization_phase();
+        let phase = json!({"initializationType": kind, "phase": phase});
         let mut done = phase.clone();
         done["status"] = json!("success");
         tell("platform.initRuntimeDone", done);
@@ -323,7 +322,7 @@ impl Bridge {
         let spec = &self.function.spec;
         let begin = json!({
             "initializationType": self.function.initialization_type(),
-            "phase": "init",
+            "phase": self.function.initialization_phase(),
             "functionName": spec.name,
             "functionVersion": spec.version,
             "instanceMaxMemory": u64::from(self.function.memory_mib) << 20,
@@ -353,22 +352,16 @@ impl Bridge {
     pub fn takes_events(&self) -> Result<(), &'static str> {
         let state = self.lock();
         if state.end.is_some() {
-            return if state.tells(self.proven) {
+            return if state.tells(self.again) {
                 Ok(())
             } else {
                 Err("its runtime has ended")
             };
         }
-        if state.was_ready || (state.init_over && self.proven) {
+        if state.was_ready || self.again {
             return Ok(());
         }
         Err("its runtime has not asked for an event")
-    }
-
-    /// The time for a start is over: what still starts goes on inside the
-    /// first invocation.
-    pub fn init_is_over(&self) {
-        self.change(|state| state.init_over = true);
     }
 
     /// The runtime's process has ended.
@@ -383,8 +376,8 @@ impl Bridge {
 
     /// Waits until nobody needs to be told of the end any more.
     pub async fn end_is_told(&self) {
-        let proven = self.proven;
-        self.until(|state| (!state.tells(proven)).then_some(()))
+        let again = self.again;
+        self.until(|state| (!state.tells(again)).then_some(()))
             .await;
     }
 
@@ -405,8 +398,8 @@ impl Bridge {
 
     /// Waits until no event is taken any more.
     pub async fn takes_no_more(&self) {
-        let proven = self.proven;
-        self.until(|state| (state.end.is_some() && !state.tells(proven)).then_some(()))
+        let again = self.again;
+        self.until(|state| (state.end.is_some() && !state.tells(again)).then_some(()))
             .await;
     }
 
@@ -588,6 +581,7 @@ impl Bridge {
         self.change(|state| {
             state.machine.end();
             state.end.get_or_insert(End::Timeout);
+            state.end_told = true;
             state.answer = None;
         });
         self.kill().await;
@@ -720,8 +714,8 @@ impl Bridge {
 
 impl State {
     /// Whether its end, when it comes now, is for an invocation to tell.
-    fn tells(&self, proven: bool) -> bool {
-        proven && !self.was_ready && !self.end_told
+    fn tells(&self, again: bool) -> bool {
+        again && !self.was_ready && !self.end_told
     }
 
     fn tell(&mut self, extension: u64, event: ExtensionEvent) {
@@ -779,20 +773,24 @@ fn send(reply: oneshot::Sender<Outcome>, told: Reply, log: Option<Vec<u8>>, last
 mod tests {
     use serde_json::Value;
     use skiff_base::{SystemClock, Tasks};
-    use skiff_types::FunctionSpec;
+    use skiff_types::{FunctionSpec, StartCause};
 
     use super::*;
     use crate::fake::{Fake, posts};
 
     fn bridge(sandbox: &Arc<Fake>) -> Arc<Bridge> {
+        bridge_of(sandbox, false)
+    }
+
+    fn bridge_of(sandbox: &Arc<Fake>, again: bool) -> Arc<Bridge> {
         let function = FunctionLaunch {
             spec: FunctionSpec::default(),
             timeout_s: 3,
             memory_mib: 128,
-            provisioned: false,
+            cause: StartCause::default(),
         };
         let clock = Arc::new(SystemClock);
-        Arc::new(Bridge::new(function, sandbox.clone(), false, clock, None))
+        Arc::new(Bridge::new(function, sandbox.clone(), again, clock, None))
     }
 
     fn invocation(id: &str) -> Invocation {
@@ -825,6 +823,80 @@ mod tests {
         let words = String::from_utf8_lossy(&words).into_owned();
         assert!(words.contains("timed out after 3.00 seconds"), "{words}");
         assert!(outcome.last && *sandbox.destroyed.borrow());
+    }
+
+    /// What the caller of an instance's first invocation is told when its
+    /// runtime does this meanwhile.
+    async fn told_of_a_second_start(
+        meanwhile: impl AsyncFnOnce(&Arc<Bridge>, &Fake),
+    ) -> (String, bool) {
+        let sandbox = Arc::new(Fake::default());
+        let bridge = bridge_of(&sandbox, true);
+        assert_eq!(bridge.takes_events(), Ok(()));
+        let (reply, outcome) = oneshot::channel();
+        let invoked = bridge.invoke(invocation("7"), reply);
+        tokio::join!(invoked, meanwhile(&bridge, &sandbox));
+        let outcome = outcome.await.unwrap();
+        let Reply::Failed(words) = outcome.reply else {
+            panic!("{outcome:?}");
+        };
+        // Nobody else is told, and nobody waits for that.
+        bridge.end_is_told().await;
+        assert!(bridge.takes_events().is_err());
+        (String::from_utf8_lossy(&words).into_owned(), outcome.last)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_start_is_part_of_its_invocation() {
+        let (words, last) = told_of_a_second_start(async |_, _| {}).await;
+        assert!(words.contains("Sandbox.Timedout") && last, "{words}");
+        assert!(words.contains("timed out after 3.00 seconds"), "{words}");
+        let (words, last) = told_of_a_second_start(async |bridge, _| {
+            let body = Bytes::from_static(b"its own words");
+            bridge.init_error(body).await.unwrap();
+        })
+        .await;
+        assert_eq!((words.as_str(), last), ("its own words", true));
+        let (words, last) = told_of_a_second_start(async |bridge, sandbox| {
+            sandbox.destroyed.send_replace(true);
+            bridge.has_exited(sandbox.exited().await);
+        })
+        .await;
+        assert!(words.contains("Runtime.ExitError") && last, "{words}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_start_tells_no_caller() {
+        let sandbox = Arc::new(Fake::default());
+        let bridge = bridge(&sandbox);
+        assert!(bridge.takes_events().is_err());
+        bridge.init_error(Bytes::new()).await.unwrap();
+        assert!(bridge.takes_events().is_err());
+        bridge.end_is_told().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_start_that_comes_up_in_time_answers() {
+        let sandbox = Arc::new(Fake::default());
+        let bridge = bridge_of(&sandbox, true);
+        let (reply, outcome) = oneshot::channel();
+        let serving = async {
+            sleep(Duration::from_secs(2)).await;
+            let event = bridge.next().unwrap().event().await.unwrap();
+            let place = bridge.begin_answer(&event.id).unwrap().unwrap();
+            let answer = Answer::Payload {
+                body: Bytes::from_static(b"5"),
+                content_type: None,
+            };
+            place.send(answer).unwrap();
+        };
+        tokio::join!(bridge.invoke(invocation("7"), reply), serving);
+        let outcome = outcome.await.unwrap();
+        assert!(
+            matches!(outcome.reply, Reply::Payload { .. }),
+            "{outcome:?}"
+        );
+        assert!(!outcome.last && bridge.takes_events().is_ok());
     }
 
     /// Until an event of this kind, all that subscribers are told.

@@ -1,10 +1,10 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use skiff_base::{Backoff, Clock, Listener, Tasks, chain};
 use skiff_sandbox::{Sandbox, SandboxError};
-use skiff_types::{FunctionLaunch, InstanceId, RevisionId};
+use skiff_types::{FunctionLaunch, InstanceId, StartCause};
 use skiff_worker::{FunctionHost, OutputTap};
 
 use crate::api;
@@ -19,8 +19,6 @@ const LISTEN_TRIES: u32 = 10;
 #[derive(Debug)]
 pub struct Functions {
     clock: Arc<dyn Clock>,
-    /// Revisions that have traffic: an instance of theirs has come up before.
-    proven: Mutex<HashSet<RevisionId>>,
     bridges: Mutex<HashMap<InstanceId, Arc<Bridge>>>,
 }
 
@@ -30,39 +28,23 @@ impl Functions {
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
             clock,
-            proven: Mutex::default(),
             bridges: Mutex::default(),
         }
-    }
-
-    /// Instances of this revision have come up. From now on one that does not
-    /// is told of by the invocation that it was started for, in AWS's words;
-    /// before, its start has failed.
-    pub fn serves(&self, revision: &RevisionId) {
-        lock(&self.proven).insert(revision.clone());
-    }
-
-    /// Nobody will ask for this revision any more.
-    pub fn forget(&self, revision: &RevisionId) {
-        lock(&self.proven).remove(revision);
     }
 }
 
 impl FunctionHost for Functions {
     fn host(
         &self,
-        revision: &RevisionId,
         function: &FunctionLaunch,
         adopted: bool,
         sandbox: Arc<dyn Sandbox>,
         output: Option<Arc<OutputTap>>,
     ) -> Arc<dyn Sandbox> {
-        // No invocation waits for one that a former server left, or that is
-        // there before its events.
-        let awaited = !adopted && !function.provisioned;
-        let proven = awaited && lock(&self.proven).contains(revision);
+        // No invocation waits for one that a former server left.
+        let again = !adopted && function.cause == StartCause::Again;
         let clock = self.clock.clone();
-        let bridge = Bridge::new(function.clone(), sandbox.clone(), proven, clock, output);
+        let bridge = Bridge::new(function.clone(), sandbox.clone(), again, clock, output);
         let bridge = Arc::new(bridge);
         let tasks = Tasks::new();
         let serving = (sandbox.clone(), bridge.clone());
@@ -83,12 +65,6 @@ impl FunctionHost for Functions {
             let (sandbox, bridge) = ending;
             let exit = sandbox.exited().await;
             bridge.has_exited(exit);
-        });
-        let starting = bridge.clone();
-        let limit = Duration::from_secs(function.spec.init_timeout_s.into());
-        tasks.spawn("runtime init", async move {
-            tokio::time::sleep(limit).await;
-            starting.init_is_over();
         });
         lock(&self.bridges).insert(sandbox.id(), bridge.clone());
         Arc::new(FunctionSandbox {

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use skiff_types::{InstanceId, WorkerId};
+use skiff_types::{InstanceId, StartCause, WorkerId};
 
 use crate::revision::{Instance, Key, Revision, State};
 use crate::scheduler::Scheduler;
 
 impl Scheduler {
-    pub(crate) fn insert(&mut self, key: Key, id: InstanceId, worker: WorkerId) {
+    pub(crate) fn insert(&mut self, key: Key, id: InstanceId, worker: WorkerId, cause: StartCause) {
         let Some(revision) = self.revisions.get_mut(key) else {
             return;
         };
@@ -24,6 +24,7 @@ impl Scheduler {
                 worker,
                 size,
                 state: State::Starting,
+                cause,
                 in_flight: 0,
                 idle_since: None,
                 ready_at: self.now,

@@ -4,7 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use skiff_types::api::Quota;
-use skiff_types::{CpuMode, ErrorKind, InstanceId, ProjectId, RevisionId, Scaling, WorkerId};
+use skiff_types::{
+    CpuMode, ErrorKind, InstanceId, ProjectId, RevisionId, Scaling, StartCause, WorkerId,
+};
 
 /// The scheduler's own settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +87,9 @@ pub struct RevisionPlan {
     /// waits for it, and goes to zero: its `min` and keep-alive count as 0.
     pub serving: bool,
     /// Whether a request may end its instance, as a function's event that
-    /// times out does: one that was used has not failed to start then.
+    /// times out does: one that was used has not failed to start then. What an
+    /// event waits for and does not come up is started again, once, and tells
+    /// the event what becomes of it.
     pub function: bool,
 }
 
@@ -179,9 +183,8 @@ pub enum Action {
         revision: RevisionId,
         /// Where.
         worker: WorkerId,
-        /// No request waits for it: it is of those that are there whatever
-        /// the demand.
-        floor: bool,
+        /// Why.
+        cause: StartCause,
     },
     /// Take the instance out of rotation, and end it when its last request
     /// has ended.

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use skiff_base::Monotonic;
-use skiff_types::{CpuMode, InstanceId, WorkerId};
+use skiff_types::{CpuMode, InstanceId, StartCause, WorkerId};
 
 use crate::autoscale::Panic;
 use crate::capacity::Size;
@@ -42,6 +42,7 @@ pub(crate) struct Instance {
     pub(crate) worker: WorkerId,
     pub(crate) size: Size,
     pub(crate) state: State,
+    pub(crate) cause: StartCause,
     pub(crate) in_flight: u32,
     /// Since when it has had no request; absent unless ready or paused.
     pub(crate) idle_since: Option<Monotonic>,
@@ -70,6 +71,8 @@ pub(crate) struct Revision {
     pub(crate) next_tick: Option<Monotonic>,
     /// Since when there have been more instances than the averages need.
     pub(crate) surplus_since: Option<Monotonic>,
+    /// Starts that have failed and are to be tried again for their events.
+    pub(crate) again: u32,
     pub(crate) failures: u32,
     pub(crate) retry_at: Monotonic,
     pub(crate) shortage: Option<Shortage>,
@@ -102,6 +105,7 @@ impl Revision {
             panic: Panic::default(),
             next_tick: None,
             surplus_since: None,
+            again: 0,
             failures: 0,
             retry_at: Monotonic::default(),
             shortage: None,
@@ -154,10 +158,23 @@ impl Revision {
         }
     }
 
-    /// Whether an instance that starts now is for the floor, and no request
-    /// is going to wait for it.
-    pub(crate) fn next_is_of_floor(&self) -> bool {
-        self.live() < self.floor() && self.waiting <= self.starting
+    /// Why an instance that starts now does.
+    pub(crate) fn next_cause(&self) -> StartCause {
+        if self.live() < self.floor() && self.waiting <= self.starting {
+            StartCause::Floor
+        } else if self.again > 0 {
+            StartCause::Again
+        } else {
+            StartCause::Demand
+        }
+    }
+
+    /// A first try to start has failed: whether another one, within the time
+    /// of the event that still waits, is to be the last word.
+    pub(crate) fn begins_again(&mut self) -> bool {
+        let awaited = self.plan.function && self.plan.serving && self.again < self.waiting;
+        self.again += u32::from(awaited);
+        awaited
     }
 
     pub(crate) fn keep_alive(&self) -> Duration {

@@ -2,7 +2,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use skiff_base::Monotonic;
-use skiff_types::{InstanceId, RevisionId, WorkerId};
+use skiff_types::{InstanceId, RevisionId, StartCause, WorkerId};
 
 use crate::capacity::{Capacity, Size};
 use crate::revision::{Instance, Key, Revision, Starved, State, Table};
@@ -184,6 +184,7 @@ impl Scheduler {
         };
         revision.removed = true;
         revision.waiting = 0;
+        revision.again = 0;
         revision.no_shortage();
         self.starved.remove(revision);
         let live: Vec<_> = revision.instances.iter().copied().collect();
@@ -221,6 +222,7 @@ impl Scheduler {
             revision.refused = None;
         }
         revision.waiting = waiting;
+        revision.again = revision.again.min(waiting);
         revision.note_load(self.now, &self.config);
         self.settle(key, in_flight, out);
     }
@@ -291,12 +293,14 @@ impl Scheduler {
             State::Ready | State::Paused => failed || young,
         };
         let used = instance.used;
+        let first = state == State::Starting && instance.cause == StartCause::Demand;
         let Some(key) = self.forget(id) else {
             return;
         };
         if crashed
             && let Some(revision) = self.revisions.get_mut(key)
             && !(used && revision.plan.function)
+            && !(first && revision.begins_again())
         {
             revision.failed(self.now, &self.config);
         }
@@ -334,7 +338,7 @@ impl Scheduler {
             });
             return;
         };
-        self.insert(key, id, worker);
+        self.insert(key, id, worker, StartCause::Demand);
         if state != AdoptedState::Starting {
             self.instance_ready(id, out);
             if state == AdoptedState::Paused {
@@ -428,22 +432,25 @@ impl Scheduler {
         if revision.may_start(self.now)? == 0 {
             return Ok(false);
         }
-        let floor = revision.next_is_of_floor();
+        let cause = revision.next_cause();
         let size = revision.size();
         let worker = self.capacity.place(&revision.plan.revision.project, size)?;
-        let revision = revision.plan.revision.clone();
+        let id = revision.plan.revision.clone();
         let instance = (self.next_id)();
         if self.instances.contains_key(&instance) {
             // The source repeats itself; a later event draws again.
             return Ok(false);
         }
-        self.insert(key, instance, worker);
+        if cause == StartCause::Again {
+            revision.again -= 1;
+        }
+        self.insert(key, instance, worker, cause);
         self.told_of_start(key);
         out.push(Action::Start {
             instance,
-            revision,
+            revision: id,
             worker,
-            floor,
+            cause,
         });
         Ok(true)
     }

@@ -8,7 +8,7 @@ use skiff_sched::{
     Action, AdoptedState, Config, Input, RevisionPlan, Scheduler, Shortage, StopReason,
 };
 use skiff_types::api::Quota;
-use skiff_types::{CpuMode, InstanceId, ProjectId, RevisionId, Scaling, WorkerId};
+use skiff_types::{CpuMode, InstanceId, ProjectId, RevisionId, Scaling, StartCause, WorkerId};
 
 struct Bench {
     scheduler: Scheduler,
@@ -230,28 +230,91 @@ fn an_instance_whose_request_went_away_stops_after_the_grace() {
     assert_eq!(stops(&bench.pass(0.2)), [(ids[0], StopReason::Idle)]);
 }
 
+fn causes(actions: &[Action]) -> Vec<StartCause> {
+    let of = |action: &Action| match action {
+        Action::Start { cause, .. } => Some(*cause),
+        _ => None,
+    };
+    actions.iter().filter_map(of).collect()
+}
+
 #[test]
 fn what_starts_for_the_floor_is_told_from_what_a_request_waits_for() {
+    use StartCause::{Demand, Floor};
     let mut bench = Bench::new(10_000);
-    let floors = |actions: &[Action]| -> Vec<bool> {
-        let of = |action: &Action| match action {
-            Action::Start { floor, .. } => Some(*floor),
-            _ => None,
-        };
-        actions.iter().filter_map(of).collect()
-    };
-    assert_eq!(
-        floors(&bench.give(plan("a", |p| p.scaling.min = 2))),
-        [true, true]
-    );
-    assert_eq!(floors(&bench.give(queued("a", 3))), [false]);
+    let first = bench.give(plan("a", |p| p.scaling.min = 2));
+    assert_eq!(causes(&first), [Floor, Floor]);
+    assert_eq!(causes(&bench.give(queued("a", 3))), [Demand]);
     bench.give(plan("b", |_| {}));
-    assert_eq!(floors(&bench.give(queued("b", 1))), [false]);
+    assert_eq!(causes(&bench.give(queued("b", 1))), [Demand]);
     // The one that is coming is for the request, the other one for nobody.
-    assert_eq!(
-        floors(&bench.give(plan("b", |p| p.scaling.min = 2))),
-        [true]
+    let other = bench.give(plan("b", |p| p.scaling.min = 2));
+    assert_eq!(causes(&other), [Floor]);
+}
+
+/// Of a function, whose instances end with their failed starts.
+fn function(change: impl FnOnce(&mut RevisionPlan)) -> Input {
+    plan("f", |p| {
+        p.function = true;
+        change(p);
+    })
+}
+
+#[test]
+fn a_start_that_an_event_waits_for_is_tried_once_again_at_once() {
+    use StartCause::{Again, Demand};
+    let mut bench = Bench::new(10_000);
+    bench.give(function(|_| {}));
+    let first = bench.started(queued("f", 2));
+    for id in &first {
+        assert_eq!(causes(&bench.give(Input::InstanceFailed(*id))), [Again]);
+    }
+    assert_eq!(bench.scheduler.shortage(&revision("f")), None);
+    // What fails within its events' time is their answer, and no bad start.
+    let second = bench.scheduler.counts(&revision("f")).unwrap();
+    assert_eq!((second.starting, second.waiting), (2, 2));
+    bench.give(queued("f", 0));
+    assert_eq!(causes(&bench.give(queued("f", 3))), [Demand]);
+}
+
+#[test]
+fn a_second_try_that_fails_before_its_event_is_there_backs_off() {
+    use StartCause::{Again, Demand};
+    let mut bench = Bench::new(10_000);
+    bench.give(function(|_| {}));
+    let first = bench.started(queued("f", 1));
+    let out = bench.give(Input::InstanceFailed(first[0]));
+    assert_eq!(causes(&out), [Again]);
+    bench.give(Input::InstanceFailed(starts(&out)[0]));
+    let shortage = bench.scheduler.shortage(&revision("f"));
+    assert!(
+        matches!(shortage, Some(Shortage::CrashLoop { failures: 1, .. })),
+        "{shortage:?}"
     );
+    bench.now = bench.now.plus(Duration::from_secs(1));
+    assert_eq!(causes(&bench.give(Input::Tick)), [Demand]);
+}
+
+#[test]
+fn nothing_is_tried_again_that_no_event_waits_for() {
+    for (serving, min, waiting) in [(false, 0, 1), (true, 1, 0)] {
+        let mut bench = Bench::new(10_000);
+        let mut out = bench.give(function(|p| {
+            p.serving = serving;
+            p.scaling.min = min;
+        }));
+        out.extend(bench.give(queued("f", waiting)));
+        let first = starts(&out);
+        assert_eq!(causes(&bench.give(Input::InstanceFailed(first[0]))), []);
+        let shortage = bench.scheduler.shortage(&revision("f"));
+        assert!(shortage.is_some(), "serving {serving}, min {min}");
+    }
+    // Nor for an event that was given up meanwhile.
+    let mut bench = Bench::new(10_000);
+    bench.give(function(|_| {}));
+    let first = bench.started(queued("f", 1));
+    bench.give(queued("f", 0));
+    assert_eq!(bench.give(Input::InstanceFailed(first[0])), []);
 }
 
 #[test]

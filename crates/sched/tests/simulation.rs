@@ -198,7 +198,7 @@ impl World {
             cpu_millis: 100,
             cpu_mode: [CpuMode::Always, CpuMode::Request][r.below(2) as usize],
             serving: r.below(4) > 0,
-            function: false,
+            function: r.below(2) > 0,
         };
         // Sizes and modes are a revision's own; only scaling and traffic change.
         let kept = self.plans.entry(n).or_insert_with(|| plan.clone());

@@ -30,7 +30,7 @@ pub struct FunctionSpec {
     #[serde(default)]
     pub log_group: String,
     /// How long a starting instance may take to ask for its first event,
-    /// seconds. What takes longer goes on inside the first invocation.
+    /// seconds. What takes longer begins again inside the first invocation.
     #[serde(default = "default_init_timeout")]
     pub init_timeout_s: u32,
 }

@@ -52,18 +52,42 @@ pub struct FunctionLaunch {
     pub timeout_s: u32,
     /// Of an instance, MiB.
     pub memory_mib: u32,
-    /// It was started before any event was there for it.
+    /// Why it is started.
     #[serde(default)]
-    pub provisioned: bool,
+    pub cause: StartCause,
+}
+
+/// Why an instance is started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartCause {
+    /// Requests wait, or are about to come.
+    #[default]
+    Demand,
+    /// It is of those that are there whatever the demand: no request waits
+    /// for it.
+    Floor,
+    /// The one that an event waited for did not come up: this one's start is
+    /// part of the event's own time, and its failure is the event's answer.
+    Again,
 }
 
 impl FunctionLaunch {
     /// AWS's word for why it is initialized.
     #[must_use]
     pub const fn initialization_type(&self) -> &'static str {
-        match self.provisioned {
-            true => "provisioned-concurrency",
-            false => "on-demand",
+        match self.cause {
+            StartCause::Floor => "provisioned-concurrency",
+            StartCause::Demand | StartCause::Again => "on-demand",
+        }
+    }
+
+    /// AWS's word for whose time its start is part of.
+    #[must_use]
+    pub const fn initialization_phase(&self) -> &'static str {
+        match self.cause {
+            StartCause::Again => "invoke",
+            StartCause::Demand | StartCause::Floor => "init",
         }
     }
 }

@@ -19,7 +19,7 @@ pub use digest::{Digest, ParseDigestError};
 pub use error::ErrorKind;
 pub use function::FunctionSpec;
 pub use id::{InstanceId, ParseIdError, ServerId, WorkerId};
-pub use launch::{FunctionLaunch, Launch};
+pub use launch::{FunctionLaunch, Launch, StartCause};
 pub use logs::{
     LogEvent, LogPage, LogPosition, LogRange, LogSpan, LogStart, LogTerms, ParsePositionError,
 };

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use skiff_sandbox::Sandbox;
-use skiff_types::{FunctionLaunch, InstanceId, RevisionId};
+use skiff_types::{FunctionLaunch, InstanceId};
 
 use crate::OutputTap;
 
@@ -17,7 +17,6 @@ pub trait FunctionHost: Debug + Send + Sync + 'static {
     /// former server started.
     fn host(
         &self,
-        revision: &RevisionId,
         function: &FunctionLaunch,
         adopted: bool,
         sandbox: Arc<dyn Sandbox>,

@@ -48,7 +48,7 @@ impl Label {
 
 #[cfg(test)]
 mod tests {
-    use skiff_types::{FunctionSpec, ProbeKind, ProjectId};
+    use skiff_types::{FunctionSpec, ProbeKind, ProjectId, StartCause};
 
     use super::*;
 
@@ -72,7 +72,7 @@ mod tests {
             spec: FunctionSpec::default(),
             timeout_s: 3,
             memory_mib: 128,
-            provisioned: false,
+            cause: StartCause::default(),
         };
         let of_function = Label {
             function: Some(function),

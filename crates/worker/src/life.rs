@@ -305,7 +305,7 @@ impl Life {
         match (&self.inner.config.functions, &label.function) {
             (Some(host), Some(function)) => {
                 let adopted = self.adopted;
-                host.host(&label.revision, function, adopted, sandbox, tap)
+                host.host(function, adopted, sandbox, tap)
             }
             _ => sandbox,
         }

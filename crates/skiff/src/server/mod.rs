@@ -298,7 +298,7 @@ impl Server {
         let functions = Arc::new(Functions::new(Arc::clone(&clock)));
         let watched = Watched {
             inside: Arc::clone(&inside),
-            functions: Arc::clone(&functions),
+            functions,
         };
         let (worker, ends) =
             instances.make(|| make_worker(config, backends, &home, &records, watched, &clock))?;
@@ -327,7 +327,6 @@ impl Server {
             worker: Arc::clone(&worker),
             gateway: Arc::clone(&gateway),
             resolver: resolver.clone(),
-            functions,
         });
         let ports = Ports {
             fleet: Arc::clone(&steering) as Arc<dyn skiff_control::port::Fleet>,

@@ -10,13 +10,12 @@ use skiff_base::{ByteStream, chain};
 use skiff_control::{Resolver, port as control};
 use skiff_fleet::{Fleet, Launches, Rotation, StartFailure, Started, WorkerPort};
 use skiff_gateway::{ColdPhases, Gateway, Load, RevisionRoute, ServiceRoute, Upstream};
-use skiff_runtime::Functions;
 use skiff_sandbox::{Needs, Process, Sandbox, SandboxError, TerminalSize, microvm_overhead_mib};
 use skiff_sched::Shortage;
 use skiff_types::api::{ExecTerminal, Instance, Quota};
 use skiff_types::limits::DEFAULT_STOP_GRACE_S;
 use skiff_types::{
-    ErrorKind, InstanceId, IsolationClass, Launch, ProjectId, RevisionId, ServiceName,
+    ErrorKind, InstanceId, IsolationClass, Launch, ProjectId, RevisionId, ServiceName, StartCause,
     WritableLayer,
 };
 use skiff_worker::{ExecWish, InstanceInfo, InstanceState, Worker, WorkerError};
@@ -207,14 +206,11 @@ impl Launches for ResolverLaunches {
     fn launch(
         &self,
         revision: &RevisionId,
-        floor: bool,
+        cause: StartCause,
     ) -> BoxFuture<'_, Result<Arc<Launch>, StartFailure>> {
         let revision = revision.clone();
         async move {
-            let launch = match floor {
-                true => self.0.launch_of_floor(&revision).await,
-                false => self.0.launch(&revision).await,
-            };
+            let launch = self.0.launch_for(&revision, cause).await;
             launch.map_err(|error| StartFailure {
                 kind: error.kind,
                 message: chain(&error).to_string(),
@@ -242,7 +238,6 @@ pub struct Steering {
     pub worker: Arc<Worker>,
     pub gateway: Arc<Gateway>,
     pub resolver: Resolver,
-    pub functions: Arc<Functions>,
 }
 
 impl Steering {
@@ -359,9 +354,6 @@ impl control::Revisions for Steering {
 
 impl control::Fleet for Steering {
     fn put_revision(&self, plan: control::RevisionPlan) {
-        if plan.function && plan.serving {
-            self.functions.serves(&plan.id);
-        }
         let needs = Needs {
             egress: plan.egress,
             disk: matches!(plan.resources.writable, WritableLayer::Disk(_)),
@@ -380,7 +372,6 @@ impl control::Fleet for Steering {
     }
 
     fn remove_revision(&self, revision: &RevisionId) {
-        self.functions.forget(revision);
         self.fleet.remove_revision(revision);
     }
 
