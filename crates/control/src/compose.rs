@@ -60,7 +60,7 @@ pub(crate) struct Contract {
     /// Wins over the image and the user.
     told: Vec<(&'static str, String)>,
     /// When nobody else says.
-    defaults: Vec<(&'static str, &'static str)>,
+    defaults: Vec<(&'static str, String)>,
 }
 
 /// Of a service (Knative's container contract).
@@ -89,9 +89,9 @@ pub(crate) fn tell_initialization(env: &mut [String], function: &FunctionLaunch)
     }
 }
 
-/// Of a function (AWS's defined runtime environment variables). The log
-/// stream's name is each instance's own and not known here.
-pub(crate) fn function_contract(function: &FunctionLaunch) -> Contract {
+/// Of a function that is run by these words (AWS's defined runtime environment
+/// variables). The log stream's name is each instance's own and not known here.
+pub(crate) fn function_contract(function: &FunctionLaunch, args: &[String]) -> Contract {
     let spec = &function.spec;
     let mut told = vec![
         ("AWS_LAMBDA_RUNTIME_API", RUNTIME_API.to_owned()),
@@ -109,14 +109,16 @@ pub(crate) fn function_contract(function: &FunctionLaunch) -> Contract {
     if let Some(handler) = &spec.handler {
         told.push(("_HANDLER", handler.clone()));
     }
-    Contract {
-        told,
-        defaults: vec![
-            ("LAMBDA_TASK_ROOT", "/var/task"),
-            ("LAMBDA_RUNTIME_DIR", "/var/runtime"),
-            ("TZ", ":UTC"),
-        ],
+    let mut defaults = vec![
+        ("LAMBDA_TASK_ROOT", "/var/task".to_owned()),
+        ("LAMBDA_RUNTIME_DIR", "/var/runtime".to_owned()),
+        ("TZ", ":UTC".to_owned()),
+    ];
+    // As AWS's emulator has it: of an image, the last argument is the handler.
+    if let [_program, .., handler] = args {
+        defaults.push(("_HANDLER", handler.clone()));
     }
+    Contract { told, defaults }
 }
 
 /// The environment: the image's, then the user's, then what Skiff tells, later
@@ -139,7 +141,7 @@ pub(crate) fn env(
         set(&mut env, name, &value);
     }
     for (name, value) in contract.defaults {
-        default(&mut env, name, value);
+        default(&mut env, name, &value);
     }
     default(&mut env, "PATH", DEFAULT_PATH);
     default(&mut env, "HOME", if home.is_empty() { "/" } else { home });
@@ -279,7 +281,8 @@ mod tests {
             ("AWS_LAMBDA_RUNTIME_API".into(), "evil:1".into()),
             ("A".into(), "b=c".into()),
         ];
-        let env = env(&image, user, function_contract(&function), "");
+        let args = words("runtime other.main");
+        let env = env(&image, user, function_contract(&function, &args), "");
         for line in [
             "AWS_LAMBDA_RUNTIME_API=127.0.0.1:9001",
             "AWS_LAMBDA_FUNCTION_NAME=echo",
@@ -295,6 +298,25 @@ mod tests {
             assert!(env.contains(&line.to_owned()), "{line} is not in {env:?}");
         }
         assert!(!env.iter().any(|line| line.starts_with("PORT=")), "{env:?}");
+    }
+
+    #[test]
+    fn the_handler_of_an_image_is_its_last_argument() {
+        let function = FunctionLaunch {
+            spec: FunctionSpec::default(),
+            timeout_s: 3,
+            memory_mib: 128,
+        };
+        let handler = |args: &str, image: &[String]| {
+            let contract = function_contract(&function, &words(args));
+            let env = env(image, vec![], contract, "");
+            let found = env.iter().find_map(|line| line.strip_prefix("_HANDLER="));
+            found.map(str::to_owned)
+        };
+        assert_eq!(handler("node ric.mjs app.main", &[]).unwrap(), "app.main");
+        assert_eq!(handler("bootstrap", &[]), None);
+        let own = ["_HANDLER=own".to_owned()];
+        assert_eq!(handler("bootstrap other", &own).unwrap(), "own");
     }
 
     #[test]

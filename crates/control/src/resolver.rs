@@ -144,7 +144,7 @@ impl Resolver {
 /// The environment of a service's or a function's process.
 fn env(launch: &Launch, image: &[String], user: Vec<(String, String)>, home: &str) -> Vec<String> {
     let contract = match &launch.function {
-        Some(function) => compose::function_contract(function),
+        Some(function) => compose::function_contract(function, &launch.args),
         None => compose::service_contract(&launch.revision, launch.port),
     };
     compose::env(image, user, contract, home)

@@ -23,7 +23,8 @@ pub struct FunctionSpec {
     /// Without a qualifier; made of region, project and name when it is empty.
     #[serde(default)]
     pub arn: String,
-    /// `_HANDLER`, for runtimes that look for it.
+    /// `_HANDLER`, for runtimes that look for it; the last of the program's
+    /// arguments when there is none.
     #[serde(default)]
     pub handler: Option<String>,
     /// `AWS_LAMBDA_LOG_GROUP_NAME`; `/aws/lambda/NAME` when it is empty.
