@@ -6,8 +6,12 @@
 #   FOLDER/small-function   the same on busybox, with this machine's curl
 #   FOLDER/python-function  Python from Debian packages with awslambdaric
 #   FOLDER/rust-function    a static program on lambda_runtime and nothing else
+#   FOLDER/go-function      a static program on aws-lambda-go and nothing else
+#   FOLDER/node-function    Node with aws-lambda-ric
+#   FOLDER/java-function    a small JVM with AWS's runtime interface client
 #
-# Prints FOLDER. What is slow to make is kept by the hash of its recipe in the
+# Of the last three, those whose tools this machine has; where it lacks some,
+# FOLDER/NAME.lacks names them. Prints FOLDER. What is slow to make is kept by the hash of its recipe in the
 # user's cache folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,11 +22,23 @@ ric=awslambdaric==4.2.2
 testfunction=target/static/x86_64-unknown-linux-gnu/release/skiff-testfunction
 say() { echo "fixtures: $*" >&2; }
 
+# Beside the other: it waits for registries.
+listed=$(mktemp)
+scripts/fixtures-runtimes.sh >"$listed" &
+runtimes=$!
 RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release -p skiff-testfunction \
   --target x86_64-unknown-linux-gnu --target-dir target/static >&2
+wait "$runtimes"
+declare -A made
+while read -r name tar lacks; do
+  made[$name]="$tar $lacks"
+done <"$listed"
+rm "$listed"
 
-key=$(cat scripts/fixtures-functions.sh examples/functions/bootstrap examples/functions/app.py /bin/busybox "$testfunction" <(echo "$suite") \
-  | sha256sum | cut -c1-16)
+key=$({
+  cat scripts/fixtures-functions.sh examples/functions/bootstrap examples/functions/app.py /bin/busybox "$testfunction"
+  echo "$suite" "${made[node]}" "${made[go]}" "${made[java]}"
+} | sha256sum | cut -c1-16)
 out=$cache/functions-$key
 if [ -e "$out/done" ]; then
   echo "$out"
@@ -92,14 +108,46 @@ layer "$work/rust.tar" "$work/rust"
 layer "$work/python.tar" "$work/python"
 
 say "making images of functions"
+starts() { # NAME WORD...
+  local name=$1 words=() word
+  shift
+  for word in "$@"; do words+=(--config.entrypoint "$word"); done
+  umoci config --image "$out/$name:1" "${words[@]}"
+}
 image shell-function "$shell" "$work/shell.tar" >&2
-umoci config --image "$out/shell-function:1" --config.entrypoint /var/task/bootstrap
+starts shell-function /var/task/bootstrap
 image small-function "$work/small.tar" "$work/shell.tar" >&2
-umoci config --image "$out/small-function:1" --config.entrypoint /var/task/bootstrap
+starts small-function /var/task/bootstrap
 image python-function "$python" "$work/python.tar" >&2
-umoci config --image "$out/python-function:1" --config.entrypoint /usr/bin/python3 \
-  --config.entrypoint -m --config.entrypoint awslambdaric --config.cmd app.handler
+starts python-function /usr/bin/python3 -m awslambdaric
+umoci config --image "$out/python-function:1" --config.cmd app.handler
 image rust-function "$work/rust.tar" >&2
-umoci config --image "$out/rust-function:1" --config.entrypoint /var/task/bootstrap
+starts rust-function /var/task/bootstrap
+for name in go node java; do
+  read -r tar lacks <<<"${made[$name]}"
+  if [ "$tar" = - ]; then
+    say "there is no $name-function: this machine lacks $lacks"
+    echo "$lacks" >"$out/$name-function.lacks"
+    continue
+  fi
+  case $name in
+    go)
+      image go-function "$tar" >&2
+      starts go-function /var/task/bootstrap
+      ;;
+    node)
+      image node-function "$shell" "$tar" >&2
+      starts node-function /usr/local/bin/node /var/task/node_modules/aws-lambda-ric/index.mjs
+      umoci config --image "$out/node-function:1" --config.cmd app.handler
+      ;;
+    java)
+      image java-function "$shell" "$tar" >&2
+      # As AWS's own images start it.
+      starts java-function /opt/java/bin/java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \
+        -cp '/var/task:/var/task/lib/*' com.amazonaws.services.lambda.runtime.api.client.AWSLambda
+      umoci config --image "$out/java-function:1" --config.cmd App::handleRequest
+      ;;
+  esac
+done
 touch "$out/done"
 echo "$out"

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+import time
 import urllib.request
 
 seen = []
@@ -16,6 +17,8 @@ class Broken(Exception):
 
 
 def handler(event, context):
+    if isinstance(event, dict) and "say" in event:
+        print(event["say"], flush=True)
     match event:
         case {"raise": message}:
             raise Broken(message)
@@ -26,9 +29,8 @@ def handler(event, context):
             return os.environ.get(name)
         case "seen":
             return seen
-        case {"say": words}:
-            print(words)
-            return len(words)
+        case {"sleep": seconds}:
+            time.sleep(seconds)
         case "context":
             client = context.client_context
             return {

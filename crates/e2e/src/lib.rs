@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use serde_json::Value;
 use skiff_base::{Clock as _, SystemClock};
 use skiff_testkit::{Reply, Server, deadline, fixture, run};
 
@@ -119,6 +120,52 @@ pub fn read_until(stream: &mut TcpStream, end: &str) -> String {
 pub fn good(reply: Reply) -> String {
     assert_eq!(reply.status, 200, "{reply:?}");
     reply.body
+}
+
+/// Hands an event to a function, with more of curl's flags.
+///
+/// # Panics
+/// When curl cannot be started.
+#[must_use]
+pub fn invoke_with(server: &Server, host: &str, event: &str, flags: &[&str]) -> Reply {
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(event.as_bytes()).expect("the event");
+    let data = format!("@{}", file.path().display());
+    let own = ["-X", "POST", "-H", "Expect:", "--data-binary", &data];
+    server.curl(host, "/", &[&own, flags].concat())
+}
+
+/// Hands an event to a function.
+///
+/// # Panics
+/// When curl cannot be started.
+#[must_use]
+pub fn invoke(server: &Server, host: &str, event: &str) -> Reply {
+    invoke_with(server, host, event, &[])
+}
+
+/// What a function answered.
+///
+/// # Panics
+/// When it has failed, or answered no JSON.
+#[track_caller]
+#[must_use]
+pub fn answer(reply: Reply) -> Value {
+    assert_eq!(reply.header("x-amz-function-error"), None, "{reply:?}");
+    serde_json::from_str(&good(reply)).expect("it answers with JSON")
+}
+
+/// A function's error.
+///
+/// # Panics
+/// When it has none.
+#[track_caller]
+#[must_use]
+pub fn failure(reply: &Reply) -> Value {
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let error = reply.header("x-amz-function-error");
+    assert_eq!(error, Some("Unhandled"), "{reply:?}");
+    serde_json::from_str(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply:?}"))
 }
 
 /// Asks for a path in a loop from so many clients while something is done to

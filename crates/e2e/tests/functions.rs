@@ -1,13 +1,11 @@
 //! Functions: events for real runtimes, through the gateway.
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write as _;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use skiff_base::{Clock as _, SystemClock};
-use skiff_e2e::{at_once, good, timed};
+use skiff_e2e::{answer, at_once, failure, good, invoke, invoke_with, timed};
 use skiff_testkit::{Held, Reply, Server, ServerOptions, SharedServer, deadline, wait_for};
 
 static SHARED: SharedServer = SharedServer::new();
@@ -15,7 +13,7 @@ static SHARED: SharedServer = SharedServer::new();
 const EVENT_BYTES: usize = 6 * 1024 * 1024;
 
 fn server() -> Held {
-    SHARED.get(|| ServerOptions::with(&["shell-function", "python-function", "rust-function"]))
+    SHARED.get(|| ServerOptions::with(&["shell-function", "python-function"]))
 }
 
 fn deploy(server: &Server, name: &str, image: &str, flags: &[&str]) -> String {
@@ -37,41 +35,6 @@ fn deploy(server: &Server, name: &str, image: &str, flags: &[&str]) -> String {
     .concat();
     let _out = server.cli(&args).ok();
     server.host_of(name)
-}
-
-/// Hands over an event with more of curl's flags.
-fn invoke_with(server: &Server, host: &str, event: &str, flags: &[&str]) -> Reply {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(event.as_bytes()).unwrap();
-    let data = format!("@{}", file.path().display());
-    let flags = [
-        &["-X", "POST", "-H", "Expect:", "--data-binary", &data],
-        flags,
-    ]
-    .concat();
-    server.curl(host, "/", &flags)
-}
-
-fn invoke(server: &Server, host: &str, event: &str) -> Reply {
-    invoke_with(server, host, event, &[])
-}
-
-/// The body of a function's error.
-#[track_caller]
-fn failed(reply: &Reply) -> Value {
-    assert_eq!(reply.status, 200, "{reply:?}");
-    assert_eq!(
-        reply.header("x-amz-function-error"),
-        Some("Unhandled"),
-        "{reply:?}"
-    );
-    serde_json::from_str(&reply.body).unwrap_or_else(|error| panic!("{error}: {reply:?}"))
-}
-
-#[track_caller]
-fn json_of(reply: Reply) -> Value {
-    assert_eq!(reply.header("x-amz-function-error"), None, "{reply:?}");
-    serde_json::from_str(&good(reply)).unwrap()
 }
 
 #[test]
@@ -150,7 +113,7 @@ fn a_runtime_is_told_of_its_caller_and_its_time() {
 fn errors_exits_and_crashes_are_told_in_aws_s_words() {
     let server = server();
     let host = deploy(&server, "broken", "shell", &[]);
-    let error = failed(&invoke(&server, &host, r#""error""#));
+    let error = failure(&invoke(&server, &host, r#""error""#));
     assert_eq!(
         error,
         json!({"errorType": "Own.Error", "errorMessage": "as asked"})
@@ -161,7 +124,7 @@ fn errors_exits_and_crashes_are_told_in_aws_s_words() {
         (r#""crash""#, "signal: segmentation fault"),
     ] {
         let reply = invoke(&server, &host, event);
-        let error = failed(&reply);
+        let error = failure(&reply);
         assert_eq!(error["errorType"], "Runtime.ExitError", "{error}");
         let message = error["errorMessage"].as_str().unwrap();
         assert!(
@@ -182,7 +145,7 @@ fn a_timeout_ends_its_own_sandbox_in_time() {
     assert_eq!(good(invoke(&server, &other, "1")), "1");
     let bystander = server.instances("bystander");
     let (reply, took) = timed(|| invoke(&server, &host, r#""sleep""#));
-    let error = failed(&reply);
+    let error = failure(&reply);
     let message = error["errorMessage"].as_str().unwrap();
     assert!(
         message.ends_with("Task timed out after 2.00 seconds"),
@@ -215,7 +178,7 @@ fn events_and_answers_have_aws_s_bounds() {
     assert_eq!(refused.status, 413, "{}", refused.head);
     let whole = invoke(&server, &host, &format!("\"large {}\"", EVENT_BYTES + 100));
     assert_eq!(good(whole).len(), EVENT_BYTES + 100);
-    let error = failed(&invoke(
+    let error = failure(&invoke(
         &server,
         &host,
         &format!("\"large {}\"", EVENT_BYTES + 101),
@@ -330,11 +293,11 @@ fn an_event_whose_instance_does_not_come_up_is_told_why() {
         let flags = ["--", "init.until", &until_then, how];
         let host = deploy(&server, &name, "shell", &flags);
         until(second);
-        let _ended = failed(&invoke(&server, &host, r#""exit 1""#));
+        let _ended = failure(&invoke(&server, &host, r#""exit 1""#));
         // Each event starts two, one after the other, and is told of the second.
         let before = starts_of(&server, &name);
         for count in 1..=5 {
-            let error = failed(&invoke(&server, &host, "1"));
+            let error = failure(&invoke(&server, &host, "1"));
             assert_eq!(error["errorType"], kind, "{error}");
             let message = error["errorMessage"].as_str().unwrap();
             assert!(message.ends_with(words), "{error}");
@@ -356,7 +319,7 @@ fn slow_to_start(server: &Server, name: &str, timeout: &str) -> String {
     let flags = ["--init-timeout", "3", "--timeout", timeout];
     let host = deploy(server, name, "shell", &[&flags[..], &args].concat());
     until(second);
-    let _ended = failed(&invoke(server, &host, r#""exit 1""#));
+    let _ended = failure(&invoke(server, &host, r#""exit 1""#));
     host
 }
 
@@ -417,10 +380,10 @@ fn cloud_events_are_events_in_every_mode() {
         invoke_with(&server, &host, body, &flags)
     };
     let structured = ["content-type: application/cloudevents+json"];
-    assert_eq!(json_of(send(&event.to_string(), &structured)), event);
+    assert_eq!(answer(send(&event.to_string(), &structured)), event);
     let batch = json!([event, event]);
     let batched = ["content-type: application/cloudevents-batch+json"];
-    assert_eq!(json_of(send(&batch.to_string(), &batched)), batch);
+    assert_eq!(answer(send(&batch.to_string(), &batched)), batch);
     let binary = [
         "content-type: application/json",
         "ce-specversion: 1.0",
@@ -428,7 +391,7 @@ fn cloud_events_are_events_in_every_mode() {
         "ce-source: /a",
         "ce-type: t",
     ];
-    let got = json_of(send("[1]", &binary));
+    let got = answer(send("[1]", &binary));
     assert_eq!(
         (&got["id"], &got["data"]),
         (&json!("7"), &json!([1])),
@@ -485,87 +448,6 @@ fn a_hundred_cold_starts_at_once_are_answered() {
 }
 
 #[test]
-fn python_with_awslambdaric_answers_its_events() {
-    let server = server();
-    let flags = [
-        "--timeout",
-        "30",
-        "--handler",
-        "app.handler",
-        "--env",
-        "EQUALS=a=b",
-    ];
-    let host = deploy(&server, "python", "python", &flags);
-    assert_eq!(
-        json_of(invoke(&server, &host, r#"{"a":[1,"ü"]}"#)),
-        json!({"a": [1, "ü"]})
-    );
-    assert_eq!(
-        json_of(invoke(&server, &host, r#"{"env":"EQUALS"}"#)),
-        "a=b"
-    );
-    let context = STANDARD.encode(r#"{"custom":{"k":"v"}}"#);
-    let header = format!("x-amz-client-context: {context}");
-    let context = json_of(invoke_with(
-        &server,
-        &host,
-        r#""context""#,
-        &["-H", &header],
-    ));
-    assert_eq!(context["name"], "python");
-    assert_eq!(context["memory"], "128");
-    assert_eq!(context["custom"], json!({"k": "v"}));
-    assert_eq!(context["group"], "/aws/lambda/python");
-    assert!(
-        context["arn"]
-            .as_str()
-            .unwrap()
-            .ends_with(":function:python")
-    );
-    let remaining = context["remaining"].as_u64().unwrap();
-    assert!((1..=30_000).contains(&remaining), "{context}");
-
-    let error = failed(&invoke(&server, &host, r#"{"raise":"on purpose"}"#));
-    assert_eq!(error["errorType"], "Broken", "{error}");
-    assert_eq!(error["errorMessage"], "on purpose", "{error}");
-    assert!(error["stackTrace"].is_array(), "{error}");
-    let error = failed(&invoke(&server, &host, r#"{"exit":3}"#));
-    assert!(
-        error["errorMessage"]
-            .as_str()
-            .unwrap()
-            .ends_with("exit status 3"),
-        "{error}"
-    );
-    assert_eq!(json_of(invoke(&server, &host, "5")), 5);
-    let reply = invoke_with(
-        &server,
-        &host,
-        r#"{"say":"aloud"}"#,
-        &["-H", "x-amz-log-type: Tail"],
-    );
-    let log = STANDARD
-        .decode(reply.header("x-amz-log-result").unwrap())
-        .unwrap();
-    assert!(String::from_utf8_lossy(&log).contains("aloud"), "{reply:?}");
-    let _out = server.cli(&["rm", "python"]).ok();
-}
-
-#[test]
-fn rust_with_lambda_runtime_answers_its_events() {
-    let server = server();
-    let host = deploy(&server, "rust", "rust", &[]);
-    assert_eq!(
-        json_of(invoke(&server, &host, r#"{"a":[1,"ü"]}"#)),
-        json!({"a": [1, "ü"]})
-    );
-    let error = failed(&invoke(&server, &host, r#"{"fail":"on purpose"}"#));
-    assert_eq!(error["errorMessage"], "on purpose", "{error}");
-    assert_eq!(json_of(invoke(&server, &host, "5")), 5);
-    let _out = server.cli(&["rm", "rust"]).ok();
-}
-
-#[test]
 fn an_extension_takes_the_telemetry_of_its_instance() {
     let server = server();
     let flags = [
@@ -577,9 +459,10 @@ fn an_extension_takes_the_telemetry_of_its_instance() {
         "WATCH=1",
     ];
     let host = deploy(&server, "watched", "python", &flags);
-    assert_eq!(json_of(invoke(&server, &host, r#"{"say":"aloud"}"#)), 5);
+    let said = answer(invoke(&server, &host, r#"{"say":"aloud"}"#));
+    assert_eq!(said["say"], "aloud");
     let seen = wait_for("the telemetry of an invocation", 60, || {
-        let seen = json_of(invoke(&server, &host, r#""seen""#));
+        let seen = answer(invoke(&server, &host, r#""seen""#));
         let seen = seen.as_array().unwrap().clone();
         let ended = seen.iter().any(|event| event["type"] == "platform.report");
         ended.then_some(seen)

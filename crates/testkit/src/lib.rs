@@ -20,5 +20,6 @@ pub use registry::Registry;
 pub use server::{Held, Reply, Server, ServerOptions, SharedServer};
 pub use speed::{deadline, wait_for};
 pub use tools::{
-    Finished, Running, aws_clients, fixture, run, skiff_binary, started, started_on_a_terminal,
+    Finished, Running, aws_clients, fixture, lacking_for, run, skiff_binary, started,
+    started_on_a_terminal,
 };

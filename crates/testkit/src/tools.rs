@@ -161,6 +161,22 @@ pub(crate) fn finished(output: std::process::Output) -> Finished {
 /// When it cannot be made.
 #[must_use]
 pub fn fixture(name: &str) -> PathBuf {
+    fixtures_beside(name).join(name)
+}
+
+/// The tools that this machine lacks for a function's image, if that is why
+/// there is none.
+///
+/// # Panics
+/// When those that there are cannot be made.
+#[must_use]
+pub fn lacking_for(function: &str) -> Option<String> {
+    let file = fixtures_beside(function).join(format!("{function}.lacks"));
+    let tools = std::fs::read_to_string(file).ok()?;
+    Some(tools.trim().to_owned())
+}
+
+fn fixtures_beside(name: &str) -> &'static Path {
     static IMAGES: OnceLock<PathBuf> = OnceLock::new();
     static FUNCTIONS: OnceLock<PathBuf> = OnceLock::new();
     let (folder, variable, script) = if name.ends_with("-function") {
@@ -169,11 +185,10 @@ pub fn fixture(name: &str) -> PathBuf {
     } else {
         (&IMAGES, "SKIFF_FIXTURES", "scripts/fixtures.sh")
     };
-    let folder = folder.get_or_init(|| match std::env::var_os(variable) {
+    folder.get_or_init(|| match std::env::var_os(variable) {
         Some(folder) => folder.into(),
         None => run(workspace().join(script), [""; 0]).ok().trim().into(),
-    });
-    folder.join(name)
+    })
 }
 
 /// A Python environment with AWS's clients, made by `scripts/aws.sh`.
