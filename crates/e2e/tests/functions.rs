@@ -343,7 +343,7 @@ fn an_init_that_outlasts_its_invocation_times_out() {
     let server = server();
     let host = slow_to_start(&server, "too-long", "2");
     for _ in 0..2 {
-        let error = failed(&invoke(&server, &host, "3"));
+        let error = failure(&invoke(&server, &host, "3"));
         assert_eq!(error["errorType"], "Sandbox.Timedout", "{error}");
         let message = error["errorMessage"].as_str().unwrap();
         assert!(message.ends_with("timed out after 2.00 seconds"), "{error}");
