@@ -306,6 +306,7 @@ mod tests {
             spec: FunctionSpec::default(),
             timeout_s: 3,
             memory_mib: 128,
+            cause: StartCause::default(),
         };
         let handler = |args: &str, image: &[String]| {
             let contract = function_contract(&function, &words(args));
