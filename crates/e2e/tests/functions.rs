@@ -3,7 +3,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
+use serde_json::json;
 use skiff_base::{Clock as _, SystemClock};
 use skiff_e2e::{answer, at_once, failure, good, invoke, invoke_with, timed};
 use skiff_testkit::{Held, Reply, Server, ServerOptions, SharedServer, deadline, wait_for};
