@@ -114,6 +114,12 @@ pub struct LambdaEvents {
     pub sqs_access_key: Option<String>,
     /// The file with its secret.
     pub sqs_secret_file: Option<PathBuf>,
+    /// Where streams of DynamoDB's kind are; absent refuses them as sources.
+    pub dynamodb_endpoint: Option<String>,
+    /// The access key there.
+    pub dynamodb_access_key: Option<String>,
+    /// The file with its secret.
+    pub dynamodb_secret_file: Option<PathBuf>,
 }
 
 /// An S3-compatible store of objects.
@@ -403,6 +409,9 @@ impl Default for LambdaEvents {
             sqs_endpoint: None,
             sqs_access_key: None,
             sqs_secret_file: None,
+            dynamodb_endpoint: None,
+            dynamodb_access_key: None,
+            dynamodb_secret_file: None,
         }
     }
 }
@@ -619,6 +628,11 @@ impl LambdaEvents {
                     .iter()
                     .map(|url| ("lambda.events.sqs_endpoint", url)),
             )
+            .chain(
+                self.dynamodb_endpoint
+                    .iter()
+                    .map(|url| ("lambda.events.dynamodb_endpoint", url)),
+            )
         {
             if !is_web(url) {
                 return Err((key, format!("`{url}` is not an http(s) URL")));
@@ -629,6 +643,14 @@ impl LambdaEvents {
             return Err((
                 "lambda.events.sqs_endpoint",
                 "needs lambda.events.sqs_access_key and lambda.events.sqs_secret_file".to_owned(),
+            ));
+        }
+        let has_key = self.dynamodb_access_key.is_some() && self.dynamodb_secret_file.is_some();
+        if self.dynamodb_endpoint.is_some() && !has_key {
+            return Err((
+                "lambda.events.dynamodb_endpoint",
+                "needs lambda.events.dynamodb_access_key and lambda.events.dynamodb_secret_file"
+                    .to_owned(),
             ));
         }
         Ok(())

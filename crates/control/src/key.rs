@@ -138,6 +138,15 @@ pub(crate) fn mapping(project: &ProjectId, id: &str) -> String {
     format!("{project}/mapping/{id}")
 }
 
+/// How far shards of a stream are, by the mapping.
+pub(crate) fn mapping_shards(project: &ProjectId, id: &str) -> String {
+    format!("{project}/mapping-shard/{id}/")
+}
+
+pub(crate) fn mapping_shard(project: &ProjectId, id: &str, shard: &str) -> String {
+    format!("{project}/mapping-shard/{id}/{shard}")
+}
+
 /// That a source has a mapping to a function.
 pub(crate) fn mapping_pair(project: &ProjectId, source: &str, function: &str) -> String {
     format!("{project}/mapping-pair/{source}/{function}")

@@ -46,6 +46,6 @@ pub use config::{Config, Role};
 pub use control::Control;
 pub use error::ControlError;
 pub use http::openapi_json;
-pub use lambda::{EventSettings, LambdaConfig, LambdaFront, LambdaStartError, SqsSettings};
+pub use lambda::{EventSettings, LambdaConfig, LambdaFront, LambdaStartError, ServiceSettings};
 pub use manifest::{Manifest, ManifestError};
 pub use resolver::Resolver;

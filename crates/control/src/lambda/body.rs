@@ -229,6 +229,14 @@ pub(crate) struct EventSourceMapping {
     pub filter_criteria: Option<FilterCriteria>,
     pub function_response_types: Option<Vec<String>>,
     pub scaling_config: Option<ScalingConfig>,
+    pub starting_position: Option<String>,
+    pub bisect_batch_on_function_error: Option<bool>,
+    /// Without an end with -1, as the next.
+    pub maximum_retry_attempts: Option<i32>,
+    pub maximum_record_age_in_seconds: Option<i32>,
+    pub parallelization_factor: Option<u32>,
+    pub tumbling_window_in_seconds: Option<u32>,
+    pub destination_config: Option<DestinationConfig>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -58,7 +58,7 @@ pub(crate) struct Way {
     pub arn: String,
     pub timeout_s: u32,
     role: String,
-    reserved: Option<u32>,
+    pub reserved: Option<u32>,
 }
 
 /// What an instance is told of an invocation.

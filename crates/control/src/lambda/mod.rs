@@ -60,7 +60,7 @@ use cache::Cache;
 pub(crate) use cache::{Keys, KnownKey, Views};
 pub(crate) use call::uuid;
 pub(crate) use events::Events;
-pub use events::{EventSettings, SqsSettings};
+pub use events::{EventSettings, ServiceSettings};
 pub(crate) use record::{FunctionRecord, LayerRecord};
 pub(crate) use sources::Sources;
 pub(crate) use state::CodeInUse;

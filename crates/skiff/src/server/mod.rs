@@ -37,7 +37,7 @@ use anyhow::{Context as _, bail};
 use skiff_base::{Clock, SystemClock, Tasks, chain};
 use skiff_config::{Config, LogFormat};
 use skiff_control::port::Ports;
-use skiff_control::{Control, EventSettings, LambdaConfig, Resolver, SqsSettings};
+use skiff_control::{Control, EventSettings, LambdaConfig, Resolver, ServiceSettings};
 use skiff_fleet::{Adopted, Fleet, FleetConfig, Parts};
 use skiff_gateway::{Gateway, GatewayConfig, ServeHandle};
 use skiff_image::ImageStore;
@@ -569,21 +569,27 @@ async fn resolver(config: &Config, home: &Home, doors: &Doors) -> anyhow::Result
 
 fn event_settings(config: &Config, home: &Home) -> anyhow::Result<EventSettings> {
     let events = &config.lambda.events;
-    let sqs = match (
+    let service = |endpoint: &Option<String>, key: &Option<String>, file: &Option<PathBuf>| {
+        let (Some(endpoint), Some(access_key), Some(file)) = (endpoint, key, file) else {
+            return Ok(None);
+        };
+        let secret = roles::secret(file)?;
+        anyhow::Ok(Some(ServiceSettings {
+            endpoint: endpoint.clone(),
+            access_key: access_key.clone(),
+            secret: Secret(secret),
+        }))
+    };
+    let sqs = service(
         &events.sqs_endpoint,
         &events.sqs_access_key,
         &events.sqs_secret_file,
-    ) {
-        (Some(endpoint), Some(access_key), Some(file)) => {
-            let secret = roles::secret(file).context("lambda.events.sqs_secret_file")?;
-            Some(SqsSettings {
-                endpoint: endpoint.clone(),
-                access_key: access_key.clone(),
-                secret: Secret(secret),
-            })
-        }
-        _ => None,
-    };
+    );
+    let streams = service(
+        &events.dynamodb_endpoint,
+        &events.dynamodb_access_key,
+        &events.dynamodb_secret_file,
+    );
     Ok(EventSettings {
         folder: home.data_dir.join("events"),
         retry_ms: events.retry_ms,
@@ -592,7 +598,8 @@ fn event_settings(config: &Config, home: &Home) -> anyhow::Result<EventSettings>
         at_once: events.at_once,
         bytes_max: events.bytes,
         destinations: events.destinations.clone(),
-        sqs,
+        sqs: sqs.context("lambda.events.sqs_secret_file")?,
+        streams: streams.context("lambda.events.dynamodb_secret_file")?,
     })
 }
 

@@ -1,5 +1,5 @@
-//! Carries records to HTTP endpoints and to queues of SQS's kind, and asks the
-//! latter.
+//! Carries records to HTTP endpoints and to queues of SQS's kind, and asks
+//! queues and streams for theirs.
 //!
 //! A server's own network is not its users': URLs are let through by a list
 //! of the operator's, queues are the project's own at the operator's endpoint,
@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::{Map, Value, json};
 use skiff_lambda::Scope;
 
-use super::SqsSettings;
+use super::ServiceSettings;
 
 /// A delivery, to the end of its answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 const AGENT: &str = concat!("skiff/", env!("CARGO_PKG_VERSION"));
 const SEND: &str = "SendMessage";
-const SQS_JSON: &str = "application/x-amz-json-1.0";
+const JSON: &str = "application/x-amz-json-1.0";
 
 /// A record was not delivered.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,8 @@ pub(crate) enum CourierError {
     Forbidden,
     #[error("no queues are served: lambda.events.sqs_endpoint is not set")]
     NoQueues,
+    #[error("no streams are served: lambda.events.dynamodb_endpoint is not set")]
+    NoStreams,
     #[error("it is no address, or something of the record cannot be sent")]
     Form(#[source] http::Error),
     #[error("the system's certificate authorities cannot be used")]
@@ -63,17 +65,24 @@ pub(crate) struct Message {
 pub(crate) struct Courier {
     client: Result<Client<HttpsConnector<HttpConnector>, Full<Bytes>>, rustls::Error>,
     allowed: Vec<String>,
-    sqs: Option<SqsSettings>,
+    sqs: Option<ServiceSettings>,
+    streams: Option<ServiceSettings>,
     region: String,
 }
 
 impl Courier {
     /// Reads the system's certificate authorities: not for an async thread.
-    pub(crate) fn new(allowed: Vec<String>, sqs: Option<SqsSettings>, region: &str) -> Self {
+    pub(crate) fn new(
+        allowed: Vec<String>,
+        sqs: Option<ServiceSettings>,
+        streams: Option<ServiceSettings>,
+        region: &str,
+    ) -> Self {
         Self {
             client: client(),
             allowed,
             sqs,
+            streams,
             region: region.to_owned(),
         }
     }
@@ -89,6 +98,10 @@ impl Courier {
 
     pub(crate) fn has_queues(&self) -> bool {
         self.sqs.is_some()
+    }
+
+    pub(crate) fn has_streams(&self) -> bool {
+        self.streams.is_some()
     }
 
     /// Sends a body by POST; 2xx is an acknowledgement.
@@ -150,6 +163,22 @@ impl Courier {
         answer.ok_or(CourierError::Answer(bytes_max))
     }
 
+    /// The answer of streams, of so many bytes at most, to an operation of
+    /// DynamoDB Streams' JSON protocol.
+    pub(crate) async fn ask_streams(
+        &self,
+        operation: &str,
+        asked: Map<String, Value>,
+        bytes_max: usize,
+        now_unix_s: u64,
+    ) -> Result<Bytes, CourierError> {
+        let streams = self.streams.as_ref().ok_or(CourierError::NoStreams)?;
+        let target = format!("DynamoDBStreams_20120810.{operation}");
+        let request = self.signed((streams, "dynamodb"), target, asked, now_unix_s)?;
+        let answer = self.exchange(request, bytes_max).await?;
+        answer.ok_or(CourierError::Answer(bytes_max))
+    }
+
     /// A signed request to a queue of an account.
     fn of_queue(
         &self,
@@ -160,17 +189,29 @@ impl Courier {
     ) -> Result<Request<Full<Bytes>>, CourierError> {
         let sqs = self.sqs.as_ref().ok_or(CourierError::NoQueues)?;
         let endpoint = sqs.endpoint.trim_end_matches('/');
+        let url = format!("{endpoint}/{account}/{queue}");
+        asked.insert("QueueUrl".to_owned(), json!(url));
+        let target = format!("AmazonSQS.{operation}");
+        self.signed((sqs, "sqs"), target, asked, now_unix_s)
+    }
+
+    /// A request of AWS's JSON protocol, signed for a service.
+    fn signed(
+        &self,
+        (settings, service): (&ServiceSettings, &str),
+        target: String,
+        asked: Map<String, Value>,
+        now_unix_s: u64,
+    ) -> Result<Request<Full<Bytes>>, CourierError> {
+        let endpoint = settings.endpoint.trim_end_matches('/');
         let uri: Uri = format!("{endpoint}/")
             .parse()
             .map_err(|error| CourierError::Form(http::Error::from(error)))?;
-        let url = format!("{endpoint}/{account}/{queue}");
-        asked.insert("QueueUrl".to_owned(), json!(url));
         let body = Value::Object(asked).to_string().into_bytes();
         let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-        let target = format!("AmazonSQS.{operation}");
         let mut headers = vec![
             (HOST.as_str().to_owned(), authority),
-            (CONTENT_TYPE.as_str().to_owned(), SQS_JSON.to_owned()),
+            (CONTENT_TYPE.as_str().to_owned(), JSON.to_owned()),
             ("x-amz-target".to_owned(), target),
         ];
         let head = skiff_lambda::Request {
@@ -181,9 +222,9 @@ impl Courier {
         };
         let scope = Scope {
             region: &self.region,
-            service: "sqs",
+            service,
         };
-        let (key, secret) = (&sqs.access_key, &sqs.secret);
+        let (key, secret) = (&settings.access_key, &settings.secret);
         let signed = skiff_lambda::sign(&head, &body, scope, key, secret, now_unix_s);
         headers.extend(signed);
         let mut request = Request::post(uri);
@@ -262,7 +303,7 @@ mod tests {
     #[test]
     fn records_go_only_where_the_operator_lets_them() {
         let allowed = vec!["http://a:1/".to_owned(), "https://b/hooks".to_owned()];
-        let courier = Courier::new(allowed, None, "us-east-1");
+        let courier = Courier::new(allowed, None, None, "us-east-1");
         for (url, expected) in [
             ("http://a:1", true),
             ("http://a:1/x?y", true),
@@ -276,7 +317,7 @@ mod tests {
         ] {
             assert_eq!(courier.allows(url), expected, "{url}");
         }
-        let none = Courier::new(Vec::new(), None, "us-east-1");
+        let none = Courier::new(Vec::new(), None, None, "us-east-1");
         assert!(!none.allows("http://a:1/"));
     }
 }

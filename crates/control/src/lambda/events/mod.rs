@@ -31,7 +31,7 @@ use super::Front;
 use super::call::{Call, Reply};
 use super::invoke::{CLIENT_CONTEXT, Invocation, TRACE_ID, Way, invocation};
 pub(in crate::lambda) use config::check_qualifier;
-pub(in crate::lambda) use courier::{Courier, CourierError};
+pub(in crate::lambda) use courier::{Courier, CourierError, Message};
 
 /// Events of all functions that are not done: some 300 bytes of memory each.
 const EVENTS_MAX: usize = 500_000;
@@ -61,13 +61,15 @@ pub struct EventSettings {
     pub bytes_max: u64,
     /// What URLs of destinations may begin with.
     pub destinations: Vec<String>,
-    /// Where queues are; absent refuses them as destinations.
-    pub sqs: Option<SqsSettings>,
+    /// Where queues are; absent refuses them as destinations and as sources.
+    pub sqs: Option<ServiceSettings>,
+    /// Where streams of DynamoDB's kind are; absent refuses them as sources.
+    pub streams: Option<ServiceSettings>,
 }
 
-/// Where queues are.
+/// Where a service of AWS's kind is.
 #[derive(Clone, Debug)]
-pub struct SqsSettings {
+pub struct ServiceSettings {
     /// `https://sqs.example`.
     pub endpoint: String,
     /// Who asks there.
@@ -205,7 +207,12 @@ impl Events {
                 queue: Mutex::new(queue),
                 changed: Notify::new(),
             }),
-            courier: Courier::new(settings.destinations, settings.sqs, region),
+            courier: Courier::new(
+                settings.destinations,
+                settings.sqs,
+                settings.streams,
+                region,
+            ),
             at_once: settings.at_once,
             delays: Delays {
                 retry_ms: settings.retry_ms,

@@ -4,9 +4,10 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use skiff_base::chain;
 use skiff_lambda::{Code, FunctionRef, LambdaError, Qualifier};
+use skiff_queue::Address;
 use skiff_types::ProjectId;
 
-use super::mapping::{MappingRecord, QueueArn, check_response_types};
+use super::mapping::{MappingRecord, Source, check_wanted, starting};
 use crate::db::{Change, Found};
 use crate::key;
 use crate::lambda::call::{Call, Reply, body as parse, invalid};
@@ -25,12 +26,12 @@ fn missing() -> LambdaError {
     LambdaError::new(Code::ResourceNotFound, message)
 }
 
-/// The queue that is polled.
-pub(super) fn queue_of(source: &str) -> Result<QueueArn, LambdaError> {
-    QueueArn::parse(source).ok_or_else(|| {
-        let source: String = source.chars().take(200).collect();
+/// What is polled.
+pub(super) fn source_of(text: &str) -> Result<Source, LambdaError> {
+    Source::parse(text).ok_or_else(|| {
+        let text: String = text.chars().take(200).collect();
         invalid(format!(
-            "the event source `{source}` is not served: the ARN of an SQS queue is expected"
+            "the event source `{text}` is not served: the ARN of an SQS queue or of a DynamoDB stream is expected"
         ))
     })
 }
@@ -63,14 +64,17 @@ impl Front {
         let wanted: body::EventSourceMapping = parse(call)?;
         let source = wanted.event_source_arn.as_deref();
         let source = source.ok_or_else(|| invalid("EventSourceArn is expected"))?;
-        let queue = self.own_queue(call, source)?;
+        let of = self.own_source(call, source)?;
         let name = wanted.function_name.as_deref();
         let name = name.ok_or_else(|| invalid("FunctionName is expected"))?;
         let (target, timeout_s) = self.mapped(call, name).await?;
         let qualifier = target.qualifier.as_ref().map(Qualifier::to_string);
         let mut record = MappingRecord::new(source, target.name, qualifier);
-        change(&mut record, &wanted, &queue, call.now_ms)?;
-        self.check_visibility(&queue, timeout_s).await?;
+        self.change_mapping(call, &mut record, &wanted, &of)?;
+        if let Some(rules) = &mut record.stream {
+            rules.from_unix_ms = starting(wanted.starting_position.as_deref(), call.now_ms)?;
+        }
+        self.check_source(&of, timeout_s).await?;
         let id = uuid();
         self.store_mapping(call, &id, &record).await?;
         Ok(self.shown_mapping(call, &id, &record, Some("Creating")))
@@ -78,15 +82,17 @@ impl Front {
 
     pub(crate) async fn update_mapping(&self, call: &Call, id: &str) -> Result<Reply, LambdaError> {
         let wanted: body::EventSourceMapping = parse(call)?;
-        if wanted.event_source_arn.is_some() {
-            return Err(invalid("EventSourceArn cannot be changed"));
+        if wanted.event_source_arn.is_some() || wanted.starting_position.is_some() {
+            return Err(invalid(
+                "EventSourceArn and StartingPosition cannot be changed",
+            ));
         }
         let before = self.mapping(&call.project.id, id).await?.record;
-        let queue = self.own_queue(call, &before.source)?;
+        let of = self.own_source(call, &before.source)?;
         let target = match wanted.function_name.as_deref() {
             Some(name) => {
                 let (target, timeout_s) = self.mapped(call, name).await?;
-                self.check_visibility(&queue, timeout_s).await?;
+                self.check_source(&of, timeout_s).await?;
                 Some(target)
             }
             None => None,
@@ -99,7 +105,7 @@ impl Front {
             record.function = target.name;
             record.qualifier = target.qualifier.map(|qualifier| qualifier.to_string());
         }
-        change(&mut record, &wanted, &queue, call.now_ms)?;
+        self.change_mapping(call, &mut record, &wanted, &of)?;
         self.store_change(call, found, &record).await?;
         self.look_at_mapping(&call.project.id, id, Some(record.clone()))?;
         let state = match (before.is_enabled, record.is_enabled) {
@@ -121,6 +127,7 @@ impl Front {
             .delete(pair);
         self.control.db().commit(change).await?;
         self.look_at_mapping(project, id, None)?;
+        self.forget_shards(project, id).await?;
         Ok(self.shown_mapping(call, id, &found.record, Some("Deleting")))
     }
 
@@ -176,22 +183,49 @@ impl Front {
         found.ok_or_else(missing)
     }
 
-    /// The queue, if it is one of the project's that can be polled.
-    fn own_queue(&self, call: &Call, source: &str) -> Result<QueueArn, LambdaError> {
-        let queue = queue_of(source)?;
+    /// The source, if it is one of the project's that can be polled.
+    fn own_source(&self, call: &Call, text: &str) -> Result<Source, LambdaError> {
+        let source = source_of(text)?;
         let own = &call.project.id;
-        if queue.region != self.region || queue.account != *own {
+        if source.region() != self.region || source.account() != own {
             return Err(invalid(format!(
-                "the event source {source} is not a queue of this region and project: arn:aws:sqs:{}:{own}:NAME is expected",
+                "the event source {text} is not of this region and project, {}:{own}",
                 self.region
             )));
         }
-        if !self.events.courier.has_queues() {
-            return Err(invalid(
+        let courier = &self.events.courier;
+        match source {
+            Source::Queue(_) if !courier.has_queues() => Err(invalid(
                 "the server polls no queues: `sqs_endpoint = \"https://sqs.example\"` in [lambda.events] of its configuration, with sqs_access_key and sqs_secret_file, says where they are",
-            ));
+            )),
+            Source::Stream(_) if !courier.has_streams() => Err(invalid(
+                "the server follows no streams: `dynamodb_endpoint = \"https://streams.dynamodb.example\"` in [lambda.events] of its configuration, with dynamodb_access_key and dynamodb_secret_file, says where they are",
+            )),
+            source => Ok(source),
         }
-        Ok(queue)
+    }
+
+    fn change_mapping(
+        &self,
+        call: &Call,
+        record: &mut MappingRecord,
+        wanted: &body::EventSourceMapping,
+        source: &Source,
+    ) -> Result<(), LambdaError> {
+        check_wanted(wanted, source)?;
+        record.apply(wanted);
+        record.modified_unix_ms = call.now_ms;
+        let rules = record.stream.as_ref();
+        let on_failure = rules.and_then(|rules| rules.on_failure.as_deref());
+        if let Some(address) = on_failure {
+            self.check_destination(call, address)?;
+            if let Ok(Address::Function(_)) = address.parse() {
+                return Err(invalid(
+                    "DestinationConfig: a queue or a URL is expected, not a function",
+                ));
+            }
+        }
+        record.check(source)
     }
 
     /// The function of a mapping, and what one invocation of it may take.
@@ -205,12 +239,21 @@ impl Front {
         Ok((target, timeout_s))
     }
 
-    /// Whether messages are the poller's for as long as an invocation may
-    /// take; asking shows that the queue is there.
-    async fn check_visibility(&self, queue: &QueueArn, timeout_s: u32) -> Result<(), LambdaError> {
+    /// Whether the source is there, and a queue's messages are the poller's
+    /// for as long as an invocation may take.
+    async fn check_source(&self, source: &Source, timeout_s: u32) -> Result<(), LambdaError> {
+        let refused = |error: &(dyn std::error::Error + 'static)| {
+            invalid(format!("Error occurred while {}", chain(error)))
+        };
+        let queue = match source {
+            Source::Queue(queue) => queue,
+            Source::Stream(stream) => {
+                let shards = self.shards(stream).await;
+                return shards.map(drop).map_err(|error| refused(&error));
+            }
+        };
         let asked = self.visibility_s(queue).await;
-        let visibility_s =
-            asked.map_err(|error| invalid(format!("Error occurred while {}", chain(&error))))?;
+        let visibility_s = asked.map_err(|error| refused(&error))?;
         if visibility_s < u64::from(timeout_s) {
             return Err(invalid(format!(
                 "Queue visibility timeout: {visibility_s} seconds is less than Function timeout: {timeout_s} seconds"
@@ -285,7 +328,11 @@ impl Front {
             Ok(None) | Err(_) => String::new(),
         };
         let message = format!(
-            "An event source mapping with SQS arn (\" {} \") and function (\" {} \") already exists. Please update or delete the existing mapping with UUID {id}",
+            "An event source mapping with {} arn (\" {} \") and function (\" {} \") already exists. Please update or delete the existing mapping with UUID {id}",
+            match record.stream {
+                Some(_) => "DynamoDB",
+                None => "SQS",
+            },
             record.source,
             record.function_text()
         );
@@ -359,6 +406,20 @@ impl Front {
         if let Some(most) = record.concurrency {
             set("ScalingConfig", json!({"MaximumConcurrency": most}));
         }
+        if let Some(rules) = &record.stream {
+            let endless = |value: Option<u32>| value.map_or(json!(-1), |value| json!(value));
+            let on_failure = match &rules.on_failure {
+                Some(address) => json!({"Destination": address}),
+                None => json!({}),
+            };
+            set("StartingPosition", json!(rules.position()));
+            set("ParallelizationFactor", json!(1));
+            set("TumblingWindowInSeconds", json!(0));
+            set("BisectBatchOnFunctionError", json!(rules.bisects));
+            set("MaximumRetryAttempts", endless(rules.retries));
+            set("MaximumRecordAgeInSeconds", endless(rules.age_s));
+            set("DestinationConfig", json!({"OnFailure": on_failure}));
+        }
         shown
     }
 }
@@ -366,18 +427,6 @@ impl Front {
 /// The key of a queue and a function, of which there is one mapping.
 fn pair(project: &ProjectId, record: &MappingRecord) -> String {
     key::mapping_pair(project, &record.source, &record.function_text())
-}
-
-fn change(
-    record: &mut MappingRecord,
-    wanted: &body::EventSourceMapping,
-    queue: &QueueArn,
-    now_ms: u64,
-) -> Result<(), LambdaError> {
-    check_response_types(wanted)?;
-    record.apply(wanted);
-    record.modified_unix_ms = now_ms;
-    record.check(queue)
 }
 
 #[cfg(test)]

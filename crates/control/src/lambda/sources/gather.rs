@@ -6,7 +6,7 @@ use std::sync::Arc;
 use skiff_lambda::SqsMessage;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::mapping::RECEIVE_MAX;
+use super::mapping::{QueueArn, RECEIVE_MAX};
 use super::queue::QueueError;
 use super::{Mapping, count};
 use crate::lambda::Front;
@@ -65,9 +65,10 @@ impl Front {
     pub(super) async fn gather(
         &self,
         mapping: &Mapping,
+        queue: &QueueArn,
         wanted: &watch::Receiver<Option<Arc<Mapping>>>,
     ) -> Result<Batch, QueueError> {
-        let (queue, size) = (&mapping.queue, mapping.record.batch_size);
+        let size = mapping.record.batch_size;
         let messages = self.receive(queue, size.min(RECEIVE_MAX), WAIT_S).await?;
         let received_unix_ms = self.now();
         let mut batch = Batch {
@@ -75,7 +76,7 @@ impl Front {
             bytes: 0,
             received_unix_ms,
         };
-        self.add(mapping, &mut batch, messages).await;
+        self.add(mapping, queue, &mut batch, messages).await;
         let until = received_unix_ms + u64::from(mapping.record.window_s) * 1000;
         let is_as_wanted = || wanted.has_changed().is_ok_and(|changed| !changed);
         while !batch.records.is_empty() && batch.bytes < EVENT_BYTES_MAX && is_as_wanted() {
@@ -88,7 +89,7 @@ impl Front {
             let wait_s = (left_ms / 1000).min(WAIT_S);
             match self.receive(queue, most, wait_s).await {
                 Ok(messages) if messages.is_empty() && wait_s == 0 => break,
-                Ok(messages) => self.add(mapping, &mut batch, messages).await,
+                Ok(messages) => self.add(mapping, queue, &mut batch, messages).await,
                 Err(error) => {
                     // The next turn meets it, too, and tells it.
                     let error = skiff_base::chain(&error);
@@ -101,19 +102,25 @@ impl Front {
     }
 
     /// Adds what is for the function; the rest is deleted.
-    async fn add(&self, mapping: &Mapping, batch: &mut Batch, messages: Vec<SqsMessage>) {
+    async fn add(
+        &self,
+        mapping: &Mapping,
+        queue: &QueueArn,
+        batch: &mut Batch,
+        messages: Vec<SqsMessage>,
+    ) {
         let counts = &self.sources().counts;
         count(&counts.received, messages.len());
         let (mut taken, mut others) = (Vec::new(), Vec::new());
         for message in messages {
-            let record = message.record(&mapping.record.source, &mapping.queue.region);
+            let record = message.record(&mapping.record.source, &queue.region);
             match mapping.takes(&message, &record) {
                 true => taken.push((message, record.to_string())),
                 false => others.push(message.receipt_handle),
             }
         }
         count(&counts.filtered, others.len());
-        let _left = self.delete(&mapping.queue, others).await;
+        let _left = self.delete(queue, others).await;
         let bytes = taken.iter().map(|(_, json)| json.len()).sum();
         let room = self.room(bytes, batch.records.is_empty()).await;
         batch.bytes += bytes;
@@ -129,7 +136,11 @@ impl Front {
 
     /// Room for so many bytes. Who holds some waits for none: a batch grows
     /// without it by one receive.
-    async fn room(&self, bytes: usize, waits: bool) -> Option<Arc<OwnedSemaphorePermit>> {
+    pub(super) async fn room(
+        &self,
+        bytes: usize,
+        waits: bool,
+    ) -> Option<Arc<OwnedSemaphorePermit>> {
         let kib = u32::try_from(bytes / 1024 + 1).ok()?;
         let room = Arc::clone(&self.sources().room);
         let taken = match waits {

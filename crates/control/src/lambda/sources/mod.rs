@@ -1,5 +1,5 @@
 //! Event source mappings: functions that are invoked with what comes to a
-//! queue.
+//! queue or a stream. Of a queue:
 //!
 //! ```text
 //!  stored, enabled ─▶ poller ─ a place? ─ receive ─ filter ─ gather ─▶ batch ─▶ invoke
@@ -10,14 +10,18 @@
 //! A message is deleted only after its function has taken it: what ends the
 //! server leaves it where it is, and it is delivered again. Each mapping has
 //! one poller; what is under way of it is bounded by its own concurrency, and
-//! what all hold in memory by [`ROOM_KIB`].
+//! what all hold in memory by [`ROOM_KIB`]. A stream is followed shard by shard,
+//! see [`follow`].
 
 mod api;
+mod follow;
 mod gather;
 mod mapping;
 mod pace;
+mod part;
 mod poll;
 mod queue;
+mod stream;
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -33,7 +37,7 @@ use super::Front;
 use crate::error::ControlError;
 use crate::key;
 use crate::record::ProjectRecord;
-use mapping::{MappingRecord, QueueArn};
+use mapping::{MappingRecord, Source};
 use pace::Pace;
 
 /// Memory for the messages of batches that are gathered or under way, KiB. A
@@ -65,6 +69,7 @@ struct Pollers {
 #[derive(Debug)]
 struct Poller {
     id: String,
+    source: Source,
     /// Absent once it shall end.
     wanted: watch::Sender<Option<Arc<Mapping>>>,
     pace: Arc<Pace>,
@@ -76,7 +81,7 @@ struct Poller {
 struct Mapping {
     project: ProjectId,
     record: MappingRecord,
-    queue: QueueArn,
+    source: Source,
     patterns: Vec<EventPattern>,
     /// Whether a pattern looks into messages' bodies.
     into_body: bool,
@@ -91,6 +96,7 @@ struct Counts {
     filtered: AtomicU64,
     done: AtomicU64,
     left: AtomicU64,
+    given_up: AtomicU64,
     taken: AtomicU64,
     failed: AtomicU64,
     throttled: AtomicU64,
@@ -116,16 +122,22 @@ impl Default for Sources {
 
 impl Mapping {
     fn new(project: &ProjectId, record: MappingRecord) -> Result<Self, LambdaError> {
-        let queue = api::queue_of(&record.source)?;
+        let source = api::source_of(&record.source)?;
         let patterns = record.patterns()?;
         Ok(Self {
             project: project.clone(),
             into_body: patterns.iter().any(|pattern| pattern.looks_into("body")),
             patterns,
-            queue,
+            source,
             record,
             visibility_s: OnceCell::new(),
         })
+    }
+
+    /// Whether a record is for the function.
+    fn takes_record(&self, record: &Value) -> bool {
+        let takes = |pattern: &EventPattern| pattern.takes(record);
+        self.patterns.is_empty() || self.patterns.iter().any(takes)
     }
 
     /// Whether a message is for the function.
@@ -172,6 +184,7 @@ impl Sources {
         };
         let poller = Arc::new(Poller {
             id: id.to_owned(),
+            source: mapping.source.clone(),
             wanted: watch::Sender::new(Some(mapping)),
             pace: Arc::default(),
             result: Mutex::new(NOTHING_YET.to_owned()),
@@ -224,12 +237,13 @@ impl Sources {
         head(
             "skiff_source_records_total",
             "counter",
-            "Records of event sources: received, for no function, done, left to be delivered again.",
+            "Records of event sources: received, for no function, done, left to be delivered again, given up.",
             &[
                 ("{result=\"received\"}", of(&c.received)),
                 ("{result=\"filtered\"}", of(&c.filtered)),
                 ("{result=\"done\"}", of(&c.done)),
                 ("{result=\"left\"}", of(&c.left)),
+                ("{result=\"given_up\"}", of(&c.given_up)),
             ],
         );
         head(

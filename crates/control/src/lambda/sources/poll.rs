@@ -10,36 +10,40 @@ use skiff_lambda::{FunctionRef, LambdaError, Qualifier, batch_event, batch_failu
 use tokio::sync::watch;
 
 use super::gather::{Batch, Record};
+use super::mapping::{QueueArn, Source};
 use super::pace::Slot;
 use super::queue::QueueError;
+use super::stream::StreamError;
 use super::{Mapping, Poller, count};
 use crate::lambda::invoke::{FUNCTION_ERROR, Invocation, Place, Unanswered, Way};
 use crate::lambda::{Front, uuid};
 
 /// From the first turn that receives nothing for a reason to the next.
-const PROBLEM_FIRST: Duration = Duration::from_secs(1);
-const PROBLEM_LONGEST: Duration = Duration::from_secs(30);
+pub(super) const PROBLEM_FIRST: Duration = Duration::from_secs(1);
+pub(super) const PROBLEM_LONGEST: Duration = Duration::from_secs(30);
 /// From the first time that nothing takes a batch to the next try.
 const THROTTLED_FIRST: Duration = Duration::from_millis(100);
 const THROTTLED_LONGEST: Duration = Duration::from_secs(5);
 
-const OK: &str = "OK";
-const FAILED: &str = "PROBLEM: Function call failed";
-const THROTTLED: &str = "PROBLEM: Function call throttled";
+pub(super) const OK: &str = "OK";
+pub(super) const FAILED: &str = "PROBLEM: Function call failed";
+pub(super) const THROTTLED: &str = "PROBLEM: Function call throttled";
 
 /// A turn received nothing, for this reason.
 #[derive(Debug, thiserror::Error)]
-enum Problem {
+pub(super) enum Problem {
     #[error("the function cannot be invoked")]
     Function(#[source] LambdaError),
     #[error("the function is reserved no invocations")]
     Closed,
     #[error("the queue cannot be polled")]
     Queue(#[from] QueueError),
+    #[error("the stream cannot be followed")]
+    Stream(#[from] StreamError),
 }
 
 /// What the function made of an event.
-enum Outcome {
+pub(super) enum Outcome {
     Took(Bytes),
     Failed,
     /// Nothing took it for as long as its messages are ours.
@@ -55,10 +59,7 @@ impl Front {
             for poller in self.sources().take_new() {
                 let front = Arc::clone(&self);
                 self.control.inner.tasks.spawn("event source", async move {
-                    tokio::select! {
-                        () = front.control.stopped() => {}
-                        () = front.poll(&poller) => {}
-                    }
+                    front.run_source(&poller).await;
                 });
             }
             tokio::select! {
@@ -68,8 +69,20 @@ impl Front {
         }
     }
 
+    async fn run_source(self: &Arc<Self>, poller: &Arc<Poller>) {
+        match &poller.source {
+            Source::Queue(queue) => {
+                tokio::select! {
+                    () = self.control.stopped() => {}
+                    () = self.poll(poller, queue) => {}
+                }
+            }
+            Source::Stream(stream) => self.follow(poller, stream).await,
+        }
+    }
+
     /// Takes turns until nobody wants the mapping polled.
-    async fn poll(self: &Arc<Self>, poller: &Arc<Poller>) {
+    async fn poll(self: &Arc<Self>, poller: &Arc<Poller>, queue: &QueueArn) {
         let mut wanted = poller.wanted.subscribe();
         let mut backoff = Backoff::new(PROBLEM_FIRST, PROBLEM_LONGEST);
         loop {
@@ -85,20 +98,25 @@ impl Front {
             if wanted.has_changed().unwrap_or(true) {
                 continue;
             }
-            let Err(problem) = self.turn(poller, &mapping, slot, &wanted).await else {
+            let Err(problem) = self.turn(poller, &mapping, queue, slot, &wanted).await else {
                 backoff.reset();
                 continue;
             };
-            let problem = skiff_base::chain(&problem).to_string();
-            count(&self.sources().counts.problems, 1);
-            tracing::warn!(mapping = %poller.id, problem, "an event source gives nothing, and is asked again");
-            poller.tell(&format!("PROBLEM: {problem}"));
+            self.tell_problem(poller, &problem);
             let wait = backoff.next(skiff_base::random::u32());
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 _changed = wanted.changed() => {}
             }
         }
+    }
+
+    /// Says why a source gives nothing.
+    pub(super) fn tell_problem(&self, poller: &Poller, problem: &Problem) {
+        let problem = skiff_base::chain(problem).to_string();
+        count(&self.sources().counts.problems, 1);
+        tracing::warn!(mapping = %poller.id, problem, "an event source gives nothing, and is asked again");
+        poller.tell(&format!("PROBLEM: {problem}"));
     }
 
     /// Invocations at once.
@@ -110,37 +128,35 @@ impl Front {
         self: &Arc<Self>,
         poller: &Arc<Poller>,
         mapping: &Arc<Mapping>,
+        queue: &QueueArn,
         slot: Slot,
         wanted: &watch::Receiver<Option<Arc<Mapping>>>,
     ) -> Result<(), Problem> {
         // What nobody could take is not received: receives are counted.
-        self.way_of(mapping).await.map_err(Problem::Function)?;
-        if self.is_closed(mapping).await {
-            return Err(Problem::Closed);
-        }
-        let ask = || self.visibility_s(&mapping.queue);
+        self.check_open(mapping).await?;
+        let ask = || self.visibility_s(queue);
         let visibility_s = *mapping.visibility_s.get_or_try_init(ask).await?;
-        let batch = self.gather(mapping, wanted).await?;
+        let batch = self.gather(mapping, queue, wanted).await?;
         if batch.records.is_empty() {
             return Ok(());
         }
         let until = batch.received_unix_ms + visibility_s * 1000;
         let (front, poller) = (Arc::clone(self), Arc::clone(poller));
-        let mapping = Arc::clone(mapping);
+        let (mapping, queue) = (Arc::clone(mapping), queue.clone());
         self.control.inner.tasks.spawn("batch", async move {
-            front
-                .hand_over(&poller, &mapping, batch, until, &slot)
-                .await;
+            let to = (&*poller, &*mapping, &queue);
+            front.hand_over(to, batch, until, &slot).await;
         });
         Ok(())
     }
 
-    async fn is_closed(&self, mapping: &Mapping) -> bool {
-        let view = self
-            .control
-            .function_view(&mapping.project, &mapping.record.function);
-        let reserved = view.await.map(|view| view.record.reserved_concurrency);
-        reserved == Ok(Some(0))
+    /// Whether the function could be invoked now.
+    pub(super) async fn check_open(&self, mapping: &Mapping) -> Result<(), Problem> {
+        let way = self.way_of(mapping).await.map_err(Problem::Function)?;
+        match way.reserved {
+            Some(0) => Err(Problem::Closed),
+            _ => Ok(()),
+        }
     }
 
     /// Where an invocation goes now.
@@ -161,8 +177,7 @@ impl Front {
     /// Gives a batch to the function, and deletes what it took.
     async fn hand_over(
         &self,
-        poller: &Poller,
-        mapping: &Mapping,
+        (poller, mapping, queue): (&Poller, &Mapping, &QueueArn),
         batch: Batch,
         until: u64,
         slot: &Slot,
@@ -171,12 +186,12 @@ impl Front {
             let all = event.len();
             let done = self.take(poller, mapping, event, until, slot).await;
             let taken = done.len();
-            let left = self.delete(&mapping.queue, done).await;
+            let left = self.delete(queue, done).await;
             let counts = &self.sources().counts;
             count(&counts.done, taken - left);
             count(&counts.left, all - taken + left);
             // What comes after a failure waits for its turn.
-            if taken < all && mapping.queue.is_fifo() {
+            if taken < all && queue.is_fifo() {
                 return;
             }
         }
@@ -258,7 +273,7 @@ impl Front {
     }
 
     /// One invocation; what is not answered with the function's timeout.
-    async fn invoke_once(
+    pub(super) async fn invoke_once(
         &self,
         mapping: &Mapping,
         payload: Bytes,
