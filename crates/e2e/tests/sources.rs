@@ -1,6 +1,6 @@
-//! Event source mappings with AWS's own clients and queues of SQS's kind:
-//! batches, filters and failures, and their life across crashes. The cases are
-//! in `aws/sources.py`.
+//! Event source mappings with AWS's own clients, queues of SQS's kind and
+//! streams of DynamoDB's: batches, filters and failures, and their life across
+//! crashes. The cases are in `aws/sources.py`.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -41,6 +41,12 @@ impl World {
             .set(format!("lambda.events.sqs_endpoint={}", self.queues.url()))
             .set("lambda.events.sqs_access_key=any")
             .set(format!("lambda.events.sqs_secret_file={secret}"))
+            .set(format!(
+                "lambda.events.dynamodb_endpoint={}",
+                self.queues.url()
+            ))
+            .set("lambda.events.dynamodb_access_key=any")
+            .set(format!("lambda.events.dynamodb_secret_file={secret}"))
     }
 
     fn enter(&mut self, server: &Server) {
@@ -87,11 +93,11 @@ fn shared() -> (Held, &'static World) {
     (server, world)
 }
 
-/// What a metric has counted.
+/// What a metric has counted; a server that has just come up may not have it.
 fn counted(server: &Server, line: &str) -> u64 {
     let metrics = metrics(server);
     let value = metrics.lines().find_map(|known| known.strip_prefix(line));
-    value.unwrap().trim().parse().unwrap()
+    value.map_or(0, |value| value.trim().parse().unwrap())
 }
 
 #[test]
@@ -155,9 +161,47 @@ fn a_mapping_that_is_disabled_takes_nothing() {
     world.case("pauses");
 }
 
-/// How often the server is killed: `SKIFF_TEST_ROUNDS`.
+/// How often the server is killed: `SKIFF_TEST_ROUNDS`, and no more often than
+/// there is work for.
 fn rounds() -> u64 {
-    std::env::var("SKIFF_TEST_ROUNDS").map_or(2, |text| text.parse().unwrap())
+    let rounds = std::env::var("SKIFF_TEST_ROUNDS");
+    rounds.map_or(2, |text| text.parse().unwrap()).clamp(1, 20)
+}
+
+#[test]
+fn records_of_a_stream_reach_functions_in_order() {
+    let (_server, world) = shared();
+    world.case("streams");
+}
+
+#[test]
+fn records_that_failed_are_tried_and_given_up() {
+    let (server, world) = shared();
+    world.case("stream_failures");
+    assert!(counted(&server, "skiff_source_records_total{result=\"given_up\"}") >= 1);
+}
+
+#[test]
+fn a_stream_goes_on_where_it_was_across_kill_9() {
+    let mut world = World::new();
+    let mut server = Server::start(world.options());
+    world.enter(&server);
+    world.case("before_the_streams_crashes");
+    let most = 40 / rounds();
+    let done = "skiff_source_records_total{result=\"done\"}";
+    for _ in 0..rounds() {
+        let until = 1 + skiff_base::random::u64() % most;
+        wait_for("more records are done", 120, || {
+            (counted(&server, done) >= until).then_some(())
+        });
+        server.kill();
+        server.launch(&[]);
+    }
+    world.endpoint = endpoint(&server);
+    world.case("after_the_streams_crashes");
+    // There are 60: what was done before is not done again.
+    let last = counted(&server, done);
+    assert!((1..60).contains(&last), "{last}");
 }
 
 #[test]
@@ -167,7 +211,7 @@ fn no_message_is_lost_to_kill_9() {
     world.enter(&server);
     world.case("before_the_crashes");
     // There are 200.
-    let most = 150 / rounds().max(1);
+    let most = 150 / rounds();
     for _ in 0..rounds() {
         let done = "skiff_source_records_total{result=\"done\"}";
         let until = 1 + skiff_base::random::u64() % most;

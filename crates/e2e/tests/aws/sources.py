@@ -1,12 +1,14 @@
 """What AWS's own clients see of event source mappings: `sources.py CASE`.
 
-Beside what `clients.py` needs: `SQS`, where queues of SQS's kind are.
+Beside what `clients.py` needs: `SQS`, where queues of SQS's kind and tables of
+DynamoDB's are.
 """
 
 import datetime
 import json
 import os
 import sys
+import time
 
 import boto3
 
@@ -57,7 +59,8 @@ while True:
     id, event = call("GET", "next")
     if id is None:
         continue
-    bodies = [record["body"] for record in json.loads(event).get("Records", [])]
+    records = json.loads(event).get("Records", [])
+    bodies = [record["body"] if "body" in record else record["dynamodb"]["Keys"]["id"]["S"] for record in records]
     print("batch", json.dumps([[body, 0] for body in bodies]), flush=True)
     seen.update(bodies)
     call("POST", id + "/response", json.dumps(sorted(seen)))
@@ -65,10 +68,30 @@ while True:
 IMAGE = run_by(HANDLER)
 
 
-def sqs():
+# As the other one, of a stream: what has the attribute `fail` fails so often.
+STREAM_HANDLER = runtime(
+    """
+records = event["Records"]
+print("batch", json.dumps([[record["dynamodb"]["Keys"]["id"]["S"], record["eventName"]] for record in records]), flush=True)
+print("record", json.dumps(records[0]), flush=True)
+failed = []
+for record in records:
+    wish = int(record["dynamodb"].get("NewImage", {}).get("fail", {"N": "0"})["N"])
+    seen[record["eventID"]] = seen.get(record["eventID"], 0) + 1
+    if seen[record["eventID"]] <= wish:
+        failed.append({"itemIdentifier": record["dynamodb"]["SequenceNumber"]})
+answer = {"batchItemFailures": failed}
+if failed and os.environ.get("STAGE") == "whole":
+    answer, way = {"errorType": "Failed", "errorMessage": "as told"}, "error"
+answer = json.dumps(answer)
+"""
+).replace("while True:", "seen = {}\nwhile True:", 1)
+
+
+def service(name):
     """Of the project's account; who signs is not looked at there."""
     return boto3.client(
-        "sqs",
+        name,
         region_name=REGION,
         endpoint_url=os.environ["SQS"],
         aws_access_key_id="any",
@@ -84,7 +107,7 @@ class Queue:
     """A queue whose messages come back after a minute."""
 
     def __init__(self, name, visibility=60, **attributes):
-        self.store, self.name, self.arn = sqs(), name, queue_arn(name)
+        self.store, self.name, self.arn = service("sqs"), name, queue_arn(name)
         attributes = {"VisibilityTimeout": str(visibility), **attributes}
         self.url = self.store.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
 
@@ -224,8 +247,8 @@ def refusals():
     # The function may take 60 seconds.
     refuses("Queue visibility timeout: 30 seconds is less than Function timeout: 60 seconds")
     refuses("GetQueueAttributes", queue_arn("nobody"))
-    refuses("project", f"arn:aws:sqs:{REGION}:000000000009:brief")
-    refuses("project", f"arn:aws:sqs:eu-west-1:{ACCOUNT}:brief")
+    refuses("of this region", f"arn:aws:sqs:{REGION}:000000000009:brief")
+    refuses("of this region", f"arn:aws:sqs:eu-west-1:{ACCOUNT}:brief")
     refuses("not served", f"arn:aws:kinesis:{REGION}:{ACCOUNT}:stream/a")
     refuses("greater than 0", BatchSize=11)
     refuses("1 to 10 ", fifo, BatchSize=11)
@@ -247,6 +270,9 @@ def no_queues():
     create(aws, "idle", **IMAGE)
     with refused("InvalidParameterValueException", 400, "sqs_endpoint = "):
         aws.create_event_source_mapping(EventSourceArn=queue_arn("jobs"), FunctionName="idle")
+    stream = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/t/stream/2026-11-27T00:00:00.000"
+    with refused("InvalidParameterValueException", 400, "dynamodb_endpoint = "):
+        aws.create_event_source_mapping(EventSourceArn=stream, FunctionName="idle", StartingPosition="LATEST")
 
 
 def events():
@@ -398,6 +424,165 @@ def pauses():
     aws.delete_event_source_mapping(UUID=id)
     with refused("ResourceNotFoundException", 404):
         aws.get_event_source_mapping(UUID=id)
+
+
+class Table:
+    """A table with a stream."""
+
+    def __init__(self, name):
+        self.store, self.name = service("dynamodb"), name
+        made = self.store.create_table(
+            TableName=name,
+            KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+            BillingMode="PAY_PER_REQUEST",
+            StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+        )
+        self.arn = made["TableDescription"]["LatestStreamArn"]
+
+    def put(self, *ids, **numbers):
+        more = {name: {"N": str(value)} for name, value in numbers.items()}
+        for id in ids:
+            self.store.put_item(TableName=self.name, Item={"id": {"S": id}, **more})
+
+
+def streams():
+    """Records reach their function in order, from where it was asked for."""
+    aws, table = client(), Table("orders")
+    for name in ["follows-all", "follows-new"]:
+        create(aws, name, **run_by(STREAM_HANDLER))
+    ids = [f"r{number}" for number in range(25)]
+    table.put(*ids)
+    pattern = json.dumps({"eventName": ["INSERT"], "dynamodb": {"Keys": {"id": {"S": [{"prefix": "r"}]}}}})
+    whole = mapped(
+        aws,
+        table,
+        "follows-all",
+        StartingPosition="TRIM_HORIZON",
+        BatchSize=10,
+        FilterCriteria={"Filters": [{"Pattern": pattern}]},
+    )
+    # Times are told in whole seconds.
+    second = int(time.time())
+    until("the next second", lambda: int(time.time()) > second)
+    new = mapped(aws, table, "follows-new", StartingPosition="LATEST")
+    got = aws.get_event_source_mapping(UUID=new)
+    for field, value in {
+        "StartingPosition": "LATEST",
+        "BatchSize": 100,
+        "BisectBatchOnFunctionError": False,
+        "MaximumRetryAttempts": -1,
+        "MaximumRecordAgeInSeconds": -1,
+        "DestinationConfig": {"OnFailure": {}},
+    }.items():
+        assert got[field] == value, got
+    with refused("ResourceConflictException", 409, new):
+        aws.create_event_source_mapping(EventSourceArn=table.arn, FunctionName="follows-new", StartingPosition="LATEST")
+    table.store.delete_item(TableName="orders", Key={"id": {"S": "r0"}})
+    table.put("other", "r25")
+    saw("follows-all", ids + ["r25"])
+    assert [id for id, _ in given("follows-all")] == ids + ["r25"], given("follows-all")
+    assert max(len(batch) for batch in batches("follows-all")) <= 10
+    saw("follows-new", ["r25"])
+    assert given("follows-new") == [("r0", "REMOVE"), ("other", "INSERT"), ("r25", "INSERT")], given("follows-new")
+    record = lines("follows-all", "record")[0]
+    assert record["eventSourceARN"] == table.arn and record["eventSource"] == "aws:dynamodb", record
+    assert record["dynamodb"]["NewImage"] == {"id": {"S": "r0"}}, record
+    # Where it was is kept while it is disabled.
+    aws.update_event_source_mapping(UUID=whole, Enabled=False)
+    state(aws, whole, "Disabled")
+    table.put("r26")
+    aws.update_event_source_mapping(UUID=whole, Enabled=True)
+    saw("follows-all", ["r26"])
+    assert [id for id, _ in given("follows-all")] == ids + ["r25", "r26"], given("follows-all")
+    for gone in [whole, new]:
+        aws.delete_event_source_mapping(UUID=gone)
+
+    def refuses(part, arn=table.arn, **wanted):
+        with refused("InvalidParameterValueException", 400, part):
+            aws.create_event_source_mapping(EventSourceArn=arn, FunctionName="follows-all", **wanted)
+
+    refuses("StartingPosition")
+    refuses("StartingPosition", StartingPosition="AT_TIMESTAMP")
+    refuses("ParallelizationFactor", StartingPosition="LATEST", ParallelizationFactor=2)
+    refuses("DescribeStream", table.arn.replace("orders", "nobody"), StartingPosition="LATEST")
+    refuses("of this region", table.arn.replace(ACCOUNT, "000000000009"), StartingPosition="LATEST")
+    function = {"OnFailure": {"Destination": arn("follows-all")}}
+    refuses("DestinationConfig", StartingPosition="LATEST", DestinationConfig=function)
+
+
+def stream_failures():
+    """What fails is tried, in halves or from where it failed, and given up."""
+    aws, dead = client(), Queue("given-up")
+    for name, stage in [("halves", "whole"), ("resumes", "partial")]:
+        create(aws, name, Environment={"Variables": {"STAGE": stage}}, **run_by(STREAM_HANDLER))
+    ids = [f"r{number}" for number in range(8)]
+    table = Table("halved")
+    table.put(*ids[:5])
+    table.put("bad", fail=1000)
+    table.put(*ids[5:])
+    mapped(
+        aws,
+        table,
+        "halves",
+        StartingPosition="TRIM_HORIZON",
+        BisectBatchOnFunctionError=True,
+        MaximumRetryAttempts=1,
+        DestinationConfig={"OnFailure": {"Destination": dead.arn}},
+    )
+    saw("halves", ids)
+
+    def arrived():
+        return dead.store.receive_message(QueueUrl=dead.url, WaitTimeSeconds=1).get("Messages")
+
+    (message,) = until("it is told", arrived)
+    told = json.loads(message["Body"])
+    context, batch = told["requestContext"], told["DDBStreamBatchInfo"]
+    assert context["condition"] == "RetryAttemptsExhausted" and context["approximateInvokeCount"] == 2, told
+    assert context["functionArn"] == arn("halves"), told
+    assert batch["batchSize"] == 1 and batch["streamArn"] == table.arn, told
+    assert batch["startSequenceNumber"] == batch["endSequenceNumber"] and batch["shardId"], told
+    tries = [id for batch in batches("halves") for id, _ in batch]
+    # By itself it was tried twice, and what came before it, before it.
+    assert [len(batch) for batch in batches("halves") if ["bad", "INSERT"] in batch].count(1) == 2, batches("halves")
+    lasts = {id: len(tries) - 1 - tries[::-1].index(id) for id in tries}
+    assert sorted(lasts, key=lasts.get) == ids[:5] + ["bad"] + ids[5:], tries
+
+    table = Table("resumed")
+    table.put("a", "b")
+    table.put("again", fail=1)
+    table.put("c")
+    mapped(
+        aws,
+        table,
+        "resumes",
+        StartingPosition="TRIM_HORIZON",
+        FunctionResponseTypes=["ReportBatchItemFailures"],
+        MaximumRetryAttempts=5,
+    )
+    saw("resumes", ["a", "b", "again", "c"])
+    until("it is tried from there", lambda: len(batches("resumes")) >= 2)
+    tried = [[id for id, _ in batch] for batch in batches("resumes")]
+    assert tried == [["a", "b", "again", "c"], ["again", "c"]], tried
+
+
+def before_the_streams_crashes():
+    """A function that remembers what it was given, of a stream with much in it."""
+    aws, table = client(), Table("lasting")
+    create(aws, "lasting", **run_by(LASTING))
+    table.put(*[f"r{number}" for number in range(60)])
+    mapped(aws, table, "lasting", StartingPosition="TRIM_HORIZON", BatchSize=1)
+
+
+def after_the_streams_crashes():
+    """Every record was given to the function: it wrote that down, or remembers it."""
+    aws = client()
+    (found,) = aws.list_event_source_mappings(FunctionName="lasting")["EventSourceMappings"]
+    saw("lasting", ["r59"])
+    until("it is done", lambda: aws.get_event_source_mapping(UUID=found["UUID"])["LastProcessingResult"] == "OK")
+    remembered = ask(aws, "lasting", {})[1]
+    seen = {body for body, _ in given("lasting")} | set(remembered)
+    assert {f"r{number}" for number in range(60)} <= seen, seen
 
 
 def before_the_crashes():
