@@ -4,7 +4,7 @@
 #
 #   BENCH=gateway,cold   only these groups: gateway cold burst placements
 #                        scale pull overload restart; of functions: warm rate
-#                        cold burst
+#                        cold burst events crashes
 #   BENCH_ROUNDS=0.2     a fifth of the rounds; 1 is what the figures ask
 #
 # The machine should do nothing else meanwhile.

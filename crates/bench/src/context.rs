@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use skiff_base::process;
 use skiff_testkit::{Guardian, Server, ServerOptions};
@@ -209,6 +209,24 @@ impl Drop for Service {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// What each of these gives, at once on a thread each.
+///
+/// # Errors
+/// The first one's that fails.
+pub fn at_once<T, W>(works: impl Iterator<Item = W>) -> anyhow::Result<Vec<T>>
+where
+    T: Send,
+    W: FnOnce() -> anyhow::Result<T> + Send,
+{
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = works.map(|work| scope.spawn(work)).collect();
+        let threads = threads.into_iter();
+        threads
+            .map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?)
+            .collect()
+    })
 }
 
 /// A port that was free just now.

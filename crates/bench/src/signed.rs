@@ -18,6 +18,8 @@ use crate::time::{ms, now, wait_until};
 
 /// How long an invocation may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The field by which an event is handed in and not waited for.
+const LATER: (&str, &str) = ("x-amz-invocation-type", "Event");
 /// What a server without a region of its own has.
 const REGION: &str = "us-east-1";
 
@@ -45,16 +47,24 @@ impl Door {
     /// # Errors
     /// When the server listens for no such calls.
     pub fn of(server: &Server) -> anyhow::Result<Self> {
-        let version = server
-            .api("GET", "/v1/version", None)
-            .context("no answer")?;
-        let address = version["lambda"].as_str().context("no lambda.listen")?;
         let key = server.json(&["key", "create", "bench"]);
         let word = |name: &str| key[name].as_str().map(str::to_owned).context("no key");
         Ok(Self {
-            address: address.parse()?,
+            address: address_of(server)?,
             key: word("id")?,
             secret: word("secret")?,
+        })
+    }
+
+    /// With the same key, after the server's start anew.
+    ///
+    /// # Errors
+    /// As those of [`Self::of`].
+    pub fn again(&self, server: &Server) -> anyhow::Result<Self> {
+        let address = address_of(server)?;
+        Ok(Self {
+            address,
+            ..self.clone()
         })
     }
 
@@ -82,6 +92,18 @@ impl Door {
     }
 }
 
+fn address_of(server: &Server) -> anyhow::Result<SocketAddr> {
+    let version = server
+        .api("GET", "/v1/version", None)
+        .context("no answer")?;
+    let address = version["lambda"].as_str().context("no lambda.listen")?;
+    Ok(address.parse()?)
+}
+
+fn invocations(function: &str) -> String {
+    format!("/2015-03-31/functions/{function}/invocations")
+}
+
 impl Caller<'_> {
     /// Milliseconds from the signed request's first byte out to its answer's
     /// last byte in, which has to be this.
@@ -89,11 +111,7 @@ impl Caller<'_> {
     /// # Errors
     /// When another one comes, or none.
     pub fn invoke(&mut self, function: &str, event: &str, answer: &str) -> anyhow::Result<f64> {
-        let request = self.request(
-            "POST",
-            &format!("/2015-03-31/functions/{function}/invocations"),
-            event,
-        )?;
+        let request = self.request("POST", &invocations(function), None, event)?;
         let start = now();
         self.stream.write_all(&request)?;
         let bytes = receive(&mut self.stream)?;
@@ -111,16 +129,63 @@ impl Caller<'_> {
         Ok(took)
     }
 
+    /// Hands an event in, which is then on the server's disk.
+    ///
+    /// # Errors
+    /// When it is not acknowledged.
+    pub fn send(&mut self, function: &str, event: &str) -> anyhow::Result<()> {
+        let request = self.sign_event(function, event)?;
+        self.send_signed(&request)
+    }
+
+    /// A request for [`Self::send_signed`], which is good for some minutes.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn sign_event(&mut self, function: &str, event: &str) -> anyhow::Result<Vec<u8>> {
+        self.request("POST", &invocations(function), Some(LATER), event)
+    }
+
+    /// As [`Self::send`] with what was signed before; once each.
+    ///
+    /// # Errors
+    /// As those of [`Self::send`].
+    pub fn send_signed(&mut self, request: &[u8]) -> anyhow::Result<()> {
+        self.stream.write_all(request)?;
+        let bytes = receive(&mut self.stream)?;
+        let response = parse(&bytes).context("half an answer")?;
+        ensure!(
+            response.status == 202,
+            "an event is acknowledged with {}: {}",
+            response.status,
+            String::from_utf8_lossy(response.body)
+        );
+        Ok(())
+    }
+
     /// Makes a function of this code, and waits until it is active.
     ///
     /// # Errors
     /// When it does not come to that.
     pub fn create(&mut self, function: &str, code: &Value) -> anyhow::Result<()> {
+        self.create_with(function, code, 30)
+    }
+
+    /// As [`Self::create`], with a timeout in seconds.
+    ///
+    /// # Errors
+    /// As those of [`Self::create`].
+    pub fn create_with(
+        &mut self,
+        function: &str,
+        code: &Value,
+        timeout_s: u32,
+    ) -> anyhow::Result<()> {
         let mut body = json!({
             "FunctionName": function,
             "Role": "arn:aws:iam::000000000000:role/bench",
             "MemorySize": 256,
-            "Timeout": 30,
+            "Timeout": timeout_s,
         });
         if let (Some(body), Some(code)) = (body.as_object_mut(), code.as_object()) {
             body.extend(code.clone());
@@ -135,8 +200,11 @@ impl Caller<'_> {
     }
 
     /// The body of an answer that is a success.
-    fn ask(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<String> {
-        let request = self.request(method, path, body)?;
+    ///
+    /// # Errors
+    /// When there is another one, or none.
+    pub fn ask(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<String> {
+        let request = self.request(method, path, None, body)?;
         self.stream.write_all(&request)?;
         let bytes = receive(&mut self.stream)?;
         let response = parse(&bytes).context("half an answer")?;
@@ -149,7 +217,13 @@ impl Caller<'_> {
         Ok(text)
     }
 
-    fn request(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<Vec<u8>> {
+    fn request(
+        &mut self,
+        method: &str,
+        path: &str,
+        field: Option<(&str, &str)>,
+        body: &str,
+    ) -> anyhow::Result<Vec<u8>> {
         self.sent += 1;
         let Door {
             address,
@@ -167,13 +241,14 @@ impl Caller<'_> {
             .into();
         let host = address.to_string();
         let id = format!("{}-{}", self.seed, self.sent);
-        let own = [
+        let mut own = vec![
             ("host", host.as_str()),
             ("amz-sdk-invocation-id", id.as_str()),
         ];
+        own.extend(field);
         let uri = format!("http://{host}{path}");
         let bytes = SignableBody::Bytes(body.as_bytes());
-        let signable = SignableRequest::new(method, &uri, own.into_iter(), bytes)?;
+        let signable = SignableRequest::new(method, &uri, own.iter().copied(), bytes)?;
         let (signed, _) = sign(signable, &params)?.into_parts();
         let mut head = format!(
             "{method} {path} HTTP/1.1\r\ncontent-length: {}\r\n",

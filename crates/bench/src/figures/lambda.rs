@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, ensure};
 use serde_json::{Value, json};
-use skiff_testkit::{Server, fixture};
+use skiff_testkit::{Server, fixture, lacking_for};
 
 use crate::api::Api;
 use crate::context::{Context, Service};
@@ -59,7 +59,17 @@ pub const RATE: &[Spec] = &[RPS_1, RPS_64, CPU];
 const COLD_PYTHON: Spec = beside_bare("lambda_cold_python_ms");
 const COLD_RUST: Spec = beside_bare("lambda_cold_rust_ms");
 const COLD_SHELL: Spec = beside_bare("lambda_cold_shell_ms");
-pub const COLD: &[Spec] = &[COLD_PYTHON, COLD_RUST, COLD_SHELL];
+const COLD_GO: Spec = beside_bare("lambda_cold_go_ms");
+const COLD_NODE: Spec = beside_bare("lambda_cold_node_ms");
+const COLD_JAVA: Spec = beside_bare("lambda_cold_java_ms");
+pub const COLD: &[Spec] = &[
+    COLD_PYTHON,
+    COLD_RUST,
+    COLD_SHELL,
+    COLD_GO,
+    COLD_NODE,
+    COLD_JAVA,
+];
 
 const ERRORS: Spec = Spec {
     name: "cold_burst_100_errors",
@@ -90,35 +100,53 @@ const fn beside_bare(name: &'static str) -> Spec {
 
 /// What a runtime is started by in its image.
 #[derive(Clone, Copy, Debug)]
-struct Runtime {
+pub(super) struct Runtime {
     image: &'static str,
     command: &'static [&'static str],
 }
 
 const PYTHON: Runtime = Runtime {
     image: "python-function",
-    command: &[
-        "/usr/bin/env",
-        "-C",
-        "/var/task",
-        "/usr/bin/python3",
-        "-m",
-        "awslambdaric",
-        "app.handler",
-    ],
+    command: &["/usr/bin/python3", "-m", "awslambdaric", "app.handler"],
 };
-const RUST: Runtime = Runtime {
+pub(super) const RUST: Runtime = Runtime {
     image: "rust-function",
     command: &["/var/task/bootstrap"],
 };
 const SHELL: Runtime = Runtime {
     image: "shell-function",
-    command: &["/usr/bin/env", "-C", "/var/task", "/var/task/bootstrap"],
+    command: &["/var/task/bootstrap"],
+};
+const GO: Runtime = Runtime {
+    image: "go-function",
+    command: &["/var/task/bootstrap"],
+};
+const NODE: Runtime = Runtime {
+    image: "node-function",
+    command: &[
+        "/usr/local/bin/node",
+        "/var/task/node_modules/aws-lambda-ric/index.mjs",
+        "app.handler",
+    ],
+};
+const JAVA: Runtime = Runtime {
+    image: "java-function",
+    command: &[
+        "/opt/java/bin/java",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        "-cp",
+        "/var/task:/var/task/lib/*",
+        "com.amazonaws.services.lambda.runtime.api.client.AWSLambda",
+        "App::handleRequest",
+    ],
 };
 
 impl Runtime {
     /// The runtime in its unpacked image, without any walls.
     fn bare(self, context: &Context, root: &Path, api: &RuntimeApi) -> anyhow::Result<Service> {
+        // The linker and the JVM find themselves there.
+        std::fs::create_dir_all(root.join("proc"))?;
         let (root, address) = (text(root), api.address().to_string());
         let env = [
             ("AWS_LAMBDA_RUNTIME_API", address.as_str()),
@@ -128,10 +156,11 @@ impl Runtime {
             ("AWS_LAMBDA_LOG_GROUP_NAME", "/aws/lambda/bare"),
             ("AWS_LAMBDA_LOG_STREAM_NAME", "bare"),
             ("LAMBDA_TASK_ROOT", "/var/task"),
+            ("_HANDLER", self.command.last().copied().unwrap_or_default()),
             ("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/bin"),
         ];
-        let args = [&[root.as_str()], self.command].concat();
-        context.spawn_with("chroot", &args, &env)
+        let own = ["--mount-proc", "--root", &root, "--wd", "/var/task", "--"];
+        context.spawn_with("unshare", &[&own, self.command].concat(), &env)
     }
 
     /// Milliseconds from the start of the bare runtime to its first answer.
@@ -146,8 +175,9 @@ impl Runtime {
     }
 }
 
-fn server(context: &Context, runtimes: &[Runtime]) -> Server {
-    let server = context.server(&["lambda.listen=127.0.0.1:0"]);
+/// One with more settings and the images of these.
+pub(super) fn server(context: &Context, settings: &[&str], runtimes: &[Runtime]) -> Server {
+    let server = context.server(&[&["lambda.listen=127.0.0.1:0"], settings].concat());
     for runtime in runtimes {
         server.import(runtime.image);
     }
@@ -156,7 +186,7 @@ fn server(context: &Context, runtimes: &[Runtime]) -> Server {
 
 /// Warm invocations, signed, beside the bare loop.
 pub fn warm(context: &Context, report: &mut Report) -> anyhow::Result<()> {
-    let server = server(context, &[PYTHON]);
+    let server = server(context, &[], &[PYTHON]);
     let own = Door::of(&server)?;
     own.caller(0)?.create("warm", &image(PYTHON))?;
     let bundle = Bundle::unpack(context, &fixture(PYTHON.image), "warm")?;
@@ -217,14 +247,14 @@ fn emulated<'a>(context: &Context, door: &'a Door) -> anyhow::Result<Caller<'a>>
     Ok(caller)
 }
 
-fn image(runtime: Runtime) -> Value {
+pub(super) fn image(runtime: Runtime) -> Value {
     let image = format!("{}:1", runtime.image);
     json!({"PackageType": "Image", "Code": {"ImageUri": image}})
 }
 
 /// How many a static handler answers, and what each costs the server.
 pub fn rate(context: &Context, report: &mut Report) -> anyhow::Result<()> {
-    let server = server(context, &[RUST]);
+    let server = server(context, &[], &[RUST]);
     let door = Door::of(&server)?;
     door.caller(0)?.create("rate", &image(RUST))?;
     let pid = i32::try_from(server.pid())?;
@@ -280,10 +310,19 @@ pub fn cold(context: &Context, report: &mut Report) -> anyhow::Result<()> {
         (COLD_PYTHON, PYTHON),
         (COLD_RUST, RUST),
         (COLD_SHELL, SHELL),
+        (COLD_GO, GO),
+        (COLD_NODE, NODE),
+        (COLD_JAVA, JAVA),
     ];
-    let server = server(context, &runtimes.map(|(_, runtime)| runtime));
+    let server = server(context, &[], &[]);
     let api = Api::of(&server);
     for (spec, runtime) in runtimes {
+        if let Some(tools) = lacking_for(runtime.image) {
+            let reason = format!("this machine lacks {tools}");
+            report.add(Figure::missing(spec, reason));
+            continue;
+        }
+        server.import(runtime.image);
         let bundle = Bundle::unpack(context, &fixture(runtime.image), runtime.image)?;
         api.deploy(runtime.image, &deployment(runtime.image))?;
         let (mut ours, mut bare) = (Vec::new(), Vec::new());
@@ -343,7 +382,7 @@ fn request(server: &Server, name: &str) -> anyhow::Result<f64> {
 
 /// A hundred functions at zero with one event each.
 pub fn at_once(context: &Context, report: &mut Report) -> anyhow::Result<()> {
-    let server = server(context, &[RUST]);
+    let server = server(context, &[], &[RUST]);
     let api = Api::of(&server);
     let names: Vec<String> = (0..BURST).map(|index| format!("burst-{index}")).collect();
     api.deploy_many(&names, &deployment(RUST.image))?;

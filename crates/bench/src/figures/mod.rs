@@ -2,6 +2,7 @@
 
 mod burst;
 mod cold;
+mod events;
 mod gateway;
 mod lambda;
 mod overload;
@@ -92,6 +93,16 @@ const LAMBDA: &[Group] = &[
         name: "burst",
         specs: lambda::AT_ONCE,
         take: lambda::at_once,
+    },
+    Group {
+        name: "events",
+        specs: events::RATES,
+        take: events::rates,
+    },
+    Group {
+        name: "crashes",
+        specs: events::CRASHES,
+        take: events::crashes,
     },
 ];
 

@@ -111,7 +111,10 @@ impl Shared {
 }
 
 /// Reads until a request is whole; its length, or nothing at the end.
-fn read_request(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> anyhow::Result<Option<usize>> {
+pub(super) fn read_request(
+    stream: &mut TcpStream,
+    bytes: &mut Vec<u8>,
+) -> anyhow::Result<Option<usize>> {
     loop {
         if let Some(end) = find(bytes, b"\r\n\r\n") {
             let head = std::str::from_utf8(&bytes[..end])?;
