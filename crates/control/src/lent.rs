@@ -6,10 +6,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::{BoxStream, Stream, StreamExt as _};
+use futures_util::stream::{BoxStream, Fuse, Stream, StreamExt as _};
 use tokio::sync::oneshot;
 
-type Pieces = BoxStream<'static, io::Result<Bytes>>;
+/// It may be asked again after its end.
+type Pieces = Fuse<BoxStream<'static, io::Result<Bytes>>>;
 
 /// A body that is lent: its rest comes back when the borrower drops it.
 pub(crate) struct Lent {
@@ -20,10 +21,10 @@ pub(crate) struct Lent {
 /// Where a lent body comes back.
 pub(crate) struct Rest(oneshot::Receiver<Pieces>);
 
-pub(crate) fn lend(pieces: Pieces) -> (Lent, Rest) {
+pub(crate) fn lend(pieces: BoxStream<'static, io::Result<Bytes>>) -> (Lent, Rest) {
     let (back, rest) = oneshot::channel();
     let lent = Lent {
-        pieces: Some(pieces),
+        pieces: Some(pieces.fuse()),
         back: Some(back),
     };
     (lent, Rest(rest))
@@ -70,24 +71,31 @@ mod tests {
 
     use super::*;
 
-    fn pieces(count: usize) -> (Pieces, std::sync::mpsc::Receiver<usize>) {
-        let (told, taken) = std::sync::mpsc::channel();
-        let pieces = stream::iter(0..count).map(move |n| {
-            told.send(n).ok();
-            Ok(Bytes::from_static(b"piece"))
-        });
-        (pieces.boxed(), taken)
-    }
-
     #[tokio::test]
     async fn what_a_borrower_leaves_is_taken() {
-        let (pieces, taken) = pieces(5);
-        let (mut lent, rest) = lend(pieces);
+        let (told, taken) = std::sync::mpsc::channel();
+        // One that must not be asked after its end.
+        let pieces = stream::unfold(0, move |n| {
+            told.send(n).ok();
+            std::future::ready((n < 4).then_some((Ok(Bytes::new()), n + 1)))
+        });
+        let (mut lent, rest) = lend(pieces.boxed());
         assert!(lent.next().await.is_some());
         drop(lent);
         assert_eq!(taken.try_iter().count(), 1);
         rest.discard(Duration::from_secs(60)).await;
         assert_eq!(taken.try_iter().collect::<Vec<_>>(), [1, 2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn a_borrower_may_take_all() {
+        let pieces = stream::unfold(2_u32, |n| {
+            std::future::ready(n.checked_sub(1).map(|left| (Ok(Bytes::new()), left)))
+        });
+        let (mut lent, rest) = lend(pieces.boxed());
+        while lent.next().await.is_some() {}
+        drop(lent);
+        rest.discard(Duration::from_secs(60)).await;
     }
 
     #[tokio::test]

@@ -110,10 +110,7 @@ pub(crate) async fn import(
 /// The body's bytes, as long as they come and are not too many.
 fn bounded(body: Body, most: u64) -> BoxStream<'static, io::Result<Bytes>> {
     let start = Some((body.into_data_stream(), most));
-    // Who throws the rest away asks also after the end.
-    stream::unfold(start, move |state| next_piece(state, most))
-        .fuse()
-        .boxed()
+    stream::unfold(start, move |state| next_piece(state, most)).boxed()
 }
 
 /// The stream's rest and how many bytes it may still have; nothing after an error.
