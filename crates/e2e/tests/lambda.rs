@@ -6,8 +6,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use skiff_e2e::aws::{endpoint, python};
 use skiff_e2e::peak_kib;
-use skiff_testkit::{Held, Server, ServerOptions, SharedServer, aws_clients, run, started};
+use skiff_testkit::{Held, Server, ServerOptions, SharedServer, run, started};
 
 static SERVER: SharedServer = SharedServer::new();
 
@@ -72,17 +73,11 @@ impl World {
             format!("SCRATCH={}", self.scratch.path().display()),
             format!("HOME={}", self.scratch.path().display()),
         ];
-        let program = [python(), script_of(script)];
+        let program = [python().display().to_string(), script_of(script)];
         let words = variables.into_iter().chain(more.iter().cloned());
         let words = words.chain(program).chain([name.to_owned()]);
         let _out = run("env", words).ok();
     }
-}
-
-fn python() -> String {
-    static CLIENTS: OnceLock<PathBuf> = OnceLock::new();
-    let python = CLIENTS.get_or_init(aws_clients).join("bin/python");
-    python.display().to_string()
 }
 
 fn script_of(name: &str) -> String {
@@ -107,11 +102,6 @@ fn bootstrap() -> &'static Path {
         (folder, file)
     });
     file
-}
-
-fn endpoint(server: &Server) -> String {
-    let version = server.api("GET", "/v1/version", None).unwrap();
-    format!("http://{}", version["lambda"].as_str().unwrap())
 }
 
 fn shared() -> (Held, &'static World) {
