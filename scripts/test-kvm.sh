@@ -12,7 +12,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say_as=test-kvm
-kernel_arguments="softlockup_panic=1 watchdog_thresh=20"
+# With a periodic tick: without, a nested guest's interrupts came late, for
+# minutes now and then.
+kernel_arguments="nohz=off highres=off softlockup_panic=1 watchdog_thresh=20"
 pulse=1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -2,7 +2,7 @@
 # measured. $rounds is how often.
 
 # As in test-kvm.sh.
-kernel_arguments="softlockup_panic=1 watchdog_thresh=20 test.rounds=$rounds"
+kernel_arguments="nohz=off highres=off softlockup_panic=1 watchdog_thresh=20 test.rounds=$rounds"
 pulse=1
 
 build_programs() {
