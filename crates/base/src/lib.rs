@@ -11,6 +11,7 @@ mod date;
 #[cfg(feature = "async")]
 mod listener;
 pub mod process;
+pub mod prometheus;
 pub mod random;
 #[cfg(feature = "async")]
 mod stream;

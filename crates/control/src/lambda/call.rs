@@ -142,6 +142,26 @@ impl Reply {
         Self::json(StatusCode::OK, Value::Object(reply))
     }
 
+    /// A page of what is in the order of its names: at most so many of those
+    /// behind the caller's marker, each as `show` has it.
+    pub(crate) fn listed<'a, T>(
+        call: &Call,
+        limit: usize,
+        field: &str,
+        items: impl Iterator<Item = (&'a str, T)>,
+        mut show: impl FnMut(&'a str, T) -> Result<Value, LambdaError>,
+    ) -> Result<Self, LambdaError> {
+        let marker = call.param("Marker").unwrap_or_default();
+        let mut behind = items.filter(|(name, _)| *name > marker);
+        let (mut shown, mut last) = (Vec::new(), "");
+        for (name, item) in behind.by_ref().take(limit) {
+            shown.push(show(name, item)?);
+            last = name;
+        }
+        let more = behind.next().is_some().then(|| last.to_owned());
+        Ok(Self::page(field, shown, more))
+    }
+
     pub(crate) fn error(error: &LambdaError) -> Self {
         let status = StatusCode::from_u16(error.code.status());
         let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -85,27 +85,21 @@ impl Front {
             return self.get_layer(call, arn, None).await;
         }
         let limit = call.page(PAGE_MAX)?;
-        let after = call.param("Marker").unwrap_or_default();
         let prefix = key::layers(&call.project.id);
         let all = self.control.db().all::<LayerRecord>(&prefix).await?;
         // A layer that has no version left, or none that fits, is no layer.
-        let mut fitting = all.iter().filter_map(|found| {
-            let name = key::last_part(&found.key);
+        let fitting = all.iter().filter_map(|found| {
             let mut versions = found.record.versions.iter().rev();
-            let (number, version) = versions.find(|(_, version)| fits(call, version))?;
-            (name > after).then_some((name, number, version))
+            let newest = versions.find(|(_, version)| fits(call, version))?;
+            Some((key::last_part(&found.key), newest))
         });
-        let (mut shown, mut last) = (Vec::new(), "");
-        for (name, number, version) in fitting.by_ref().take(limit) {
-            shown.push(json!({
+        Reply::listed(call, limit, "Layers", fitting, |name, (number, version)| {
+            Ok(json!({
                 "LayerName": name,
                 "LayerArn": self.layer_arn(&call.project.id, name),
                 "LatestMatchingVersion": self.shown_version(&call.project.id, name, *number, version),
-            }));
-            last = name;
-        }
-        let more = fitting.next().is_some().then(|| last.to_owned());
-        Ok(Reply::page("Layers", shown, more))
+            }))
+        })
     }
 
     pub(crate) async fn list_layer_versions(

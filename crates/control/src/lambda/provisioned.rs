@@ -284,26 +284,16 @@ impl Front {
         let name = self.unqualified(call, text)?;
         let limit = call.page(PAGE_MAX)?;
         let record = self.record(call, &name).await?;
-        let marker = call.param("Marker").unwrap_or_default();
-        let mut found = record
-            .provisioned
-            .iter()
-            .filter(|(place, _)| place.as_str() > marker);
         let arns = self.arns(&call.project.id);
-        let (mut shown, mut last) = (Vec::new(), String::new());
-        for (place, config) in found.by_ref().take(limit) {
+        let configs = record.provisioned.iter();
+        let configs = configs.map(|(place, config)| (place.as_str(), config));
+        let field = "ProvisionedConcurrencyConfigs";
+        Reply::listed(call, limit, field, configs, |place, config| {
             let qualifier: Qualifier = place.parse().map_err(invalid)?;
             let arn = arns.qualified(&name, &qualifier);
             let state = self.warm_state(call, &name, &record, place, config);
-            shown.push(show::provisioned(Some(&arn), config, &state));
-            last.clone_from(place);
-        }
-        let more = found.next().is_some();
-        Ok(Reply::page(
-            "ProvisionedConcurrencyConfigs",
-            shown,
-            more.then_some(last),
-        ))
+            Ok(show::provisioned(Some(&arn), config, &state))
+        })
     }
 
     pub(crate) async fn delete_provisioned(

@@ -1,7 +1,6 @@
 //! The server's metrics in Prometheus' text format.
 
-use std::fmt::Write as _;
-
+use skiff_base::prometheus::{head, value};
 use skiff_gateway::MetricsSnapshot;
 
 /// All metrics.
@@ -112,13 +111,4 @@ pub fn text(gateway: &MetricsSnapshot, instances: usize, log_lines_dropped: u64)
         value(&mut out, name, "", count);
     }
     out
-}
-
-fn head(out: &mut String, name: &str, kind: &str, help: &str) {
-    // Writing into a String cannot fail.
-    let _infallible = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
-fn value(out: &mut String, name: &str, labels: &str, count: u64) {
-    let _infallible = writeln!(out, "{name}{labels} {count}");
 }

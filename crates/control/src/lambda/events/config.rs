@@ -99,25 +99,15 @@ impl Front {
         let name = self.unqualified(call, text)?;
         let limit = call.page(PAGE_MAX)?;
         let record = self.record(call, &name).await?;
-        let marker = call.param("Marker").unwrap_or_default();
-        let mut found = record
-            .events
-            .iter()
-            .filter(|(place, _)| place.as_str() > marker);
         let arns = self.arns(&call.project.id);
-        let (mut shown, mut last) = (Vec::new(), String::new());
-        for (place, config) in found.by_ref().take(limit) {
+        let configs = record.events.iter();
+        let configs = configs.map(|(place, config)| (place.as_str(), config));
+        let field = "FunctionEventInvokeConfigs";
+        Reply::listed(call, limit, field, configs, |place, config| {
             let qualifier: Qualifier = place.parse().map_err(invalid)?;
             let arn = arns.qualified(&name, &qualifier);
-            shown.push(show::event_config(&arn, config));
-            last.clone_from(place);
-        }
-        let more = found.next().is_some();
-        Ok(Reply::page(
-            "FunctionEventInvokeConfigs",
-            shown,
-            more.then_some(last),
-        ))
+            Ok(show::event_config(&arn, config))
+        })
     }
 
     /// The function and its qualifier, which is `$LATEST` unless it is said.

@@ -15,11 +15,11 @@ mod dispatch;
 mod send;
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use skiff_base::prometheus::metric;
 use skiff_lambda::{Code, LambdaError, Secret};
 use skiff_queue::{
     Condition, Delays, Event, EventId, EventLog, Full, FunctionKey, Limits, LogError,
@@ -321,43 +321,41 @@ impl Events {
         };
         let age = oldest.map_or(0, |oldest| now.saturating_sub(oldest) / 1000);
         let mut out = String::new();
-        let mut head = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
-            // Writing into a String cannot fail.
-            let _infallible = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            for (labels, value) in values {
-                let _infallible = writeln!(out, "{name}{labels} {value}");
-            }
-        };
         let c = &self.counts;
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let events = u64::try_from(pending).unwrap_or(u64::MAX);
         let gauge = "gauge";
-        head(
+        metric(
+            &mut out,
             "skiff_events_pending",
             gauge,
             "Event invocations that are not done.",
             &[("", events)],
         );
-        head(
+        metric(
+            &mut out,
             "skiff_events_running",
             gauge,
             "Event invocations under way.",
             &[("", running.into())],
         );
-        head(
+        metric(
+            &mut out,
             "skiff_events_oldest_seconds",
             gauge,
             "Age of the oldest event that is not done.",
             &[("", age)],
         );
-        head(
+        metric(
+            &mut out,
             "skiff_events_log_bytes",
             gauge,
             "Size of the events' log.",
             &[("", self.log.bytes())],
         );
         let counter = "counter";
-        head(
+        metric(
+            &mut out,
             "skiff_events_total",
             counter,
             "Event invocations, accepted or refused for want of room.",
@@ -366,7 +364,8 @@ impl Events {
                 ("{result=\"refused\"}", of(&c.refused)),
             ],
         );
-        head(
+        metric(
+            &mut out,
             "skiff_event_tries_total",
             counter,
             "Tries of event invocations that began, and those that nothing took.",
@@ -375,7 +374,8 @@ impl Events {
                 ("{result=\"not_taken\"}", of(&c.not_taken)),
             ],
         );
-        head(
+        metric(
+            &mut out,
             "skiff_events_ended_total",
             counter,
             "Event invocations by how their tries ended.",
@@ -385,13 +385,15 @@ impl Events {
                 ("{condition=\"EventAgeExceeded\"}", of(&c.expired)),
             ],
         );
-        head(
+        metric(
+            &mut out,
             "skiff_events_dropped_total",
             counter,
             "Event invocations that did not succeed and that nobody was told of.",
             &[("", of(&c.dropped))],
         );
-        head(
+        metric(
+            &mut out,
             "skiff_event_deliveries_total",
             counter,
             "Records for destinations: delivered, tries that failed, given up.",

@@ -24,11 +24,11 @@ mod queue;
 mod stream;
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
+use skiff_base::prometheus::metric;
 use skiff_lambda::{EventPattern, LambdaError, SqsMessage};
 use skiff_types::ProjectId;
 use tokio::sync::{Notify, OnceCell, Semaphore, watch};
@@ -218,23 +218,18 @@ impl Sources {
     /// Metrics in Prometheus' text format.
     pub(crate) fn metrics(&self) -> String {
         let mut out = String::new();
-        let mut head = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
-            // Writing into a String cannot fail.
-            let _infallible = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            for (labels, value) in values {
-                let _infallible = writeln!(out, "{name}{labels} {value}");
-            }
-        };
         let c = &self.counts;
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let pollers = u64::try_from(self.pollers().of.len()).unwrap_or(u64::MAX);
-        head(
+        metric(
+            &mut out,
             "skiff_sources",
             "gauge",
             "Event source mappings that are polled.",
             &[("", pollers)],
         );
-        head(
+        metric(
+            &mut out,
             "skiff_source_records_total",
             "counter",
             "Records of event sources: received, for no function, done, left to be delivered again, given up.",
@@ -246,7 +241,8 @@ impl Sources {
                 ("{result=\"given_up\"}", of(&c.given_up)),
             ],
         );
-        head(
+        metric(
+            &mut out,
             "skiff_source_batches_total",
             "counter",
             "Batches of event sources: taken, failed, tries that nothing took.",
@@ -256,7 +252,8 @@ impl Sources {
                 ("{result=\"throttled\"}", of(&c.throttled)),
             ],
         );
-        head(
+        metric(
+            &mut out,
             "skiff_source_problems_total",
             "counter",
             "Turns of event sources in which nothing could be received.",

@@ -123,23 +123,15 @@ impl Front {
         let name = self.unqualified(call, text)?;
         let limit = call.page(PAGE_MAX)?;
         let record = self.record(call, &name).await?;
-        let marker = call.param("Marker").unwrap_or_default();
-        let behind = |(alias, _): &(&String, &UrlConfig)| listed(alias) > marker;
-        let mut found = record.urls.iter().filter(behind);
         let arns = self.arns(&call.project.id);
-        let (mut shown, mut last) = (Vec::new(), String::new());
-        for (alias, config) in found.by_ref().take(limit) {
+        let configs = record.urls.iter();
+        let configs = configs.map(|(alias, config)| (listed(alias), (alias, config)));
+        let field = "FunctionUrlConfigs";
+        Reply::listed(call, limit, field, configs, |_, (alias, config)| {
             let arn = arns.named(&name, qualifier(alias).as_ref());
             let url = self.url(&config.id);
-            shown.push(show::url_config(&arn, &url, config, false));
-            listed(alias).clone_into(&mut last);
-        }
-        let more = found.next().is_some();
-        Ok(Reply::page(
-            "FunctionUrlConfigs",
-            shown,
-            more.then_some(last),
-        ))
+            Ok(show::url_config(&arn, &url, config, false))
+        })
     }
 
     fn shown_url(&self, call: &Call, target: &FunctionRef, config: &UrlConfig) -> Reply {
