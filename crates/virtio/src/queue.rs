@@ -1,7 +1,7 @@
 //! A split virtqueue, seen from the device.
 
 use std::num::Wrapping;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
@@ -34,12 +34,13 @@ pub enum QueueError {
     Ring(#[source] virtio_queue::Error),
 }
 
-/// A queue. The rings' arithmetic is `virtio-queue`'s.
+/// A queue. The rings' arithmetic is `virtio-queue`'s, but for when the driver
+/// is to be told: that one counts a packet in several buffers as one.
 #[derive(Debug)]
 pub struct Queue {
     ring: virtio_queue::Queue,
-    /// Something was used since the driver was last told.
-    used: bool,
+    /// How many were given back since the driver was last told.
+    used: Wrapping<u16>,
 }
 
 impl Queue {
@@ -53,7 +54,7 @@ impl Queue {
         assert!(ring.is_ok(), "a queue's size is a power of two");
         Self {
             ring: ring.unwrap_or_default(),
-            used: false,
+            used: Wrapping(0),
         }
     }
 
@@ -78,7 +79,7 @@ impl Queue {
 
     pub(crate) fn reset(&mut self) {
         self.ring.reset();
-        self.used = false;
+        self.used = Wrapping(0);
     }
 
     /// The next request, if there is one.
@@ -140,7 +141,7 @@ impl Queue {
         self.ring
             .add_used(memory, head, written)
             .map_err(QueueError::Ring)?;
-        self.used = true;
+        self.used += 1;
         Ok(())
     }
 
@@ -173,20 +174,40 @@ impl Queue {
         }
         // The last moves the index past all of them.
         self.ring.set_next_used(place.0);
+        self.used += place - first;
         self.push(memory, *head, *written)
     }
 
-    /// Whether the driver is to be told of what was given back.
+    /// Whether the driver is to be told of what was given back: with an event
+    /// index when the one it waits for is among it (virtio 1.2, 2.7.10).
     ///
     /// # Errors
     /// When the ring is outside of memory.
     pub(crate) fn must_signal<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, QueueError> {
-        if !std::mem::take(&mut self.used) {
-            return Ok(false);
+        let used = std::mem::take(&mut self.used);
+        if used.0 == 0 || !self.ring.event_idx_enabled() {
+            return Ok(used.0 > 0);
         }
-        self.ring
-            .needs_notification(memory)
-            .map_err(QueueError::Ring)
+        // Either the driver sees the used index, or its wish is seen here.
+        fence(Ordering::SeqCst);
+        let next = Wrapping(self.ring.next_used());
+        let awaited = self.awaited(memory)?;
+        Ok(next - awaited - Wrapping(1) < used)
+    }
+
+    /// The used index of which the driver wants to be told: its field follows
+    /// the available ring's entries.
+    fn awaited<M: GuestMemory>(&self, memory: &M) -> Result<Wrapping<u16>, QueueError> {
+        let entries = u64::from(self.ring.size()) * size_of::<u16>() as u64;
+        let address = self
+            .ring
+            .avail_ring()
+            .saturating_add(AVAILABLE_HEADER)
+            .saturating_add(entries);
+        let index: u16 = memory
+            .load(GuestAddress(address), Ordering::Relaxed)
+            .map_err(|error| QueueError::Ring(virtio_queue::Error::GuestMemory(error)))?;
+        Ok(Wrapping(u16::from_le(index)))
     }
 
     /// Asks the driver to tell of the next request. Tells whether one came
@@ -207,7 +228,7 @@ impl Queue {
     pub(crate) fn restore(state: QueueState) -> Result<Self, virtio_queue::Error> {
         Ok(Self {
             ring: virtio_queue::Queue::try_from(virtio_queue::QueueState::from(state))?,
-            used: false,
+            used: Wrapping(0),
         })
     }
 }
@@ -281,6 +302,33 @@ mod tests {
             .ring_mut()
             .set_used_ring_address(Some(u32::try_from(MEMORY).unwrap() - 4), None);
         assert!(queue.push_all(&driver.memory, &all).is_err());
+    }
+
+    #[test]
+    fn a_driver_is_told_when_what_it_waits_for_is_given_back() {
+        let all: Vec<(u16, usize)> = (0..4).map(|head| (head, 1)).collect();
+        for first in [0, 7, u16::MAX - 1] {
+            for ahead in 0..32 {
+                let awaited = first.wrapping_sub(8).wrapping_add(ahead);
+                let driver = Driver::new(4);
+                let mut queue = driver.queue();
+                queue.ring_mut().set_event_idx(true);
+                queue.ring_mut().set_next_used(first);
+                driver.await_used(awaited);
+                // Alone, together, and after one another.
+                let mut next = first;
+                for batches in [&[1][..], &[3], &[2, 1], &[1, 4]] {
+                    let start = next;
+                    for count in batches {
+                        queue.push_all(&driver.memory, &all[..*count]).unwrap();
+                        next = next.wrapping_add(u16::try_from(*count).unwrap());
+                    }
+                    let given = awaited.wrapping_sub(start) < next.wrapping_sub(start);
+                    assert_eq!(queue.must_signal(&driver.memory).unwrap(), given);
+                    assert!(!queue.must_signal(&driver.memory).unwrap());
+                }
+            }
+        }
     }
 
     #[test]

@@ -152,6 +152,14 @@ impl Driver {
             .unwrap();
     }
 
+    /// Wants to be told when the device uses this index.
+    pub(crate) fn await_used(&self, index: u16) {
+        let place = AVAILABLE + 4 + 2 * u64::from(self.size);
+        self.memory
+            .write_obj(index, GuestAddress(self.base + place))
+            .unwrap();
+    }
+
     /// Offers a chain.
     pub(crate) fn offer(&mut self, head: u16) {
         let place = u64::from(self.available % self.size) * 2;
