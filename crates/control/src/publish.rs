@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skiff_gateway::{RevisionRoute, ServiceRoute};
-use skiff_types::{ProbeKind, RevisionId, RevisionSpec, ServiceName};
+use skiff_types::{FunctionSpec, ProbeKind, RevisionId, RevisionSpec, ServiceName};
 
 use crate::config::Config;
 use crate::db::Db;
@@ -132,13 +132,23 @@ pub(crate) fn revision_route(
         concurrency: spec.scaling.concurrency,
         timeout_ms: timeout_ms(spec),
         queue_requests: config.queue_requests,
-        queue_ms: config.queue_ms,
+        queue_ms: queue_ms(config, spec),
         liveness_period_ms: u64::from(first.probe.liveness_period_s) * 1000,
         liveness_path: match &first.probe.kind {
             ProbeKind::Tcp => None,
             ProbeKind::Http(path) => Some(path.clone()),
         },
     })
+}
+
+/// An event waits for a whole first init at least: what comes of the second is
+/// its answer, and not that it waited.
+fn queue_ms(config: &Config, spec: &RevisionSpec) -> u64 {
+    let init_ms = |function: &FunctionSpec| {
+        (u64::from(function.init_timeout_s) + FUNCTION_MARGIN_S) * 1000
+    };
+    let needed = spec.function.as_ref().map_or(0, init_ms);
+    config.queue_ms.max(needed)
 }
 
 /// A function's own limit is kept by whoever hands it its events, who can say

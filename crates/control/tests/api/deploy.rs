@@ -67,6 +67,29 @@ async fn an_instance_is_launched_by_the_rules() {
 }
 
 #[tokio::test]
+async fn an_event_waits_for_the_whole_of_a_slow_init() {
+    let server = World::new().start().await;
+    let function = |timeout: u32| {
+        json!({"containers": [{"image": "hello:1", "port": 8080}],
+            "scaling": {"concurrency": 1}, "resources": {"cpu_mode": "request"},
+            "function": {"init_timeout_s": timeout}})
+    };
+    server.deployed("service", 1).await;
+    for (name, timeout) in [("slow", 60), ("slower", 300)] {
+        server.deploy(name, function(timeout)).await.is(200);
+    }
+    let routes = server.table.revisions.lock().unwrap();
+    let waits = |name: &str| {
+        let mut named = routes.values().filter(|route| route.id.name() == name);
+        named.next().unwrap().queue_ms
+    };
+    // The service's is what the server is configured with.
+    assert_eq!(waits("service-00001"), 1000);
+    assert_eq!(waits("slow-00001"), 65_000);
+    assert_eq!(waits("slower-00001"), 305_000);
+}
+
+#[tokio::test]
 async fn a_bad_revision_leaves_the_old_one_serving_and_says_why() {
     let server = World::new().start().await;
     server.deployed("hello", 1).await;
