@@ -1,7 +1,7 @@
 //! The keys of the store. Each begins with the project's id, or with `_` for
 //! what belongs to the whole server.
 
-use skiff_types::{Digest, ProjectId, ProjectName, RevisionId, SecretName, ServiceName};
+use skiff_types::{Digest, HookName, ProjectId, ProjectName, RevisionId, SecretName, ServiceName};
 
 pub(crate) const PROJECTS: &str = "_/project/";
 pub(crate) const TOKENS: &str = "_/token/";
@@ -127,6 +127,15 @@ pub(crate) fn schedules(project: &ProjectId) -> String {
 
 pub(crate) fn schedule(project: &ProjectId, name: &str) -> String {
     format!("{project}/schedule/{name}")
+}
+
+/// A project's hooks.
+pub(crate) fn hooks(project: &ProjectId) -> String {
+    format!("{project}/hook/")
+}
+
+pub(crate) fn hook(project: &ProjectId, name: &HookName) -> String {
+    format!("{project}/hook/{name}")
 }
 
 /// A project's event source mappings.

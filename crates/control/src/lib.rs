@@ -22,6 +22,7 @@ mod error;
 mod events;
 mod exec;
 mod hold;
+mod hooks;
 mod http;
 mod key;
 mod lambda;

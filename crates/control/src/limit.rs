@@ -20,6 +20,8 @@ pub(crate) const TOKENS_MAX: usize = 1000;
 pub(crate) const SECRETS_MAX: usize = 1000;
 /// Access keys of one project.
 pub(crate) const ACCESS_KEYS_MAX: usize = 100;
+/// Hooks of one project.
+pub(crate) const HOOKS_MAX: usize = 100;
 /// A token's or an access key's name, bytes.
 pub(crate) const TOKEN_NAME_BYTES_MAX: usize = 100;
 /// An image reference, bytes.

@@ -121,6 +121,11 @@ impl Control {
                 "the project {name} has event source mappings: delete them first"
             )));
         }
+        if self.db().any(&key::hooks(id)).await? {
+            return Err(conflict(format!(
+                "the project {name} has hooks: delete them first"
+            )));
+        }
         let secrets = key::secrets(id);
         if self.db().any(&secrets).await? {
             return Err(conflict(format!(

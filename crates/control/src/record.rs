@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use skiff_types::api::{Quota, RevisionState};
-use skiff_types::{ProjectId, ProjectName, RevisionSpec, Tag};
+use skiff_types::{ProjectId, ProjectName, RevisionSpec, ServiceName, Tag};
 
 use crate::error::{ControlError, internal};
 
@@ -104,6 +104,16 @@ pub(crate) struct TokenRecord {
 pub(crate) struct AccessKeyRecord {
     pub name: String,
     pub project: ProjectId,
+    pub created_unix_ms: u64,
+}
+
+/// Whom a hook is for; its token is known by its SHA-256 alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HookRecord {
+    pub function: ServiceName,
+    /// A version or an alias of it.
+    pub qualifier: Option<String>,
+    pub sha256: String,
     pub created_unix_ms: u64,
 }
 

@@ -37,13 +37,11 @@ impl Control {
         let Some(found) = self.db().get::<TokenRecord>(&key::token(id)).await? else {
             return Ok(None);
         };
-        let given = fingerprint(secret);
-        let same = given.as_bytes().ct_eq(found.record.sha256.as_bytes());
         let caller = match found.record.project {
             Some(project) => Caller::Project(project),
             None => Caller::Operator,
         };
-        Ok(bool::from(same).then_some(caller))
+        Ok(is_of(&found.record.sha256, secret).then_some(caller))
     }
 
     pub(crate) async fn create_token(&self, wanted: CreateToken) -> Result<Token, ControlError> {
@@ -70,9 +68,7 @@ impl Control {
         }
         let now = self.inner.base.now();
         let id = InstanceId::from_parts(now, skiff_base::random::u32()).to_string();
-        let mut secret = [0; SECRET_BYTES];
-        skiff_base::random::fill(&mut secret);
-        let secret = hex(&secret);
+        let secret = new_secret();
         let record = TokenRecord {
             name: wanted.name.clone(),
             project,
@@ -145,7 +141,23 @@ fn parse(token: &str) -> Option<(&str, &str)> {
     whole.then_some((id, secret))
 }
 
-fn fingerprint(secret: &str) -> String {
+/// 256 random bits, as hexadecimal digits.
+pub(crate) fn new_secret() -> String {
+    let mut secret = [0; SECRET_BYTES];
+    skiff_base::random::fill(&mut secret);
+    hex(&secret)
+}
+
+/// Whether a fingerprint is this secret's; tells no more by its time.
+pub(crate) fn is_of(sha256: &str, secret: &str) -> bool {
+    fingerprint(secret)
+        .as_bytes()
+        .ct_eq(sha256.as_bytes())
+        .into()
+}
+
+/// What is kept of a secret.
+pub(crate) fn fingerprint(secret: &str) -> String {
     let sum: [u8; 32] = Sha256::digest(secret.as_bytes()).into();
     hex(&sum)
 }

@@ -304,6 +304,220 @@ fn schedules_fire_and_are_told_as_botocore_has_it() {
     assert!(gone.failed().contains("no schedule typed"));
 }
 
+/// What a hook is asked with.
+const POST: &str = "POST";
+
+/// A hook, as who posts to it knows it.
+#[derive(Debug)]
+struct Hook {
+    url: String,
+    token: String,
+}
+
+impl Hook {
+    fn create(server: &Server, name: &str, function: &str, more: &[&str]) -> Self {
+        let words = ["hook", "create", name, "--function", function];
+        let made = server.json(&[&words[..], more].concat());
+        let field = |name: &str| made[name].as_str().unwrap().to_owned();
+        Self {
+            url: field("url"),
+            token: field("token"),
+        }
+    }
+
+    fn bearer(&self) -> String {
+        format!("authorization: Bearer {}", self.token)
+    }
+
+    /// What MinIO posts to it, or another.
+    fn told(&self, body: &str) -> (u16, String) {
+        ask(POST, &self.url, &self.bearer(), body)
+    }
+}
+
+/// The status and the body that a hook answers.
+fn ask(method: &str, url: &str, header: &str, body: &str) -> (u16, String) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), body).unwrap();
+    let data = format!("@{}", file.path().display());
+    let mut words = vec!["-s", "-w", "\n%{http_code}", "-H", header, url];
+    match method {
+        "HEAD" => words.push("-I"),
+        _ => words.extend(["-X", method, "--data-binary", &data]),
+    }
+    let answer = run("curl", words).ok();
+    let (body, status) = answer.trim_end().rsplit_once('\n').unwrap();
+    (status.parse().unwrap(), body.to_owned())
+}
+
+/// What MinIO says of a new object (its `internal/event`, and its webhook).
+fn minio_record(bucket: &str, key: &str) -> Value {
+    json!({
+        "eventVersion": "2.0",
+        "eventSource": "minio:s3",
+        "awsRegion": "",
+        "eventTime": "2026-11-27T10:00:00.123Z",
+        "eventName": "s3:ObjectCreated:Put",
+        "userIdentity": {"principalId": "minioadmin"},
+        "requestParameters": {"principalId": "minioadmin", "region": "", "sourceIPAddress": "127.0.0.1"},
+        "responseElements": {"x-amz-request-id": "17A", "x-minio-origin-endpoint": "http://127.0.0.1:9000"},
+        "s3": {
+            "s3SchemaVersion": "1.0",
+            "configurationId": "Config",
+            "bucket": {
+                "name": bucket,
+                "ownerIdentity": {"principalId": "minioadmin"},
+                "arn": format!("arn:aws:s3:::{bucket}"),
+            },
+            "object": {"key": key, "size": 3, "eTag": "acbd18db", "sequencer": "17A"},
+        },
+        "source": {"host": "127.0.0.1", "port": "", "userAgent": "MinIO (linux; amd64)"},
+    })
+}
+
+fn minio(bucket: &str, key: &str) -> String {
+    let (name, path) = ("s3:ObjectCreated:Put", format!("{bucket}/{key}"));
+    json!({"EventName": name, "Key": path, "Records": [minio_record(bucket, key)]}).to_string()
+}
+
+/// Keys of the objects that a function has been told of, by its destination.
+fn keys_told(world: &World, path: &str) -> BTreeSet<String> {
+    let lines = world.sink.lines().into_iter();
+    let told = lines.filter(|line| line["path"] == path).flat_map(|line| {
+        let record: Value = serde_json::from_str(line["body"].as_str().unwrap()).unwrap();
+        record["requestPayload"]["Records"]
+            .as_array()
+            .unwrap()
+            .clone()
+    });
+    told.map(|record| {
+        assert_eq!(record["eventSource"], "aws:s3", "{record}");
+        assert_eq!(record["eventName"], "ObjectCreated:Put", "{record}");
+        record["s3"]["object"]["key"].as_str().unwrap().to_owned()
+    })
+    .collect()
+}
+
+#[test]
+fn a_hook_takes_events_of_the_buckets_that_the_policy_lets_in() {
+    let (server, world) = shared();
+    world.case("objects");
+    let hook = Hook::create(&server, "images", "objects", &[]);
+    let alias = Hook::create(&server, "live", "objects", &["--qualifier", "live"]);
+    let listed = server.cli(&["hook", "ls"]).ok();
+    assert!(listed.contains(&hook.url) && listed.contains("objects:live"));
+    assert!(!listed.contains(&hook.token), "{listed}");
+
+    let good = minio("images-1", "never%2Fbefore");
+    let foreign = hook.url.replace("000000000001", "000000000009");
+    let unknown = hook.url.replace("/images", "/nobody");
+    for (url, header) in [
+        (&hook.url, "x: y".to_owned()),
+        (&hook.url, "authorization: Bearer".to_owned()),
+        (&hook.url, format!("{}0", hook.bearer())),
+        (&hook.url, alias.bearer()),
+        (&unknown, hook.bearer()),
+        (&foreign, hook.bearer()),
+    ] {
+        let (status, said) = ask(POST, url, &header, &good);
+        assert_eq!(status, 403, "{url} {header}: {said}");
+        assert_eq!(ask("HEAD", url, &header, "").0, 403, "{url} {header}");
+    }
+    for bucket in ["others", "theirs", "images"] {
+        let (status, said) = hook.told(&minio(bucket, "never"));
+        assert_eq!(status, 403, "{said}");
+        let words = format!("--source-arn arn:aws:s3:::{bucket}");
+        assert!(
+            said.contains("add-permission") && said.contains(&words),
+            "{said}"
+        );
+    }
+    let both = [
+        minio_record("images-1", "never"),
+        minio_record("others", "never"),
+    ];
+    let both = json!({"Records": both}).to_string();
+    assert_eq!(hook.told(&both).0, 403);
+    let (status, said) = alias.told(&good);
+    assert!(status == 403 && said.contains("--qualifier live"), "{said}");
+    for (body, expected) in [
+        ("{", 400),
+        ("{\"Records\": []}", 400),
+        ("{\"Records\": [{\"eventSource\": \"aws:sqs\"}]}", 400),
+        (&*" ".repeat(1024 * 1024 + 1), 413),
+        (&*" ".repeat(8 * 1024 * 1024), 413),
+    ] {
+        let (status, said) = hook.told(body);
+        assert_eq!(status, expected, "{said}");
+    }
+
+    assert_eq!(ask("HEAD", &hook.url, &hook.bearer(), "").0, 200);
+    let test = json!({"Service": "S3", "Event": "s3:TestEvent", "Bucket": "Test-Bucket"});
+    assert_eq!(hook.told(&test.to_string()).0, 200);
+    assert_eq!(hook.told(&minio("images-1", "my+photos%2Fa.jpg")).0, 202);
+    let plain = format!("authorization: {}", hook.token);
+    assert_eq!(ask(POST, &hook.url, &plain, &minio("images-2", "b")).0, 202);
+    let with_password = hook
+        .url
+        .replace("http://", &format!("http://any:{}@", hook.token));
+    let alone = minio_record("images-3", "c").to_string();
+    assert_eq!(ask(POST, &with_password, "x: y", &alone).0, 202);
+    let several = ["d", "e"].map(|key| minio_record("images-4", key));
+    let several = json!({"Records": several}).to_string();
+    assert_eq!(hook.told(&several).0, 202);
+    let expected = ["b", "c", "d", "e", "my+photos/a.jpg"].map(str::to_owned);
+    wait_for("the function was told of all objects", 300, || {
+        (keys_told(world, "/objects").len() >= expected.len()).then_some(())
+    });
+
+    world.case("no_objects");
+    assert_eq!(hook.told(&good).0, 403);
+    let _out = server.cli(&["hook", "rm", "images"]).ok();
+    let (status, said) = hook.told(&good);
+    assert!(status == 403 && said.contains("no such hook"), "{said}");
+    let pending = || {
+        let metrics = metrics(&server);
+        metrics.contains("skiff_events_pending 0\n").then_some(())
+    };
+    wait_for("nothing is left", 300, pending);
+    assert_eq!(keys_told(world, "/objects"), BTreeSet::from(expected));
+
+    let refused = |words: &[&str]| server.cli(&[&["hook", "create"], words].concat()).failed();
+    let words = refused(&["new", "--function", "nobody"]);
+    assert!(words.contains("no function nobody takes events"), "{words}");
+    let words = refused(&["new", "--function", "objects", "--qualifier", "none"]);
+    assert!(words.contains("no version or alias none"), "{words}");
+    let words = refused(&["live", "--function", "objects"]);
+    assert!(words.contains("there is a hook live already"), "{words}");
+}
+
+#[test]
+fn an_event_that_a_hook_took_outlives_kill_9() {
+    let mut world = World::new();
+    let mut server = Server::start(world.options().set("lambda.events.per_function=64"));
+    world.enter(&server);
+    world.case("before_the_objects");
+    let hook = Hook::create(&server, "kept", "kept", &[]);
+    let keys: BTreeSet<String> = (0..20).map(|number| format!("object-{number}")).collect();
+    for key in &keys {
+        let (status, said) = hook.told(&minio("images", key));
+        assert_eq!(status, 202, "{said}");
+    }
+    server.kill();
+    server.launch(&[]);
+    let told = wait_for("the function was told of all objects", 300, || {
+        let told = keys_told(&world, "/kept");
+        (told.len() >= keys.len()).then_some(told)
+    });
+    assert_eq!(told, keys);
+    // The hook is still there, at the server's new address.
+    let url = server.json(&["hook", "ls"])[0]["url"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(ask("HEAD", &url, &hook.bearer(), "").0, 200);
+}
+
 #[test]
 fn a_schedule_fires_once_for_its_time_across_kill_9() {
     let mut world = World::new();

@@ -8,8 +8,9 @@
 //!
 //! Entry points: [`FunctionRef::parse`], [`LambdaError`], [`Signature::of`],
 //! [`Replays`], [`event_stream`], [`UrlRequest::event`], [`UrlReply::read`],
-//! [`EventPattern`], [`SqsMessage::record`].
+//! [`EventPattern`], [`SqsMessage::record`], [`S3Notification::read`].
 
+mod arn_like;
 mod error;
 pub mod event_stream;
 mod layer;
@@ -25,6 +26,7 @@ mod streamed;
 mod upload;
 mod url;
 
+pub use arn_like::arn_like;
 pub use error::{Code, LambdaError};
 pub use layer::{LayerNameError, LayerRef};
 pub use log_filter::{FilterError, parse_filter};
@@ -36,7 +38,10 @@ pub use runtime::{Runtime, UnknownRuntime, is_handler};
 pub use sigv4::{
     Request, Scope, Secret, Signature, SignatureError, payload_sha256, presigned_query, sign,
 };
-pub use source::{EventPattern, PatternError, SqsMessage, batch_event, batch_failures};
+pub use source::{
+    EventPattern, PatternError, S3_RECORDS_MAX, S3Event, S3EventError, S3Notification, SqsMessage,
+    batch_event, batch_failures, s3_arn,
+};
 pub use upload::{JSON_BYTES_MAX, Upload, UploadError};
 pub use url::{
     Prelude, STREAM_TYPE, UrlCaller, UrlContext, UrlEventTooLarge, UrlHead, UrlReply,

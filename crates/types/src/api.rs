@@ -26,6 +26,7 @@
 //! | `GET …/secrets`; `PUT`, `DELETE …/secrets/{name}` | → list of [`Secret`]; [`SetSecret`] → [`Secret`]; → 204 |
 //! | `GET`, `POST …/keys`; `DELETE …/keys/{name}` | → list of [`AccessKey`]; [`CreateAccessKey`] → [`AccessKey`]; → 204 |
 //! | `GET`, `POST …/schedules`; `GET`, `DELETE …/schedules/{name}` | → list of [`Schedule`]; [`CreateSchedule`] → [`Schedule`]; → [`Schedule`]; → 204 |
+//! | `GET`, `POST …/hooks`; `DELETE …/hooks/{name}` | → list of [`Hook`]; [`CreateHook`] → [`Hook`]; → 204 |
 //! | `POST /v1/secrets/rekey` | [`Rekey`], or nothing → [`Rekeyed`] |
 //! | `GET /v1/tokens`, `POST /v1/tokens`, `DELETE /v1/tokens/{id}` | → list of [`Token`]; [`CreateToken`] → [`Token`]; → 204 |
 //! | `GET /v1/images` | → list of [`Image`] |
@@ -43,8 +44,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    Digest, ErrorKind, InstanceId, IsolationClass, IsolationRequest, Probe, ProjectId, ProjectName,
-    Protocol, Resources, RevisionSpec, Scaling, SecretName, ServiceName, Tag,
+    Digest, ErrorKind, HookName, InstanceId, IsolationClass, IsolationRequest, Probe, ProjectId,
+    ProjectName, Protocol, Resources, RevisionSpec, Scaling, SecretName, ServiceName, Tag,
 };
 
 /// What every failed call answers, with the kind's HTTP status.
@@ -542,6 +543,49 @@ impl std::fmt::Debug for AccessKey {
         f.debug_struct("AccessKey")
             .field("id", &self.id)
             .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `POST …/hooks`: where a server of S3's kind tells a function of its objects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateHook {
+    /// Unique in the project.
+    pub name: HookName,
+    /// Who is told.
+    pub function: ServiceName,
+    /// A version or an alias of it.
+    #[serde(default)]
+    pub qualifier: Option<String>,
+}
+
+/// Where a server of S3's kind tells a function of its objects.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Hook {
+    /// Unique in the project.
+    pub name: HookName,
+    /// Who is told.
+    pub function: ServiceName,
+    /// A version or an alias of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qualifier: Option<String>,
+    /// Where notifications are posted to; empty while the server has no
+    /// `lambda.listen`.
+    pub url: String,
+    /// When it was made, milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// What notifications come with, only in the answer to its making.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hook")
+            .field("name", &self.name)
+            .field("function", &self.function)
+            .field("qualifier", &self.qualifier)
             .finish_non_exhaustive()
     }
 }

@@ -23,7 +23,9 @@ pub use launch::{FunctionLaunch, Launch, StartCause};
 pub use logs::{
     LogEvent, LogPage, LogPosition, LogRange, LogSpan, LogStart, LogTerms, ParsePositionError,
 };
-pub use name::{ParseNameError, ProjectId, ProjectName, RevisionId, SecretName, ServiceName, Tag};
+pub use name::{
+    HookName, ParseNameError, ProjectId, ProjectName, RevisionId, SecretName, ServiceName, Tag,
+};
 pub use revision::{
     ContainerSpec, CpuMode, EnvValue, EnvVar, IsolationClass, IsolationRequest, Probe, ProbeKind,
     Protocol, Resources, RevisionSpec, Scaling, SpecError, WritableLayer,

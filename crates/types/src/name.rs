@@ -24,6 +24,11 @@ fn is_dns_label(text: &str, longest: usize) -> bool {
         && bytes[bytes.len() - 1] != b'-'
 }
 
+fn is_plain(text: &str) -> bool {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=64).contains(&text.len()) && text.bytes().all(good)
+}
+
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $check:expr) => {
         $(#[$doc])*
@@ -115,8 +120,13 @@ name_type! {
     /// A secret's name.
     SecretName, "secret name",
     "1 to 64 of a-z, A-Z, 0-9, - and _ are expected",
-    |t| !t.is_empty() && t.len() <= 64
-        && t.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    |t| is_plain(t)
+}
+name_type! {
+    /// A hook's name.
+    HookName, "hook name",
+    "1 to 64 of a-z, A-Z, 0-9, - and _ are expected",
+    |t| is_plain(t)
 }
 
 impl ProjectId {

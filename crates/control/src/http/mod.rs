@@ -3,6 +3,7 @@
 mod events;
 mod exec;
 mod extract;
+mod hooks;
 mod images;
 mod keys;
 mod observe;
@@ -75,6 +76,8 @@ fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(keys::delete))
         .routes(routes!(schedules::list, schedules::create))
         .routes(routes!(schedules::get, schedules::delete))
+        .routes(routes!(hooks::list, hooks::create))
+        .routes(routes!(hooks::delete))
         .routes(routes!(operator::rekey))
         .routes(routes!(operator::list_tokens, operator::create_token))
         .routes(routes!(operator::delete_token))

@@ -5,7 +5,8 @@
 //!              403            501           400, 413     403         403
 //! ```
 //! Every call is signed by a key of a project, which is the account; nothing
-//! is answered without, but at a function's URL that its policy opens. Invocations go to the gateway within this process.
+//! is answered without, but at a function's URL that its policy opens and at a
+//! hook with its token. Invocations go to the gateway within this process.
 
 mod aliases;
 mod body;
@@ -14,6 +15,7 @@ mod call;
 mod code;
 mod events;
 mod functions;
+mod hooks;
 mod invoke;
 mod layers;
 mod links;
@@ -51,6 +53,7 @@ use crate::error::ControlError;
 use crate::key;
 use crate::port::{Objects, Revisions};
 use call::{Call, Reply, invalid};
+use hooks::HookPlace;
 use links::Links;
 use operation::{Api, Operation};
 use record::UrlRecord;
@@ -59,8 +62,9 @@ use urls::UrlPlace;
 use cache::Cache;
 pub(crate) use cache::{Keys, KnownKey, Views};
 pub(crate) use call::uuid;
-pub(crate) use events::Events;
 pub use events::{EventSettings, ServiceSettings};
+pub(crate) use events::{Events, check_qualifier};
+pub(crate) use hooks::HOOK_PATH;
 pub(crate) use record::{FunctionRecord, LayerRecord};
 pub(crate) use sources::Sources;
 pub(crate) use state::CodeInUse;
@@ -196,6 +200,9 @@ async fn answer(State(front): State<Arc<Front>>, request: axum::extract::Request
     let request_id = uuid();
     if let Some(place) = UrlPlace::of(&request) {
         return front.answer_url(place, request, &request_id).await;
+    }
+    if let Some(place) = HookPlace::of(request.uri().path()) {
+        return front.answer_hook(place, request, &request_id).await;
     }
     let api = Api::of(request.uri().path(), request.headers());
     let reply = front.reply(api, request, &request_id).await;

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 use serde_json::json;
-use skiff_lambda::{Code, LambdaError, Qualifier};
+use skiff_lambda::{Code, LambdaError, Qualifier, arn_like, s3_arn};
 use skiff_types::ProjectId;
 
 use super::body;
@@ -15,6 +15,8 @@ use super::{Front, show};
 const POLICY_BYTES_MAX: usize = 20 * 1024;
 const INVOKE: &str = "lambda:InvokeFunction";
 const INVOKE_URL: &str = "lambda:InvokeFunctionUrl";
+/// Who hands in events of objects.
+const S3: &str = "s3.amazonaws.com";
 
 fn missing(what: &str) -> LambdaError {
     LambdaError::new(Code::ResourceNotFound, format!("there is no such {what}"))
@@ -298,6 +300,27 @@ pub(crate) fn allows_url(
     })
 }
 
+/// Whether events of this bucket may be handed in for the function, as it is
+/// named; empty is the function itself. A statement has to say which buckets
+/// it is for; their owner is the function's own account.
+pub(crate) fn allows_s3(
+    record: &FunctionRecord,
+    place: &str,
+    account: &ProjectId,
+    bucket: &str,
+) -> bool {
+    let arn = s3_arn(bucket);
+    let is_of = |statement: &Statement| {
+        let pattern = statement.source_arn.as_deref();
+        let owner = statement.source_account.as_deref();
+        pattern.is_some_and(|pattern| arn_like(pattern, &arn))
+            && owner.is_none_or(|owner| owner == account.as_str())
+    };
+    on_action(record, place, INVOKE).any(|statement| {
+        statement.principal == S3 && statement.via_url != Some(true) && is_of(statement)
+    })
+}
+
 /// Whether a statement on the action, without a condition on an event's
 /// source, holds.
 fn lets_in(
@@ -306,11 +329,21 @@ fn lets_in(
     action: &str,
     holds: impl Fn(&Statement) -> bool,
 ) -> bool {
-    let policy = record.policies.get(place);
-    let mut statements = policy.iter().flat_map(|policy| policy.statements.values());
-    statements.any(|statement| {
-        let on_action = [action, "lambda:*", "*"].contains(&statement.action.as_str());
+    on_action(record, place, action).any(|statement| {
         let is_free = statement.source_arn.is_none() && statement.source_account.is_none();
-        on_action && is_free && holds(statement)
+        is_free && holds(statement)
     })
+}
+
+fn on_action<'a>(
+    record: &'a FunctionRecord,
+    place: &str,
+    action: &'a str,
+) -> impl Iterator<Item = &'a Statement> {
+    let policy = record.policies.get(place);
+    let statements = policy
+        .into_iter()
+        .flat_map(|policy| policy.statements.values());
+    statements
+        .filter(move |statement| [action, "lambda:*", "*"].contains(&statement.action.as_str()))
 }

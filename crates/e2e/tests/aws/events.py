@@ -446,6 +446,52 @@ def schedules():
         times.create_schedule_group(Name="others")
 
 
+def by_s3(aws, name, sid, bucket=None, **more):
+    """Lets events of a bucket in."""
+    source = {"SourceArn": f"arn:aws:s3:::{bucket}"} if bucket else {}
+    aws.add_permission(
+        FunctionName=name,
+        StatementId=sid,
+        Action="lambda:InvokeFunction",
+        Principal="s3.amazonaws.com",
+        **source,
+        **more,
+    )
+
+
+def objects():
+    """A function that events of some buckets may be handed in for."""
+    aws = client()
+    create(aws, "objects", **IMAGE)
+    to = {"OnSuccess": {"Destination": SINK + "/objects"}}
+    aws.put_function_event_invoke_config(FunctionName="objects", DestinationConfig=to)
+    aws.publish_version(FunctionName="objects")
+    aws.create_alias(FunctionName="objects", Name="live", FunctionVersion="1")
+    by_s3(aws, "objects", "images", "images-*", SourceAccount=ACCOUNT)
+    by_s3(aws, "objects", "theirs", "theirs", SourceAccount="000000000009")
+    by_s3(aws, "objects", "any")
+    policy = json.loads(aws.get_policy(FunctionName="objects")["Policy"])
+    sources = {one["Sid"]: one.get("Condition") for one in policy["Statement"]}
+    assert sources["images"] == {
+        "ArnLike": {"AWS:SourceArn": "arn:aws:s3:::images-*"},
+        "StringEquals": {"AWS:SourceAccount": ACCOUNT},
+    }, policy
+
+
+def no_objects():
+    """The same function, for which none may be."""
+    client().remove_permission(FunctionName="objects", StatementId="images")
+
+
+def before_the_objects():
+    """A function that a crash finds with events."""
+    aws = client()
+    create(aws, "kept", **IMAGE)
+    to = {"OnSuccess": {"Destination": SINK + "/kept"}}
+    aws.put_function_event_invoke_config(FunctionName="kept", DestinationConfig=to)
+    by_s3(aws, "kept", "images", "images")
+
+
 def before_the_hour():
     """Schedules that fire within seconds, whatever happens to the server."""
     aws, times = client(), scheduler()

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use skiff_types::{ProjectName, SecretName, ServiceName, Tag};
+use skiff_types::{HookName, ProjectName, SecretName, ServiceName, Tag};
 
 /// Any OCI image as a service that scales from zero, on your own machine.
 #[derive(Debug, Parser)]
@@ -106,6 +106,9 @@ pub enum Command {
     /// Events of functions at their times
     #[command(subcommand)]
     Schedule(ScheduleCommand),
+    /// Where servers of S3's kind tell functions of their objects
+    #[command(subcommand)]
+    Hook(HookCommand),
     /// Bearer tokens for the API
     #[command(subcommand)]
     Token(TokenCommand),
@@ -618,6 +621,28 @@ pub enum ScheduleCommand {
     Rm {
         /// Its name
         name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum HookCommand {
+    /// List hooks, never their tokens
+    Ls,
+    /// Make a hook; its token is shown once
+    Create {
+        /// Its name
+        name: HookName,
+        /// Who is told
+        #[arg(long)]
+        function: ServiceName,
+        /// A version or an alias of the function
+        #[arg(long)]
+        qualifier: Option<String>,
+    },
+    /// End a hook; events that it has taken go on
+    Rm {
+        /// Its name
+        name: HookName,
     },
 }
 

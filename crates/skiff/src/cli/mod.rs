@@ -6,6 +6,7 @@ pub mod client;
 pub mod doctor;
 pub mod exec;
 pub mod functions;
+mod hooks;
 pub mod images;
 pub mod kernels;
 pub mod observe;
@@ -55,6 +56,7 @@ async fn obey(scope: &Scope, command: Command) -> anyhow::Result<()> {
         Command::Secret(command) => admin::secret(scope, command).await,
         Command::Key(command) => admin::key(scope, command).await,
         Command::Schedule(command) => schedules::schedule(scope, command).await,
+        Command::Hook(command) => hooks::hook(scope, command).await,
         Command::Token(command) => admin::token(scope, command).await,
         Command::Doctor(_)
         | Command::Exec(_)

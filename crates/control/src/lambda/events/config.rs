@@ -184,10 +184,7 @@ impl Front {
 }
 
 /// Whether a function has this qualifier.
-pub(in crate::lambda) fn check_qualifier(
-    record: &FunctionRecord,
-    place: &str,
-) -> Result<(), LambdaError> {
+pub(crate) fn check_qualifier(record: &FunctionRecord, place: &str) -> Result<(), LambdaError> {
     let known = match place.parse() {
         Ok(Qualifier::Latest) => true,
         Ok(Qualifier::Version(number)) => record.versions.contains_key(&number),

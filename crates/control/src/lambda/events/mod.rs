@@ -30,7 +30,7 @@ use tokio::sync::{Notify, oneshot};
 use super::Front;
 use super::call::{Call, Reply};
 use super::invoke::{CLIENT_CONTEXT, Invocation, TRACE_ID, Way, invocation};
-pub(in crate::lambda) use config::check_qualifier;
+pub(crate) use config::check_qualifier;
 pub(in crate::lambda) use courier::{Courier, CourierError, Message};
 
 /// Events of all functions that are not done: some 300 bytes of memory each.
