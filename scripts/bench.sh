@@ -4,7 +4,7 @@
 #
 #   BENCH=gateway,cold   only these groups: gateway cold burst placements
 #                        scale pull overload restart; of functions: warm rate
-#                        cold burst events crashes
+#                        cold burst events crashes replay
 #   BENCH_ROUNDS=0.2     a fifth of the rounds; 1 is what the figures ask
 #
 # The machine should do nothing else meanwhile.

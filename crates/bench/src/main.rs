@@ -39,6 +39,7 @@ mod signed;
 mod soak;
 mod stats;
 mod time;
+mod trace;
 mod upstream;
 
 use std::process::ExitCode;

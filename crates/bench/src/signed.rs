@@ -20,6 +20,8 @@ use crate::time::{ms, now, wait_until};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The field by which an event is handed in and not waited for.
 const LATER: (&str, &str) = ("x-amz-invocation-type", "Event");
+/// What each function may use.
+pub const MEMORY_MIB: u32 = 256;
 /// What a server without a region of its own has.
 const REGION: &str = "us-east-1";
 
@@ -111,9 +113,25 @@ impl Caller<'_> {
     /// # Errors
     /// When another one comes, or none.
     pub fn invoke(&mut self, function: &str, event: &str, answer: &str) -> anyhow::Result<f64> {
-        let request = self.request("POST", &invocations(function), None, event)?;
+        let request = self.sign_invoke(function, event)?;
+        self.invoke_signed(&request, answer)
+    }
+
+    /// A request for [`Self::invoke_signed`], which is good for some minutes.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn sign_invoke(&mut self, function: &str, event: &str) -> anyhow::Result<Vec<u8>> {
+        self.request("POST", &invocations(function), None, event)
+    }
+
+    /// As [`Self::invoke`] with what was signed before; once each.
+    ///
+    /// # Errors
+    /// As those of [`Self::invoke`].
+    pub fn invoke_signed(&mut self, request: &[u8], answer: &str) -> anyhow::Result<f64> {
         let start = now();
-        self.stream.write_all(&request)?;
+        self.stream.write_all(request)?;
         let bytes = receive(&mut self.stream)?;
         let took = ms(now().since(start));
         let response = parse(&bytes).context("half an answer")?;
@@ -122,7 +140,7 @@ impl Caller<'_> {
             response.status == 200
                 && response.body == answer.as_bytes()
                 && field(&head, "x-amz-function-error").is_none(),
-            "{function} answered {}: {}",
+            "an invocation is answered with {}: {}",
             response.status,
             String::from_utf8_lossy(response.body)
         );
@@ -184,7 +202,7 @@ impl Caller<'_> {
         let mut body = json!({
             "FunctionName": function,
             "Role": "arn:aws:iam::000000000000:role/bench",
-            "MemorySize": 256,
+            "MemorySize": MEMORY_MIB,
             "Timeout": timeout_s,
         });
         if let (Some(body), Some(code)) = (body.as_object_mut(), code.as_object()) {

@@ -33,6 +33,10 @@ async fn handler(event: LambdaEvent<Value>) -> Result<Value, Diagnostic> {
     if let Some(seconds) = event["sleep"].as_u64() {
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
+    if let Some(micros) = event["sleep_us"].as_u64() {
+        // The runtime's own timer counts in milliseconds.
+        std::thread::sleep(Duration::from_micros(micros));
+    }
     Ok(event)
 }
 

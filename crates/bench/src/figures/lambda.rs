@@ -80,7 +80,7 @@ const ERRORS: Spec = Spec {
 const BURST_P99: Spec = shown("cold_burst_100_p99_ms", "ms");
 pub const AT_ONCE: &[Spec] = &[ERRORS, BURST_P99];
 
-const fn shown(name: &'static str, unit: &'static str) -> Spec {
+pub(super) const fn shown(name: &'static str, unit: &'static str) -> Spec {
     Spec {
         name,
         unit,

@@ -8,6 +8,7 @@ mod lambda;
 mod overload;
 mod placements;
 mod pull;
+mod replay;
 mod restart;
 mod scale;
 
@@ -103,6 +104,11 @@ const LAMBDA: &[Group] = &[
         name: "crashes",
         specs: events::CRASHES,
         take: events::crashes,
+    },
+    Group {
+        name: "replay",
+        specs: replay::SPECS,
+        take: replay::take,
     },
 ];
 
