@@ -93,6 +93,16 @@ for file in $(command -v curl) $(ldd "$(command -v curl)" | grep -o '/[^ ]*'); d
   install -D -m 755 "$file" "$work/small$file"
 done
 layer "$work/small.tar" "$work/small"
+# What Node and a JVM are linked with, this machine's as they are: where it has
+# not got all of it there is no compiler, and neither of the two.
+linked=' libc.so.6 libdl.so.2 libgcc_s.so.1 libm.so.6 libpthread.so.0 librt.so.1 libstdc++.so.6 libz.so.1 '
+mkdir -p "$work/linked/tmp"
+chmod 1777 "$work/linked/tmp"
+for file in /lib64/ld-linux-x86-64.so.2 $(PATH=$PATH:/sbin:/usr/sbin ldconfig -p |
+  awk -v linked="$linked" 'index(linked, " " $1 " ") && /x86-64/ && !seen[$1]++ { print $NF }'); do
+  install -D -m 755 "$file" "$work/linked$file"
+done
+layer "$work/linked.tar" "$work/linked"
 cp examples/functions/app.py "$work/python/var/task/app.py"
 # The one that the image's Python can load, whatever this machine's is.
 version=$(tar --list --file "$python" | sed -n 's|^\./usr/lib/python\(3\.[0-9]*\)/$|\1|p' | head -1)
@@ -136,12 +146,12 @@ for name in go node java; do
       starts go-function /var/task/bootstrap
       ;;
     node)
-      image node-function "$shell" "$tar" >&2
+      image node-function "$work/linked.tar" "$tar" >&2
       starts node-function /usr/local/bin/node /var/task/node_modules/aws-lambda-ric/index.mjs
       umoci config --image "$out/node-function:1" --config.cmd app.handler
       ;;
     java)
-      image java-function "$shell" "$tar" >&2
+      image java-function "$work/linked.tar" "$tar" >&2
       # As AWS's own images start it.
       starts java-function /opt/java/bin/java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \
         -cp '/var/task:/var/task/lib/*' com.amazonaws.services.lambda.runtime.api.client.AWSLambda
