@@ -5,6 +5,7 @@ PATH=/usr/sbin:/usr/bin
 TMPDIR=/tmp
 export PATH TMPDIR
 . /usr/lib/report.sh
+. /usr/lib/speed.sh
 
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -19,15 +20,7 @@ ifconfig lo up
 while :; do echo beat; sleep 1; done >$report &
 modprobe -a kvm-amd loop erofs overlay tun
 
-# How many times slower than a quiet machine of two cores, where this takes
-# a second. Every deadline is stretched by that.
-centis() { tr -d . </proc/uptime | cut -d' ' -f1; }
-started=$(centis)
-head -c 16777216 /dev/zero | sha256sum >/dev/null
-took=$(($(centis) - started))
-factor=$((took / 100 + 1))
-SKIFF_SLOWNESS=$(($(word slowness) * factor))
-export SKIFF_SLOWNESS
+measure_speed "$(word slowness)"
 # Of `run`.
 program_deadline=$(($(word deadline) * factor))
 SKIFF_TEST_GUEST=/guest

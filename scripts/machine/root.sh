@@ -35,7 +35,7 @@ start_root() { # KERNEL GUEST
   add_named modprobe
   cp -a "$1/lib/modules" "$root/usr/lib/"
   install -m 0755 "$2" "$root/usr/sbin/guest"
-  install -m 0644 "$(dirname "${BASH_SOURCE[0]}")/report.sh" "$root/usr/lib/report.sh"
+  install -m 0644 "$(dirname "${BASH_SOURCE[0]}")"/{report,speed}.sh "$root/usr/lib/"
 }
 
 # Test programs by the names that cargo gives them, less the hash.

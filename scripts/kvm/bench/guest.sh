@@ -8,6 +8,7 @@
 #   done|failed PART
 PATH=/usr/sbin:/usr/bin
 export PATH
+. /usr/lib/speed.sh
 report=/dev/ttyS1
 memory_mib=256
 
@@ -26,14 +27,10 @@ modprobe -a kvm-amd loop erofs overlay tun
 while :; do echo beat; sleep 10; done >$report &
 
 word() { tr ' ' '\n' </proc/cmdline | sed -n "s/^test\.$1=//p"; }
-centis() { tr -d . </proc/uptime | cut -d' ' -f1; }
 deadline=$(($(word slowness) * 30000))
-# How many times slower than a machine where this takes a second.
-started=$(centis)
-head -c 16777216 /dev/zero | sha256sum >/dev/null
-SKIFF_SLOWNESS=$(($(word slowness) * (($(centis) - started) / 100 + 1)))
+measure_speed "$(word slowness)"
 SKIFF_BINARY=/usr/bin/skiff SKIFF_FIXTURES=/images SKIFF_KERNELS=/var/lib/skiff/kernels TMPDIR=/var/tmp
-export SKIFF_SLOWNESS SKIFF_BINARY SKIFF_FIXTURES SKIFF_KERNELS TMPDIR
+export SKIFF_BINARY SKIFF_FIXTURES SKIFF_KERNELS TMPDIR
 arguments='console=ttyS0 quiet reboot=k panic=1 pci=off swiotlb=noforce'
 
 config() { # MORE
