@@ -6,7 +6,8 @@
 #   deploy.sh deploy    the life of a service, in each class
 #   deploy.sh services  one service calls another, in each class
 #   deploy.sh functions events for a runtime in a virtual machine
-#   deploy.sh images    Python, a function in it, and twenty layers, in virtual machines
+#   deploy.sh images    Python, and twenty layers, in virtual machines
+#   deploy.sh runtimes  AWS's runtimes and functions from zip files, in virtual machines
 #   deploy.sh ten       ten virtual machines at once
 part=$1
 passed=0 failed=0
@@ -220,11 +221,12 @@ at_most() { # MOST NUMBER
   [ "$2" -lt "$1" ] && echo "$2" || echo "$1"
 }
 # A function's own flags; a machine takes long to come up here.
+event_s=5
 deploy_function() { # NAME IMAGE MIB OPTION...
   name=$1 image=$2 memory=$3
   shift 3
   say skiff deploy "$name" --function --image "$image" --isolation microvm --memory "$memory" \
-    --init-timeout "$(at_most 900 "$deadline")" --timeout "$(at_most 900 $((5 * SKIFF_SLOWNESS)))" \
+    --init-timeout "$(at_most 900 "$deadline")" --timeout "$(at_most 900 $((event_s * SKIFF_SLOWNESS)))" \
     --keep-alive $((600 * SKIFF_SLOWNESS)) --max 1 "$@"
 }
 # What an event gets: its answer's body to $out, the head to $work/head.
@@ -311,13 +313,6 @@ images() {
   check a_python_application_is_deployed ended 0
   check a_python_application_answers soon answers python / '^hello from python-00001 on Python 3'
   say skiff rm python
-  say skiff image import /images/python-function --name python-function:1
-  deploy_function events python-function:1 96 --handler app.handler
-  check a_python_function_is_deployed ended 0
-  check a_python_function_answers soon gets events '{"a":[1,"b"]}' '{"a": [1, "b"]}'
-  check a_python_function_s_exception_is_told fails events '{"raise":"on purpose"}' Broken 'on purpose'
-  check a_python_function_answers_again gets events 5 5
-  say skiff rm events
   say skiff image import /images/layered --name layered:1
   check an_image_of_twenty_layers_is_imported ended 0
   say deploy microvm layered layered:1 --memory 32
@@ -329,6 +324,117 @@ images() {
   check the_uppermost_layer_counts answers layered /last '^layer 20$'
   say skiff rm layered
   check images_leave_no_process soon is_gone microvm
+}
+
+# Each of AWS's runtimes that this machine's maker could make, with the words of
+# its own in its errors. Those that run out of time do so together.
+runtimes() {
+  # A JVM's first event takes some seconds.
+  event_s=10
+  : >$work/made
+  runtime python 96
+  runtime node 192
+  runtime java 256
+  runtime go 48
+  runtime rust 48
+  for kind in $(cat $work/made); do
+    # Of its own, so that it is this that is waited for.
+    curl --silent --show-error --max-time $((3 * deadline)) -D $work/head-$kind --data-binary '{"sleep":100000}' \
+      "http://$kind.skiff.localhost:8080/" >$work/answer-$kind 2>&1 &
+    eval "caller_$kind=\$!"
+  done
+  for kind in $(cat $work/made); do
+    eval "wait \$caller_$kind"
+    status=$?
+    cp $work/answer-$kind $out
+    timed_out() { in_output '"Sandbox.Timedout"' && in_output 'Task timed out after'; }
+    check "a_function_on_${kind}_runs_out_of_time" timed_out
+    say skiff rm "$kind"
+  done
+  zips
+  check runtimes_leave_no_process soon is_gone microvm
+}
+runtime() { # KIND MIB
+  kind=$1
+  if [ -e "/images/$kind-function.lacks" ]; then
+    echo "runtimes: $kind has NOT RUN: its maker lacked $(cat "/images/$kind-function.lacks")"
+    return
+  fi
+  begun=$(cut -d. -f1 /proc/uptime)
+  echo "$kind" >>$work/made
+  say skiff image import "/images/$kind-function" --name "$kind-function:1"
+  check "${kind}s_image_is_imported" ended 0
+  deploy_function "$kind" "$kind-function:1" "$2" --env EQUALS=a=b=c
+  check "a_function_on_${kind}_is_deployed" ended 0
+  answers_alike() { gets_json "$kind" '{"a":[1,"b"],"c":{"d":true}}' '{"a":[1,"b"],"c":{"d":true}}'; }
+  check "a_function_on_${kind}_answers" soon answers_alike
+  check "a_function_on_${kind}_has_its_environment" gets_json "$kind" '{"env":"EQUALS"}' '"a=b=c"'
+  check "a_function_on_${kind}_has_its_name" gets_json "$kind" '{"env":"AWS_LAMBDA_FUNCTION_NAME"}' "\"$kind\""
+  check "a_function_on_${kind}_tells_its_error" fails "$kind" '{"raise":"on purpose"}' Broken 'on purpose'
+  check "a_function_on_${kind}_goes_on" gets_json "$kind" 6 6
+  say instances "$kind" class_reason
+  check "a_function_on_${kind}_is_in_a_machine" in_output '^microvm: asked for'
+  echo "$kind: $(($(cut -d. -f1 /proc/uptime) - begun)) s"
+}
+gets_json() { # NAME EVENT ANSWER: the same values, however they are written
+  invoke "$1" "$2"
+  ended 0 && [ "$(jq -cS . <$out)" = "$3" ] && ! grep -qi '^x-amz-function-error' $work/head
+}
+
+# Zip files over a runtime's image and over nothing, above the same layer, by
+# AWS's API. Who asks for no class has machines.
+zips() {
+  say skiff key create zips --output json
+  check a_key_is_made ended 0
+  key=$(jq -r '.id + ":" + .secret' $out)
+  zipped() { base64 -w0 "/zips/$1.zip" >$work/zip; }
+  zipped layer
+  jq -n --rawfile zip $work/zip '{Content: {ZipFile: $zip}}' >$work/body
+  signed POST /2018-10-31/layers/words/versions
+  check a_layer_is_published in_output '"Version":1'
+  layer=$(jq -r .LayerVersionArn $out)
+  zip_function own provided.al2023 any
+  said() { invoked own '{"a":[1]}' && jq -e '.event == {a: [1]} and .said == "of a layer" and .root == "/var/task"' $out >/dev/null; }
+  check a_zip_over_nothing_answers soon said
+  check a_zip_over_nothing_is_in_a_machine soon in_a_machine own
+  zip_function mine python3.12 mine.handler
+  said() { invoked mine '{"a":[1]}' && jq -e '. == {event: {a: [1]}, said: "of a layer", handler: "mine.handler"}' $out >/dev/null; }
+  check a_zip_over_a_runtime_answers soon said
+  check a_zip_over_a_runtime_is_in_a_machine soon in_a_machine mine
+  signed POST /2015-03-31/functions/mine/invocations '"fail"'
+  check a_zips_error_is_told in_output '"errorType": *"KeyError"'
+  for zip in own mine; do
+    signed DELETE /2015-03-31/functions/$zip
+    check "the_zip_${zip}_is_deleted" ended 0
+  done
+}
+# Its instance may be gone by the time that one asks.
+in_a_machine() { # NAME
+  invoked "$1" 1 && say skiff describe "$1" && in_output 'microvm: virtual machines come up on this host'
+}
+zip_function() { # NAME RUNTIME HANDLER
+  zip=$1
+  zipped "$zip"
+  jq -n --rawfile zip $work/zip --arg name "$zip" --arg runtime "$2" --arg handler "$3" --arg layer "$layer" \
+    --argjson timeout "$(at_most 900 $((60 * SKIFF_SLOWNESS)))" '{
+    FunctionName: $name, Role: "arn:aws:iam::000000000001:role/any", Runtime: $runtime, Handler: $handler,
+    MemorySize: 128, Timeout: $timeout, Layers: [$layer], Code: {ZipFile: $zip}}' >$work/body
+  signed POST /2015-03-31/functions
+  check "the_zip_${zip}_is_taken" in_output '"State":"Pending"'
+  is_active() { signed GET "/2015-03-31/functions/$zip/configuration" && in_output '"State":"Active"'; }
+  check "the_zip_${zip}_is_active" soon is_active
+}
+invoked() { # NAME EVENT
+  signed POST "/2015-03-31/functions/$1/invocations" "$2" && ended 0
+}
+# As AWS's clients sign it: $work/body or what is given.
+signed() { # METHOD PATH [BODY]
+  [ "$1" != POST ] || [ $# -lt 3 ] || printf %s "$3" >$work/body
+  data=
+  [ "$1" != POST ] || data="--data-binary @$work/body"
+  # shellcheck disable=SC2086
+  say curl --silent --show-error --fail-with-body --max-time $((3 * deadline)) --user "$key" \
+    --aws-sigv4 aws:amz:us-east-1:lambda -X "$1" $data "http://127.0.0.1:9090$2"
 }
 
 # Each has one of the requests; none of these ends before all have come.
@@ -370,7 +476,10 @@ if [ "$part" = deploy ]; then
   say make_internet
   check there_is_an_internet ended 0
 fi
-check a_server_starts start
+served=
+[ "$part" != runtimes ] || served="--set lambda.listen=127.0.0.1:9090 --set lambda.runtimes={\"python3.12\"=\"python-function:1\"}"
+# shellcheck disable=SC2086
+check a_server_starts start $served
 say skiff image import /images/testapp --name testapp:1
 check an_image_is_imported ended 0
 # It is found out while the server serves, once in the life of a machine.

@@ -38,7 +38,27 @@ add_stripped "$peer" /usr/bin/peer
 add_tests "$@"
 add_named curl ip jq mke2fs mkfs.erofs nft pgrep setpriv
 mkdir "$root/images"
-cp -a "$images"/{testapp,hello-python,layered} "$functions"/{small,python}-function "$root/images/"
+cp -a "$images"/{testapp,hello-python,layered} "$root/images/"
+# Of some there is only what their maker lacked.
+for name in small python node java go rust; do cp -a "$functions/$name-function"* "$root/images/"; done
+mkdir "$work/zips"
+printf 'of a layer' >"$work/zips/said"
+cat >"$work/zips/mine.py" <<'PYTHON'
+import os
+
+
+def handler(event, context):
+    if event == "fail":
+        raise KeyError(event)
+    return {"event": event, "said": open("/opt/said").read(), "handler": os.environ["_HANDLER"]}
+PYTHON
+rustc --edition 2024 -C target-feature=+crt-static -C strip=symbols -o "$work/zips/bootstrap" \
+  "$here/../../crates/e2e/tests/aws/bootstrap.rs"
+mkdir "$root/zips"
+zipped() { (cd "$work/zips" && python3 -m zipfile -c "$root/zips/$1.zip" "$2"); }
+zipped layer said
+zipped own bootstrap
+zipped mine mine.py
 # Here rather than on an emulated processor.
 read -r package _ < <("$here/../machine/package.sh" linux-image-cloud-amd64)
 "$skiff" kernel install --data-dir "$root/var/lib/skiff" --agent "$root/usr/bin/skiff-agent" \
@@ -62,4 +82,4 @@ cp /bin/busybox "$here"/*.sh "$layer/"
 mkfs.erofs --quiet "$root/guest/layer" "$layer" >/dev/null
 cp "$root/guest/layer" "$root/guest/layer.copy"
 truncate -s 8M "$root/guest/scratch"
-make_disk "$disk" 2G
+make_disk "$disk" 3G
