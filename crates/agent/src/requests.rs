@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use rustix::event::epoll::EventFlags;
 use skiff_types::{InstanceId, ServerId};
 use skiff_wire::agent::{
-    Answer, Envelope, ExecExit, FEATURE_DISK, FEATURE_EXEC, FEATURE_NETWORK, FEATURE_RUNTIME,
-    FEATURE_SERVICES, PROTOCOL, Reply, Request, Window,
+    Answer, Envelope, ExecExit, FEATURE_DISK, FEATURE_EXEC, FEATURE_EXTENSIONS, FEATURE_NETWORK,
+    FEATURE_RUNTIME, FEATURE_SERVICES, PROTOCOL, Reply, Request, Window,
 };
 use skiff_wire::launcher::{self, ExecSpec, PoolConfig, Refusal, SandboxSpec, Stdio, Writable};
 
@@ -209,8 +209,15 @@ impl Agent {
                 self.ask(waiting, Ask::RemoveLayer { layer }, Vec::new())?;
                 return Ok(Ok(None));
             }
-            Request::Create(spec) => return self.create(to, spec, None),
-            Request::CreateOnDisk { spec, window } => return self.create(to, spec, Some(window)),
+            Request::Create(spec) => return self.create(to, spec, None, Ask::Create),
+            Request::CreateOnDisk { spec, window } => {
+                return self.create(to, spec, Some(window), Ask::Create);
+            }
+            Request::CreateFunction { spec, window } => {
+                return self.create(to, spec, window, Ask::CreateServed);
+            }
+            Request::Begin { sandbox } => Ask::Begin { sandbox },
+            Request::Extensions { sandbox } => Ask::Extensions { sandbox },
             Request::Exec(spec) => return self.exec(to, spec),
             Request::ForgetExec { sandbox, exec } => {
                 let forgotten = self.forget_exec(of_exec(sandbox, exec));
@@ -283,7 +290,12 @@ impl Agent {
         };
         Ok(Some(Reply::Hello {
             protocol: PROTOCOL,
-            features: services | FEATURE_EXEC | FEATURE_DISK | FEATURE_NETWORK | FEATURE_RUNTIME,
+            features: services
+                | FEATURE_EXEC
+                | FEATURE_DISK
+                | FEATURE_NETWORK
+                | FEATURE_RUNTIME
+                | FEATURE_EXTENSIONS,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: machine::kernel_release(),
         }))
@@ -294,6 +306,7 @@ impl Agent {
         to: To,
         spec: Box<SandboxSpec>,
         disk: Option<Window>,
+        create: fn(Box<SandboxSpec>) -> launcher::Request,
     ) -> Result<Outcome, AgentError> {
         if spec.stdio == Stdio::Given {
             return Ok(Err(refuse("request", "descriptors cannot be sent here")));
@@ -313,8 +326,7 @@ impl Agent {
         };
         let part = device.as_ref().map(|_| Part::Writable(spec.sandbox));
         let waiting = Waiting::Create(to, spec.sandbox.into(), spec.stdio, part);
-        let create = launcher::Request::Create(spec);
-        self.ask(waiting, create, device.into_iter().collect())?;
+        self.ask(waiting, create(spec), device.into_iter().collect())?;
         Ok(Ok(None))
     }
 
@@ -520,6 +532,14 @@ fn translate(reply: launcher::Reply) -> Result<Reply, Refusal> {
         launcher::Reply::Created { steps_us } => Reply::Created { steps_us },
         launcher::Reply::Stats(stats) => Reply::Stats(stats),
         launcher::Reply::List(page) => Reply::List(page),
+        launcher::Reply::Held {
+            steps_us,
+            extensions,
+        } => Reply::Held {
+            steps_us,
+            extensions,
+        },
+        launcher::Reply::Extensions(extensions) => Reply::Extensions(extensions),
         launcher::Reply::Hello { .. }
         | launcher::Reply::Descriptors
         | launcher::Reply::MonitorCreated { .. } => {

@@ -27,8 +27,9 @@ use tokio::sync::oneshot;
 
 use crate::SandboxError;
 
-/// Further processes of one sandbox at a time.
-pub const EXECS_MAX: u8 = 16;
+/// Further processes of one sandbox at a time: a function's extensions, and 16
+/// of clients.
+pub const EXECS_MAX: u8 = 16 + 10;
 /// The end of a process of which nobody has told.
 pub const UNKNOWN_END: ExecExit = ExecExit {
     code: None,

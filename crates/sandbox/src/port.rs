@@ -82,6 +82,16 @@ pub trait Sandbox: Debug + Send + Sync + 'static {
     fn runtime_listener(&self) -> BoxFuture<'_, Result<Option<Listener>, SandboxError>> {
         Box::pin(async { Ok(None) })
     }
+    /// The names of a function's external extensions, in order: if it has any,
+    /// its first process is held until [`Sandbox::begin`], so that they can be
+    /// started before it.
+    fn extensions(&self) -> BoxFuture<'_, Result<Vec<String>, SandboxError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+    /// Lets a first process go on that is held. If it cannot, it ends.
+    fn begin(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+        Box::pin(async { Ok(()) })
+    }
     /// Kills what runs and removes everything. Nothing is left when it is done.
     fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>>;
 }
@@ -165,7 +175,8 @@ pub struct CreateSpec {
     pub readonly_root: bool,
     /// Whether it reaches the public internet.
     pub egress: bool,
-    /// It has a runtime, whose calls wait from before its start.
+    /// It has a runtime, whose calls wait from before its start, and which is
+    /// held if it has extensions ([`Sandbox::extensions`]).
     pub function: bool,
     /// Given back at adoption; at most 16 KiB.
     pub label: Vec<u8>,

@@ -57,6 +57,8 @@ pub const FEATURE_DISK: u64 = 1 << 2;
 pub const FEATURE_NETWORK: u64 = 1 << 3;
 /// [`Request::ServeRuntime`].
 pub const FEATURE_RUNTIME: u64 = 1 << 4;
+/// [`Request::CreateFunction`] and what belongs to it.
+pub const FEATURE_EXTENSIONS: u64 = 1 << 5;
 
 /// One request with the number its reply will carry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,6 +236,25 @@ pub enum Request {
     /// [`RUNTIME_API`](crate::launcher::RUNTIME_API) inside, go on to
     /// [`RUNTIME_PORT`] of the host. Before the function's sandbox. Idempotent.
     ServeRuntime,
+    /// As [`Request::Create`] or [`Request::CreateOnDisk`], of a function. One
+    /// that has files in [`EXTENSIONS`](crate::launcher::EXTENSIONS) is held
+    /// just before its `execve`, and the reply is [`Reply::Held`].
+    CreateFunction {
+        /// What it is made of.
+        spec: Box<SandboxSpec>,
+        /// Where its writable layer's file system lies, if that is on disk.
+        window: Option<Window>,
+    },
+    /// Lets a function's first process that is held go on, as the launcher's.
+    Begin {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// What a function had there when it was made.
+    Extensions {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
 }
 
 /// How a further process ended.
@@ -281,6 +302,15 @@ pub enum Reply {
     Stats(Stats),
     /// To `List`: as many as fit a frame.
     List(Vec<Listed>),
+    /// As `Created`, of a function that is held for its extensions.
+    Held {
+        /// As those of `Created`.
+        steps_us: Vec<(String, u32)>,
+        /// The names of its extensions' files in order, at least one.
+        extensions: Vec<String>,
+    },
+    /// To `Extensions`: their names in order.
+    Extensions(Vec<String>),
 }
 
 /// The first words of a stream.

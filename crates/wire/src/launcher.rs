@@ -173,7 +173,10 @@ pub enum Request {
         bytes: u64,
     },
     /// As [`Request::Create`], of a function: before it starts, there is a
-    /// socket at [`RUNTIME_API`] where its runtime's calls wait.
+    /// socket at [`RUNTIME_API`] where its runtime's calls wait. One that has
+    /// files in [`EXTENSIONS`] is held just before its `execve` until
+    /// [`Request::Begin`], and the reply is [`Reply::Held`]; it ends with the
+    /// connection that asked, as its extensions' processes do.
     CreateFunction(Box<SandboxSpec>),
     /// The socket of a function where its runtime's calls arrive (TCP,
     /// listening), made anew unless it was never asked for. The reply carries it.
@@ -181,10 +184,29 @@ pub enum Request {
         /// Of which sandbox.
         sandbox: InstanceId,
     },
+    /// As [`Request::CreateFunction`], without that socket: whoever asks
+    /// serves there already.
+    CreateServed(Box<SandboxSpec>),
+    /// Lets a function's first process that is held go on to its `execve`,
+    /// whose failure then ends it: code 127, and why on its standard error.
+    Begin {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
+    /// What a function had in [`EXTENSIONS`] when it was made.
+    Extensions {
+        /// Which sandbox.
+        sandbox: InstanceId,
+    },
 }
 
 /// Where a function's runtime finds the Runtime API, inside.
 pub const RUNTIME_API: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9001);
+/// The folder of a function's external extensions, inside. Each file in it
+/// that is no folder is one.
+pub const EXTENSIONS: &str = "/opt/extensions";
+/// Extensions of one function (AWS's bound).
+pub const EXTENSIONS_MAX: usize = 10;
 
 /// A further process in a sandbox that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -384,6 +406,15 @@ pub enum Reply {
         /// What the machine is to be told of its network, if it has one.
         network: Option<MachineNetwork>,
     },
+    /// As `Created`, of a function that is held for its extensions.
+    Held {
+        /// As those of `Created`.
+        steps_us: Vec<(String, u32)>,
+        /// The names of its extensions' files in order, at least one.
+        extensions: Vec<String>,
+    },
+    /// To `Extensions`: their names in order.
+    Extensions(Vec<String>),
 }
 
 /// One sandbox as listed.

@@ -83,6 +83,11 @@ fn requests() -> Vec<Vec<u8>> {
             mtu: 1500,
         }),
         Request::ServeRuntime,
+        Request::CreateFunction {
+            spec: Box::new(spec()),
+            window: None,
+        },
+        Request::Begin { sandbox },
         Request::Exec(Box::new(ExecSpec {
             sandbox,
             exec: 9,
@@ -132,6 +137,10 @@ fn answers() -> Vec<Vec<u8>> {
         reply(Ok(Reply::List(vec![listed.clone(), listed]))),
         reply(Ok(Reply::Created {
             steps_us: vec![("root".to_owned(), 12)],
+        })),
+        reply(Ok(Reply::Held {
+            steps_us: Vec::new(),
+            extensions: vec!["one".to_owned(), "two".to_owned()],
         })),
         reply(Err(refusal)),
         Answer::Exited {

@@ -34,7 +34,8 @@ const CAPABILITIES: u64 = 1 << 0
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Becomes the application unless something went wrong `before`; tells
-/// `errors` why not.
+/// `errors` why not, and its own standard error too if it is `late`: then
+/// nobody waits for it.
 pub(super) fn run(
     process: &ProcessSpec,
     streams: [OwnedFd; 3],
@@ -42,11 +43,16 @@ pub(super) fn run(
     before: Step<()>,
     filters: &Filters,
     errors: OwnedFd,
+    late: bool,
 ) -> ! {
     let refusal = match arrange(streams, errors).and(before) {
         Ok(()) => start(process, terminal, filters),
         Err(refusal) => refusal,
     };
+    if late {
+        // Best effort: whoever reads it may be gone.
+        rustix::io::write(rustix::stdio::stderr(), format!("{refusal}\n").as_bytes()).ok();
+    }
     // SAFETY: the descriptor was put there, or else the write fails.
     let errors = unsafe { OwnedFd::from_raw_fd(ERROR_PIPE) };
     if let Ok(frame) = skiff_wire::encode(&refusal) {

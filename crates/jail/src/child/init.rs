@@ -9,7 +9,7 @@ use skiff_wire::FRAME_BYTES_MAX;
 use skiff_wire::launcher::{ProcessSpec, Refusal};
 
 use super::plan::{Birth, Plan, Report};
-use super::{app, root};
+use super::{app, extensions, root};
 use crate::channel;
 use crate::failure::{Context, Step, refuse};
 use crate::seccomp::Filters;
@@ -55,26 +55,40 @@ fn live(birth: &Birth, control: &OwnedFd, filters: &Filters) -> Step<i32> {
     let built = clock.now();
     let user = plan.process.uid;
     let (streams, terminal) = open_streams(birth.owner, user, plan.terminal, streams)?;
+    let extensions = match plan.function {
+        true => extensions::list()?,
+        false => Vec::new(),
+    };
     let app = start(
         &plan.process,
         plan.terminal.is_some(),
         &users,
         streams,
+        !extensions.is_empty(),
         filters,
     )?;
-    let started = Report::Started {
-        root_us: micros(begun, built),
-        exec_us: micros(built, clock.now()),
+    let (root_us, exec_us) = (micros(begun, built), micros(built, clock.now()));
+    let started = match &app.held {
+        None => Report::Started { root_us, exec_us },
+        Some(_) => Report::Held {
+            root_us,
+            exec_us,
+            extensions,
+        },
     };
-    let pidfd = app.1.as_fd();
-    match &terminal {
-        Some(master) => report(control, &started, &[pidfd, master.as_fd()]),
-        None => report(control, &started, &[pidfd]),
-    }
+    let gate = app.held.as_ref().map(|held| &held.gate);
+    let fds = [Some(&app.pidfd), gate, terminal.as_ref()];
+    let fds: Vec<_> = fds.into_iter().flatten().map(AsFd::as_fd).collect();
+    report(control, &started, &fds);
     drop((plan, terminal));
     // Its work from here on takes no privilege.
     sys::set_capabilities(0).at("exec", "drop the init's capabilities")?;
-    let status = reap(app.0)?;
+    if let Some(Held { gate, outcome }) = app.held {
+        drop(gate);
+        // It says itself why it does not run, and its end is reported.
+        await_execve(&outcome).ok();
+    }
+    let status = reap(app.pid)?;
     report(control, &Report::Exited(status), &[]);
     Ok(0)
 }
@@ -212,16 +226,33 @@ pub(super) fn open_streams(
     }
 }
 
-/// Forks and waits for the program's `execve`.
+/// A process that was started.
+pub(super) struct App {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    held: Option<Held>,
+}
+
+/// What a process that is held waits for, and where it tells how its `execve`
+/// went.
+struct Held {
+    gate: OwnedFd,
+    outcome: OwnedFd,
+}
+
+/// Forks and waits for the program's `execve`; not for that of one that is
+/// held.
 pub(super) fn start(
     process: &ProcessSpec,
     terminal: bool,
     users: &OwnedFd,
     streams: [OwnedFd; 3],
+    hold: bool,
     filters: &Filters,
-) -> Step<(i32, OwnedFd)> {
-    let (reader, writer) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).at("exec", "pipe")?;
+) -> Step<App> {
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).at("exec", "pipe");
+    let (reader, writer) = pipe()?;
+    let gate = hold.then(pipe).transpose()?;
     // SAFETY: this process has one thread.
     match unsafe { sys::clone3(0, None) }.at("exec", "clone")? {
         Cloned::Child => {
@@ -229,14 +260,41 @@ pub(super) fn start(
             // Only the host's root may, so before it is left. Best effort:
             // without it the score is the process's size alone.
             std::fs::write("/proc/self/oom_score_adj", APP_OOM_SCORE).ok();
-            let entered = enter_users(users);
-            app::run(process, streams, terminal, entered, filters, writer)
+            let entered = enter_users(users).and_then(|()| wait_at(gate));
+            app::run(process, streams, terminal, entered, filters, writer, hold)
         }
         Cloned::Parent { pid, pidfd } => {
             drop((writer, streams));
             enter_users(users)?;
-            await_execve(&reader)?;
-            Ok((pid.as_raw_pid(), pidfd))
+            let held = gate.map(|(_, gate)| gate);
+            if held.is_none() {
+                await_execve(&reader)?;
+            }
+            Ok(App {
+                pid: pid.as_raw_pid(),
+                pidfd,
+                held: held.map(|gate| Held {
+                    gate,
+                    outcome: reader,
+                }),
+            })
+        }
+    }
+}
+
+/// Waits until a byte comes through the gate, if there is one. It is the
+/// sandbox's root meanwhile, and not dumpable: nobody in the sandbox may trace
+/// it or open what it has.
+fn wait_at(gate: Option<(OwnedFd, OwnedFd)>) -> Step<()> {
+    let Some((reader, writer)) = gate else {
+        return Ok(());
+    };
+    drop(writer);
+    loop {
+        match rustix::io::read(&reader, &mut [0; 1]) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(0) => return Err(refuse("exec", "nobody lets it go on any more")),
+            result => return result.map(drop).at("exec", "wait"),
         }
     }
 }

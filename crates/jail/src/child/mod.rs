@@ -6,7 +6,8 @@
 //!  parked ── the launcher closes ──▶ gone
 //!   │ plan and descriptors come
 //!  root built, pivot_root, user namespace entered
-//!   │ fork ──────────▶ application: user, capabilities, filter, execve
+//!   │ fork ──────────▶ application: (a function with extensions is held here,)
+//!   │                  user, capabilities, filter, execve
 //!  init: reaps until the application ends, reports, ends; the kernel kills
 //!        what else is left in the pid namespace
 //! ```
@@ -17,6 +18,7 @@
 mod app;
 mod devices;
 mod disk;
+mod extensions;
 mod foreign;
 mod init;
 mod monitor;

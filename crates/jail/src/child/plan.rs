@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) terminal: Option<(u16, u16)>,
     pub(crate) resolv_conf: String,
     pub(crate) hosts: String,
+    /// It is a function, which is held if it has extensions.
+    pub(crate) function: bool,
 }
 
 /// What the descriptor of a writable layer on disk is.
@@ -61,6 +63,16 @@ pub(crate) enum Report {
         /// Microseconds for the root and for the rest.
         root_us: u32,
         exec_us: u32,
+    },
+    /// In the place of `Started`: a function's process is just before its
+    /// `execve` and goes on when a byte is written to its gate [its pidfd, the
+    /// gate, the terminal's controlling side if there is one].
+    Held {
+        /// As those of `Started`.
+        root_us: u32,
+        exec_us: u32,
+        /// The names of its extensions' files in order, at least one.
+        extensions: Vec<String>,
     },
     /// A step has failed; the init ends.
     Failed(Refusal),

@@ -78,13 +78,15 @@ fn enter(visit: Visit, control: &OwnedFd, filters: &Filters) -> Step<()> {
         .at(STEP, "enter the sandbox's namespaces")?;
     let user = visit.process.uid;
     let (streams, terminal) = open_streams(visit.owner, user, visit.terminal, visit.streams)?;
-    let (pid, process) = start(
+    let started = start(
         &visit.process,
         terminal.is_some(),
         &visit.users,
         streams,
+        false,
         filters,
     )?;
+    let (pid, process) = (started.pid, started.pidfd);
     let started = Report::Started {
         root_us: 0,
         exec_us: micros(begun, clock.now()),

@@ -35,6 +35,16 @@ const PIDS_MIN: u32 = 2;
 const CWD_BYTES_MAX: usize = 4000;
 const STDIO: &str = "stdio";
 
+/// What is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Plain,
+    /// A function, and a socket for its runtime.
+    Function,
+    /// A function whose runtime's calls somebody else serves.
+    Served,
+}
+
 /// Everything about a sandbox before its process is told.
 struct Prepared {
     seat: u64,
@@ -65,7 +75,7 @@ impl Launcher {
         to: ReplyTo,
         spec: SandboxSpec,
         fds: Vec<OwnedFd>,
-        function: bool,
+        kind: Kind,
     ) -> Step<()> {
         check(&spec, fds.len(), self.options.takes_disks)?;
         self.admit_sandbox(spec.sandbox, &spec.label)?;
@@ -81,7 +91,7 @@ impl Launcher {
                 return Err(refusal);
             }
         };
-        if function {
+        if kind == Kind::Function {
             match listen_for_runtime(&prepared.network) {
                 Ok(socket) => self.runtime_sockets.insert(spec.sandbox, socket),
                 Err(refusal) => {
@@ -91,7 +101,7 @@ impl Launcher {
                 }
             };
         }
-        self.start(to, spec, prepared);
+        self.start(to, spec, prepared, kind);
         Ok(())
     }
 
@@ -177,12 +187,15 @@ impl Launcher {
 
     /// Registers the sandbox and tells its process. From here on a failure is
     /// told once everything is undone.
-    fn start(&mut self, to: ReplyTo, spec: SandboxSpec, prepared: Prepared) {
+    fn start(&mut self, to: ReplyTo, spec: SandboxSpec, prepared: Prepared, kind: Kind) {
         let deadline = self.clock.now().plus(START_DEADLINE).as_nanos();
         let id = spec.sandbox;
         let seat = prepared.seat;
         let disk = prepared.furniture.disk.as_ref();
-        let plan = plan(&spec, &prepared.network, disk);
+        let plan = Plan {
+            function: kind != Kind::Plain,
+            ..plan(&spec, &prepared.network, disk)
+        };
         let sent = self.send(&prepared, &plan);
         self.kept.layers.use_all(&spec.layers);
         let state = State::Starting {
@@ -242,6 +255,7 @@ fn plan(spec: &SandboxSpec, network: &Network, disk: Option<&Disk>) -> Plan {
             "127.0.0.1\tlocalhost sandbox.localdomain\n{address}\t{}\n",
             spec.hostname
         ),
+        function: false,
     }
 }
 

@@ -77,15 +77,44 @@ impl Launcher {
             (Report::Started { root_us, exec_us }, Some(id)) => {
                 self.started(id, &[("root", root_us), ("exec", exec_us)], fds);
             }
+            (
+                Report::Held {
+                    root_us,
+                    exec_us,
+                    extensions,
+                },
+                Some(id),
+            ) => {
+                let fds = self.hold(id, extensions, fds);
+                self.started(id, &[("root", root_us), ("exec", exec_us)], fds);
+            }
             (Report::Exited(status), Some(id)) => {
                 if let Some(sandbox) = self.kept.sandboxes.get_mut(&id) {
                     sandbox.status = Some(status);
                 }
             }
-            (Report::Started { .. } | Report::Exited(_), None) => {
+            (Report::Started { .. } | Report::Held { .. } | Report::Exited(_), None) => {
                 tracing::error!(number, "a spare seat reports an application");
             }
         }
+    }
+
+    /// Keeps what is known of a function that is held; what is left is what
+    /// another brings that has started.
+    fn hold(
+        &mut self,
+        id: InstanceId,
+        extensions: Vec<String>,
+        mut fds: Vec<OwnedFd>,
+    ) -> Vec<OwnedFd> {
+        let gate = (fds.len() > 1).then(|| Handle::from(fds.remove(1)));
+        if let Some(sandbox) = self.kept.sandboxes.get_mut(&id) {
+            (sandbox.extensions, sandbox.gate) = (extensions, gate);
+            if let State::Starting { reply, .. } = &sandbox.state {
+                sandbox.keeper = Some(reply.client);
+            }
+        }
+        fds
     }
 
     /// The sandbox's program runs [its pidfd, a terminal's controlling side].
@@ -101,6 +130,7 @@ impl Launcher {
         sandbox.outputs.readers.extend(fds.map(Handle::from));
         let copies = sandbox.outputs.copies();
         let input = sandbox.input.take().map(OwnedFd::from);
+        let extensions = sandbox.extensions.clone();
         let (work, has_network) = (sandbox.work, sandbox.network.is_some());
         let state = std::mem::replace(&mut sandbox.state, State::Running);
         self.starting.remove(&id);
@@ -117,6 +147,10 @@ impl Launcher {
         let mut copies = copies.unwrap_or_default();
         copies.extend(input);
         let created = match work {
+            Work::Init if !extensions.is_empty() => Reply::Held {
+                steps_us,
+                extensions,
+            },
             Work::Init => Reply::Created { steps_us },
             Work::Monitor => Reply::MonitorCreated {
                 steps_us,

@@ -243,7 +243,8 @@ impl Launcher {
     }
 
     /// Nobody has the streams of a connection's processes any more: they end
-    /// with it, and their ends are told.
+    /// with it, and their ends are told; so does a function that has extensions,
+    /// whose processes are among them.
     pub(super) fn kill_execs_of(&self, client: u64) {
         for exec in self.kept.execs.values() {
             if exec.client != client {
@@ -256,6 +257,14 @@ impl Launcher {
             };
             if let Err(errno) = sys::signal(target, libc::SIGKILL) {
                 tracing::debug!(%errno, "a further process cannot be killed");
+            }
+        }
+        for sandbox in self.kept.sandboxes.values() {
+            if sandbox.keeper == Some(client)
+                && let Some(app) = &sandbox.app
+                && let Err(errno) = sys::signal(app.as_fd(), libc::SIGKILL)
+            {
+                tracing::debug!(%errno, "a function cannot be killed");
             }
         }
     }

@@ -5,10 +5,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use skiff_base::Clock;
 use skiff_types::InstanceId;
 use skiff_wire::FRAME_FDS_MAX;
-use skiff_wire::launcher::{Envelope, Listed, RUNTIME_API, Refusal, Reply, Request};
+use skiff_wire::launcher::{Envelope, Listed, RUNTIME_API, Refusal, Reply, Request, SandboxSpec};
 
 use super::Launcher;
 use super::client::ReplyTo;
+use super::create::Kind;
 use super::sandbox::{Sandbox, State, Work};
 use crate::failure::{Context, Step, refuse};
 use crate::sys;
@@ -78,8 +79,14 @@ impl Launcher {
                 self.kept.layers.remove(&layer)?;
                 done()
             }
-            Request::Create(spec) => self.create(to, *spec, fds, false).map(|()| None),
-            Request::CreateFunction(spec) => self.create(to, *spec, fds, true).map(|()| None),
+            Request::Create(spec) => self.make(to, *spec, fds, Kind::Plain),
+            Request::CreateFunction(spec) => self.make(to, *spec, fds, Kind::Function),
+            Request::CreateServed(spec) => self.make(to, *spec, fds, Kind::Served),
+            Request::Begin { sandbox } => self.begin(sandbox),
+            Request::Extensions { sandbox } => {
+                let extensions = self.sandbox(sandbox)?.extensions.clone();
+                Ok(Some((Reply::Extensions(extensions), Vec::new())))
+            }
             Request::CreateMonitor(spec) => self.create_monitor(to, *spec, fds).map(|()| None),
             Request::KeepMonitors { count } => {
                 self.keep_monitors(count);
@@ -135,6 +142,18 @@ impl Launcher {
                 Ok(None)
             }
         }
+    }
+
+    fn make(&mut self, to: ReplyTo, spec: SandboxSpec, fds: Vec<OwnedFd>, kind: Kind) -> Outcome {
+        self.create(to, spec, fds, kind).map(|()| None)
+    }
+
+    /// Lets a function's process go on that is held.
+    fn begin(&mut self, id: InstanceId) -> Outcome {
+        let gate = self.running(id)?.gate.take();
+        let gate = gate.ok_or_else(|| refuse("begin", format!("sandbox {id} is not held")))?;
+        rustix::io::write(gate.as_fd(), &[1]).at("begin", "open the gate")?;
+        done()
     }
 
     fn greet(&mut self, client: u64, server: skiff_types::ServerId) -> Outcome {

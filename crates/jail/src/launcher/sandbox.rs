@@ -30,6 +30,12 @@ pub(super) struct Sandbox {
     pub(super) network: Option<Network>,
     /// The application, once it runs.
     pub(super) app: Option<Handle>,
+    /// A function's extensions, and what lets its process go on that is held
+    /// for them.
+    pub(super) extensions: Vec<String>,
+    pub(super) gate: Option<Handle>,
+    /// The connection that a function with extensions ends with.
+    pub(super) keeper: Option<u64>,
     /// wait(2)'s status, once it is known.
     pub(super) status: Option<i32>,
     pub(super) outputs: Outputs,
@@ -100,6 +106,9 @@ impl Sandbox {
             layers: Vec::new(),
             network: None,
             app: None,
+            extensions: Vec::new(),
+            gate: None,
+            keeper: None,
             status: None,
             outputs: Outputs::default(),
             input: None,

@@ -22,7 +22,7 @@ const STEP: &str = "upgrade";
 /// What the saved state begins with, and what a program must contain to be
 /// handed it: one that knows another state would end every sandbox. Raise the
 /// number with every change of what is kept.
-static STATE_MARK: &[u8] = b"[skiff-launcher-state:00007]";
+static STATE_MARK: &[u8] = b"[skiff-launcher-state:00008]";
 /// Of a program, looked through at a time.
 const CHUNK_BYTES: usize = 1024 * 1024;
 /// Far above what the largest number of sandboxes takes.

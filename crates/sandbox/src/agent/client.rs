@@ -273,6 +273,47 @@ impl AgentClient {
         }
     }
 
+    /// As [`AgentClient::create`], of a function, whose writable layer is on
+    /// the file system there if it is on disk; the names of its extensions
+    /// too, for which it is held if there are any.
+    ///
+    /// # Errors
+    /// As [`AgentClient::call`].
+    pub async fn create_function(
+        &self,
+        spec: SandboxSpec,
+        window: Option<Window>,
+    ) -> Result<(Vec<(String, u32)>, Vec<String>), AgentError> {
+        let spec = Box::new(spec);
+        match self.call(Request::CreateFunction { spec, window }).await? {
+            Reply::Created { steps_us } => Ok((steps_us, Vec::new())),
+            Reply::Held {
+                steps_us,
+                extensions,
+            } => Ok((steps_us, extensions)),
+            _ => Err(AgentError::Unexpected { what: "create" }),
+        }
+    }
+
+    /// Lets a function that is held go on.
+    ///
+    /// # Errors
+    /// As [`AgentClient::call`].
+    pub async fn begin(&self, sandbox: InstanceId) -> Result<(), AgentError> {
+        self.done(Request::Begin { sandbox }).await
+    }
+
+    /// The names of a function's extensions.
+    ///
+    /// # Errors
+    /// As [`AgentClient::call`].
+    pub async fn extensions(&self, sandbox: InstanceId) -> Result<Vec<String>, AgentError> {
+        match self.call(Request::Extensions { sandbox }).await? {
+            Reply::Extensions(extensions) => Ok(extensions),
+            _ => Err(AgentError::Unexpected { what: "extensions" }),
+        }
+    }
+
     /// Sends a signal to a sandbox's first process.
     ///
     /// # Errors
@@ -587,7 +628,11 @@ fn kind(request: &Request) -> (&'static str, Duration) {
         Request::ServeRuntime => ("serve runtime", QUICK_DEADLINE),
         Request::AddLayer { .. } => ("add layer", QUICK_DEADLINE),
         Request::RemoveLayer { .. } => ("remove layer", QUICK_DEADLINE),
-        Request::Create(_) | Request::CreateOnDisk { .. } => ("create", SLOW_DEADLINE),
+        Request::Create(_) | Request::CreateOnDisk { .. } | Request::CreateFunction { .. } => {
+            ("create", SLOW_DEADLINE)
+        }
+        Request::Begin { .. } => ("begin", QUICK_DEADLINE),
+        Request::Extensions { .. } => ("extensions", QUICK_DEADLINE),
         Request::Signal { .. } => ("signal", QUICK_DEADLINE),
         Request::Exec(_) => ("exec", SLOW_DEADLINE),
         Request::SignalExec { .. } => ("signal exec", QUICK_DEADLINE),

@@ -137,16 +137,28 @@ impl ContainerBackend {
             false => Request::Create(Box::new(sandbox_spec(spec))),
         };
         let created = self.link.client().call(request, vec![]).await;
+        let mut extensions = Vec::new();
         let (steps_us, output) = match created.map_err(|error| refused(id, error)) {
             Ok((Reply::Created { steps_us }, fds)) => (steps_us, pair(fds)),
+            Ok((
+                Reply::Held {
+                    steps_us,
+                    extensions: held_for,
+                },
+                fds,
+            )) => {
+                extensions = held_for;
+                (steps_us, pair(fds))
+            }
             Ok(_) => return Err(unexpected("create")),
             Err(error) => {
                 self.link.exits.forget(id);
                 return Err(error);
             }
         };
+        let sandbox = ContainerSandbox::new(id, self.link.clone(), exit).with(extensions);
         Ok(Created {
-            sandbox: Arc::new(ContainerSandbox::new(id, self.link.clone(), exit)),
+            sandbox: Arc::new(sandbox),
             output,
             steps_us,
             paused: false,

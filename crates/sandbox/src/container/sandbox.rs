@@ -29,6 +29,7 @@ pub struct ContainerSandbox {
     /// Sockets of its network namespace, not connected.
     stock: Mutex<Vec<OwnedFd>>,
     execs: Slots,
+    extensions: Vec<String>,
     /// Starts and ends further processes.
     tasks: Tasks,
 }
@@ -41,8 +42,14 @@ impl ContainerSandbox {
             exit,
             stock: Mutex::default(),
             execs: Slots::default(),
+            extensions: Vec::new(),
             tasks: Tasks::new(),
         }
+    }
+
+    /// With these extensions.
+    pub fn with(self, extensions: Vec<String>) -> Self {
+        Self { extensions, ..self }
     }
 
     fn take_prepared(&self) -> Option<OwnedFd> {
@@ -178,6 +185,16 @@ impl Sandbox for ContainerSandbox {
                 _ => Err(unexpected("runtime listener")),
             }
         })
+    }
+
+    fn extensions(&self) -> BoxFuture<'_, Result<Vec<String>, SandboxError>> {
+        // Those of a former server are not there any more: the launcher has
+        // ended it with their connection.
+        Box::pin(async { Ok(self.extensions.clone()) })
+    }
+
+    fn begin(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+        self.tell(Request::Begin { sandbox: self.id })
     }
 
     fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>> {

@@ -264,7 +264,7 @@ fn kind(request: &Request) -> (&'static str, About, Duration) {
         Request::Configure(_) => quick("configure"),
         Request::AddLayer { .. } => quick("add layer"),
         Request::RemoveLayer { .. } => quick("remove layer"),
-        Request::Create(spec) | Request::CreateFunction(spec) => {
+        Request::Create(spec) | Request::CreateFunction(spec) | Request::CreateServed(spec) => {
             ("create", About::Create(spec.sandbox), SLOW_DEADLINE)
         }
         Request::CreateMonitor(spec) => {
@@ -283,6 +283,8 @@ fn kind(request: &Request) -> (&'static str, About, Duration) {
         Request::Upgrade => quick("upgrade"),
         Request::Listeners { .. } => quick("listeners"),
         Request::RuntimeListener { .. } => quick("runtime listener"),
+        Request::Begin { .. } => quick("begin"),
+        Request::Extensions { .. } => quick("extensions"),
         Request::Shutdown => ("shutdown", About::Other, SLOW_DEADLINE),
         Request::KeepMonitors { .. } => quick("keep monitors"),
         Request::Disk { .. } => ("disk", About::Other, SLOW_DEADLINE),

@@ -140,6 +140,14 @@ struct Booted {
     steps: Vec<(String, u32)>,
 }
 
+/// An application that runs, or is held for its extensions.
+struct Filled {
+    agent: AgentClient,
+    output: Output,
+    extensions: Vec<String>,
+    steps: Vec<(String, u32)>,
+}
+
 /// A monitor that is not ours.
 #[derive(Debug)]
 struct Foreign {
@@ -261,13 +269,13 @@ impl MicrovmBackend {
             booted,
         } = up;
         match machine.while_it_lives(self.fill(booted, spec)).await {
-            Ok((agent, output, steps_us)) => {
+            Ok(filled) => {
                 birth.keep();
-                let sandbox = MicrovmSandbox::new(Arc::new(machine), agent, false);
+                let sandbox = MicrovmSandbox::new(Arc::new(machine), filled.agent, false);
                 Ok(Created {
-                    sandbox: Arc::new(sandbox),
-                    output: Some(output),
-                    steps_us,
+                    sandbox: Arc::new(sandbox.with(filled.extensions)),
+                    output: Some(filled.output),
+                    steps_us: filled.steps,
                     paused: false,
                 })
             }
@@ -465,11 +473,7 @@ impl MicrovmBackend {
     }
 
     /// From an agent that answers to an application that runs.
-    async fn fill(
-        &self,
-        booted: Booted,
-        spec: CreateSpec,
-    ) -> Result<(AgentClient, Output, Vec<(String, u32)>), SandboxError> {
+    async fn fill(&self, booted: Booted, spec: CreateSpec) -> Result<Filled, SandboxError> {
         let id = spec.instance;
         let Booted {
             agent,
@@ -489,18 +493,15 @@ impl MicrovmBackend {
             let connected = agent.connect_machine(network).await;
             connected.map_err(refused(id))?;
         }
-        if spec.function {
-            agent.serve_runtime().await.map_err(refused(id))?;
-        }
-        let spec = sandbox_spec(spec);
-        let created = match scratch {
-            Some(window) => agent.create_on_disk(spec, window).await,
-            None => agent.create(spec).await,
-        };
-        created.map_err(refused(id))?;
+        let extensions = make(&agent, spec, scratch).await.map_err(refused(id))?;
         let output = open_output(&agent, id).await?;
         steps.push(self.step("agent", begun));
-        Ok((agent, output, steps))
+        Ok(Filled {
+            agent,
+            output,
+            extensions,
+            steps,
+        })
     }
 
     /// What this class cannot do with a monitor that is not ours, which has no
@@ -760,6 +761,26 @@ async fn map_scratch(
     let mapped = monitor.map(config::SCRATCH, window.first_sector, window.sectors, file);
     mapped.await.map_err(refused(machine.id))?;
     Ok(window)
+}
+
+/// Has the agent make the sandbox; its extensions.
+async fn make(
+    agent: &AgentClient,
+    spec: CreateSpec,
+    scratch: Option<Window>,
+) -> Result<Vec<String>, AgentError> {
+    let is_function = spec.function;
+    let spec = sandbox_spec(spec);
+    match scratch {
+        _ if is_function => {
+            agent.serve_runtime().await?;
+            let (_steps, extensions) = agent.create_function(spec, scratch).await?;
+            return Ok(extensions);
+        }
+        Some(window) => agent.create_on_disk(spec, window).await?,
+        None => agent.create(spec).await?,
+    };
+    Ok(Vec::new())
 }
 
 async fn open_output(agent: &AgentClient, sandbox: InstanceId) -> Result<Output, SandboxError> {

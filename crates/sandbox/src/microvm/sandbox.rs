@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::future::BoxFuture;
 use skiff_base::{ByteStream, Listener, Tasks};
 use skiff_types::{InstanceId, IsolationClass};
-use skiff_wire::agent::Opening;
+use skiff_wire::agent::{FEATURE_EXTENSIONS, Opening};
 use skiff_wire::launcher::{Exit, Reply, Request, Stats};
 use tokio::sync::watch;
 
@@ -28,6 +28,8 @@ pub struct MicrovmSandbox {
     /// The agent's last word of what the application uses.
     used: Mutex<Stats>,
     execs: Slots,
+    /// Known of one that was just made.
+    extensions: Option<Vec<String>>,
     /// Starts and ends further processes.
     tasks: Tasks,
 }
@@ -44,7 +46,16 @@ impl MicrovmSandbox {
             paused: AtomicBool::new(paused),
             used: Mutex::default(),
             execs: Slots::default(),
+            extensions: None,
             tasks: Tasks::new(),
+        }
+    }
+
+    /// With these extensions.
+    pub fn with(self, extensions: Vec<String>) -> Self {
+        Self {
+            extensions: Some(extensions),
+            ..self
         }
     }
 
@@ -207,6 +218,26 @@ impl Sandbox for MicrovmSandbox {
             let slot = self.execs.take(self.machine.id)?;
             let start = exec::start(self.line(), slot, self.tasks.clone(), request);
             started(&self.tasks, self.machine.id, start).await
+        })
+    }
+
+    fn extensions(&self) -> BoxFuture<'_, Result<Vec<String>, SandboxError>> {
+        Box::pin(async move {
+            if let Some(extensions) = &self.extensions {
+                return Ok(extensions.clone());
+            }
+            let (id, agent) = (self.machine.id, self.agent());
+            if agent.hello().features & FEATURE_EXTENSIONS == 0 {
+                return Ok(Vec::new());
+            }
+            agent.extensions(id).await.map_err(refused(id))
+        })
+    }
+
+    fn begin(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
+        Box::pin(async move {
+            let id = self.machine.id;
+            self.agent().begin(id).await.map_err(refused(id))
         })
     }
 
