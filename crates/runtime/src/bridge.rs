@@ -1,6 +1,6 @@
 //! Between the gateway's requests and one runtime's calls.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use skiff_sandbox::{Sandbox, SandboxError};
 use skiff_types::FunctionLaunch;
 use skiff_wire::launcher::Exit;
 use skiff_worker::OutputTap;
+use tokio::io::AsyncRead;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
@@ -118,6 +119,8 @@ pub(crate) enum SubscribeRefusal {
 #[derive(Clone, Debug)]
 enum End {
     Init(Bytes),
+    /// An external extension's: AWS's type of the error, and its words.
+    Extension(&'static str, String),
     Exit(Exit),
     Timeout,
 }
@@ -132,6 +135,10 @@ struct State {
     extensions: HashMap<u64, oneshot::Sender<ExtensionEvent>>,
     /// Told at an extension's next call.
     pending: HashMap<u64, ExtensionEvent>,
+    /// External extensions whose processes run.
+    running: BTreeSet<String>,
+    /// Extensions may end from now on.
+    shutting_down: bool,
     end: Option<End>,
     was_ready: bool,
     /// Its subscribers know that it is.
@@ -346,6 +353,56 @@ impl Bridge {
         Ok(())
     }
 
+    // What happens to external extensions.
+
+    /// These are about to be started.
+    pub fn expect(&self, names: &[String]) {
+        self.change(|state| {
+            state.machine.expect(names);
+            state.running.extend(names.iter().cloned());
+        });
+    }
+
+    /// Waits until each of them has registered.
+    pub async fn has_all_extensions(&self) {
+        self.until(|state| state.machine.has_all().then_some(()))
+            .await;
+    }
+
+    /// One's process has ended, or has never begun: by AWS's type of that error,
+    /// and how. Before the instance's own end it is that end.
+    pub async fn extension_ended(&self, name: &str, kind: &'static str, how: String) {
+        let crashed = self.change(|state| {
+            state.running.remove(name);
+            if state.shutting_down || state.left || state.end.is_some() {
+                return false;
+            }
+            state.machine.end();
+            state.end = Some(End::Extension(kind, how.clone()));
+            true
+        });
+        if crashed {
+            self.note(format!("{kind}: the extension {name}: {how}"))
+                .await;
+            self.kill().await;
+        }
+    }
+
+    /// Reads what an external extension writes.
+    pub async fn carry(
+        &self,
+        stdout: impl AsyncRead + Unpin,
+        stderr: Option<impl AsyncRead + Unpin>,
+    ) {
+        let tell = |line: &str| {
+            self.telemetry
+                .tell(Kind::Extension, "extension", json!(line));
+        };
+        if let Some(output) = &self.output {
+            output.carry(stdout, stderr, tell).await;
+        }
+    }
+
     // What the worker asks.
 
     /// Whether a connection for an event is taken now; why not.
@@ -424,6 +481,7 @@ impl Bridge {
     pub async fn shut_down(&self, reason: &'static str, most: Duration) {
         let deadline_unix_ms = self.unix_ms_in(most);
         let told = self.change(|state| {
+            state.shutting_down = true;
             let told = state.machine.to_shut_down();
             for number in &told {
                 let event = ExtensionEvent::Shutdown {
@@ -432,14 +490,20 @@ impl Bridge {
                 };
                 state.tell(*number, event);
             }
-            !told.is_empty()
+            told
         });
-        if told {
-            // Those that go on are killed with the rest.
-            let ended =
-                futures_util::future::join(self.telemetry.hurry(most), self.sandbox.exited());
-            let _late = timeout(most, ended).await;
+        if told.is_empty() {
+            return;
         }
+        let quiet = async {
+            tokio::select! {
+                _exit = self.sandbox.exited() => {}
+                () = self.until(|state| state.have_ended(&told).then_some(())) => {}
+            }
+        };
+        // Those that go on are killed with the rest.
+        let ended = futures_util::future::join(self.telemetry.hurry(most), quiet);
+        let _late = timeout(most, ended).await;
     }
 
     pub fn has_extensions(&self) -> bool {
@@ -596,6 +660,9 @@ impl Bridge {
         let begun = self.lock().machine.has_run(id);
         let told = match end {
             Some(End::Init(body)) => Reply::Failed(body),
+            Some(End::Extension(kind, how)) if begun || !was_ready => {
+                Reply::Failed(words::error(kind, &format!("RequestId: {id} Error: {how}")))
+            }
             Some(End::Exit(exit)) if begun || !was_ready => Reply::Failed(words::exited(id, &exit)),
             _ => Reply::Gone,
         };
@@ -718,6 +785,13 @@ impl State {
         again && !self.was_ready && !self.end_told
     }
 
+    /// Whether all of these are processes that have ended.
+    fn have_ended(&self, extensions: &[u64]) -> bool {
+        let ended = |name: Option<&str>| name.is_some_and(|name| !self.running.contains(name));
+        let mut extensions = extensions.iter();
+        extensions.all(|number| ended(self.machine.external(*number)))
+    }
+
     fn tell(&mut self, extension: u64, event: ExtensionEvent) {
         let unsent = match self.extensions.remove(&extension) {
             Some(call) => call.send(event).err(),
@@ -774,6 +848,7 @@ mod tests {
     use serde_json::Value;
     use skiff_base::{SystemClock, Tasks};
     use skiff_types::{FunctionSpec, StartCause};
+    use skiff_wire::launcher::ProcessSpec;
 
     use super::*;
     use crate::fake::{Fake, posts};
@@ -863,6 +938,69 @@ mod tests {
         })
         .await;
         assert!(words.contains("Runtime.ExitError") && last, "{words}");
+    }
+
+    fn names() -> Vec<String> {
+        vec!["one".to_owned(), "two".to_owned()]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_external_extension_s_end_is_the_instance_s() {
+        let (words, last) = told_of_a_second_start(async |bridge, _| {
+            bridge.expect(&names());
+            let how = "exit code 3".to_owned();
+            bridge.extension_ended("two", "Extension.Crash", how).await;
+        })
+        .await;
+        let told: Value = serde_json::from_str(&words).unwrap();
+        assert_eq!(told["errorType"], "Extension.Crash");
+        assert_eq!(told["errorMessage"], "RequestId: 7 Error: exit code 3");
+        assert!(last);
+        // The sandbox of these tests starts no further process.
+        let (words, last) = told_of_a_second_start(async |bridge, _| {
+            let runtime = ProcessSpec {
+                args: vec!["/bootstrap".to_owned()],
+                env: Vec::new(),
+                cwd: "/".to_owned(),
+                uid: 1,
+                gid: 1,
+                additional_gids: Vec::new(),
+                nofile: 64,
+            };
+            crate::extensions::serve(bridge.clone(), names(), runtime).await;
+        })
+        .await;
+        assert!(words.contains("Extension.LaunchError") && last, "{words}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn extensions_end_when_they_are_told_to() {
+        let sandbox = Arc::new(Fake::default());
+        let bridge = bridge(&sandbox);
+        bridge.expect(&names());
+        let wants = Wants {
+            invoke: false,
+            shutdown: true,
+        };
+        let one = bridge.register("one", wants).unwrap();
+        let two = bridge.register("two", Wants::default()).unwrap();
+        let event = bridge.extension_next(one).unwrap();
+        let _waits = bridge.extension_next(two).unwrap();
+        let _call = bridge.next().unwrap();
+        assert_eq!(bridge.takes_events(), Ok(()));
+        let ending = async {
+            let told = event.await.unwrap();
+            assert!(matches!(told, ExtensionEvent::Shutdown { .. }), "{told:?}");
+            let how = "exit code 0".to_owned();
+            bridge.extension_ended("one", "Extension.Crash", how).await;
+        };
+        let most = Duration::from_secs(1000);
+        let begun = tokio::time::Instant::now();
+        tokio::join!(bridge.shut_down("spindown", most), ending);
+        // Nobody waits for the other one, which asked for nothing, and nobody
+        // takes the end for a crash.
+        assert!(begun.elapsed() < most);
+        assert!(bridge.takes_events().is_ok() && !*sandbox.destroyed.borrow());
     }
 
     #[tokio::test(start_paused = true)]

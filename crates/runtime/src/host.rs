@@ -2,13 +2,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use skiff_base::{Backoff, Clock, Listener, Tasks, chain};
 use skiff_sandbox::{Sandbox, SandboxError};
 use skiff_types::{FunctionLaunch, InstanceId, StartCause};
+use skiff_wire::launcher::ProcessSpec;
 use skiff_worker::{FunctionHost, OutputTap};
 
 use crate::api;
 use crate::bridge::Bridge;
+use crate::extensions;
 use crate::sandbox::{Freezer, FunctionSandbox};
 
 /// How often a sandbox's socket is asked for: a former server may still be
@@ -37,12 +40,12 @@ impl FunctionHost for Functions {
     fn host(
         &self,
         function: &FunctionLaunch,
-        adopted: bool,
+        made_with: Option<ProcessSpec>,
         sandbox: Arc<dyn Sandbox>,
         output: Option<Arc<OutputTap>>,
     ) -> Arc<dyn Sandbox> {
         // No invocation waits for one that a former server left.
-        let again = !adopted && function.cause == StartCause::Again;
+        let again = made_with.is_some() && function.cause == StartCause::Again;
         let clock = self.clock.clone();
         let bridge = Bridge::new(function.clone(), sandbox.clone(), again, clock, output);
         let bridge = Arc::new(bridge);
@@ -50,14 +53,26 @@ impl FunctionHost for Functions {
         let serving = (sandbox.clone(), bridge.clone());
         tasks.spawn("runtime api", async move {
             let (sandbox, bridge) = serving;
+            let Some(extended) = extended(&bridge, made_with).await else {
+                return;
+            };
+            let extensions = Tasks::new();
+            let has_extensions = extended.is_some();
+            if let Some(serving) = extended {
+                extensions.spawn("extensions", serving);
+            }
             match listener(&*sandbox).await {
-                Ok(Some(listener)) => api::serve(listener, bridge).await,
+                Ok(Some(listener)) => api::serve(listener, bridge.clone()).await,
                 Ok(None) => {
                     tracing::error!(instance = %sandbox.id(), "a function has no socket for its runtime");
                 }
                 Err(error) => {
                     tracing::warn!(instance = %sandbox.id(), error = %chain(&error), "a runtime is not served");
                 }
+            }
+            if has_extensions {
+                // They know this server only: it is of no use to the next one.
+                bridge.kill().await;
             }
         });
         let ending = (sandbox.clone(), bridge.clone());
@@ -80,6 +95,29 @@ impl FunctionHost for Functions {
             bridge.leave();
         }
     }
+}
+
+/// What serves an instance's extensions, if it has any; nothing when it is of
+/// no use.
+async fn extended(
+    bridge: &Arc<Bridge>,
+    made_with: Option<ProcessSpec>,
+) -> Option<Option<BoxFuture<'static, ()>>> {
+    let instance = bridge.sandbox.id();
+    match (bridge.sandbox.extensions().await, made_with) {
+        (Ok(names), _) if names.is_empty() => return Some(None),
+        (Ok(names), Some(runtime)) => {
+            let serving = extensions::serve(bridge.clone(), names, runtime);
+            return Some(Some(Box::pin(serving)));
+        }
+        // They have lost the server that they knew.
+        (Ok(_), None) => tracing::info!(%instance, "a function with extensions is not taken over"),
+        (Err(error), _) => {
+            tracing::warn!(%instance, error = %chain(&error), "a function's extensions are not known");
+        }
+    }
+    bridge.kill().await;
+    None
 }
 
 async fn listener(sandbox: &dyn Sandbox) -> Result<Option<Listener>, SandboxError> {

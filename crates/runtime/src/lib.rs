@@ -21,6 +21,7 @@ mod api;
 mod body;
 mod bridge;
 mod cloudevents;
+mod extensions;
 #[cfg(test)]
 mod fake;
 mod host;

@@ -11,13 +11,14 @@
 //!  extension: Working ── next ──▶ Waiting ── invoke, if it wants it ──▶ Working
 //! ```
 //!
+//! An external extension is expected before it registers by its file's name.
+//!
 //! An invocation is handed over only when the runtime and every extension
 //! wait; until they all wait again the instance is not frozen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Extensions of one instance (AWS's bound).
-pub(crate) const EXTENSIONS_MAX: usize = 10;
+use skiff_wire::launcher::EXTENSIONS_MAX;
 
 /// Where the runtime stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +45,8 @@ struct Extension {
     name: String,
     wants: Wants,
     waits: bool,
+    /// It is a process that Skiff has started.
+    external: bool,
 }
 
 /// The rules of one instance.
@@ -52,6 +55,8 @@ pub(crate) struct Machine {
     runtime: Runtime,
     extensions: BTreeMap<u64, Extension>,
     last_extension: u64,
+    /// External extensions that have not registered.
+    expected: BTreeSet<String>,
     /// The last invocation that was answered.
     answered: Option<String>,
     ended: bool,
@@ -92,13 +97,28 @@ impl Machine {
 
     /// Whether an event can be handed over; if not, the instance still works.
     pub fn is_ready(&self) -> bool {
-        !self.ended && self.runtime == Runtime::Waiting && self.extensions.values().all(|e| e.waits)
+        !self.ended && self.runtime == Runtime::Waiting && self.all_wait()
     }
 
     /// Whether nothing in it has anything to do.
     pub fn is_settled(&self) -> bool {
         let idle = matches!(self.runtime, Runtime::Waiting | Runtime::Answered);
-        self.ended || (idle && self.extensions.values().all(|e| e.waits))
+        self.ended || (idle && self.all_wait())
+    }
+
+    fn all_wait(&self) -> bool {
+        self.expected.is_empty() && self.extensions.values().all(|e| e.waits)
+    }
+
+    /// These are external extensions, at most [`EXTENSIONS_MAX`], which have
+    /// yet to register.
+    pub fn expect(&mut self, names: &[String]) {
+        self.expected.extend(names.iter().cloned());
+    }
+
+    /// Whether every external extension has registered.
+    pub fn has_all(&self) -> bool {
+        self.expected.is_empty()
     }
 
     /// Hands an event over; the extensions that get it too.
@@ -158,14 +178,19 @@ impl Machine {
             return Err(Refusal::Transition);
         }
         let known = self.extensions.values().any(|e| e.name == name);
-        if known || self.extensions.len() >= EXTENSIONS_MAX {
+        let external = self.expected.contains(name);
+        let places = self.extensions.len() + self.expected.len();
+        // One that is expected has its place.
+        if known || (!external && places >= EXTENSIONS_MAX) {
             return Err(Refusal::ExtensionRegistration);
         }
+        self.expected.remove(name);
         self.last_extension += 1;
         let extension = Extension {
             name: name.to_owned(),
             wants,
             waits: false,
+            external,
         };
         self.extensions.insert(self.last_extension, extension);
         Ok(self.last_extension)
@@ -194,6 +219,12 @@ impl Machine {
     pub fn to_shut_down(&self) -> Vec<u64> {
         let wanting = self.extensions.iter().filter(|(_, e)| e.wants.shutdown);
         wanting.map(|(number, _)| *number).collect()
+    }
+
+    /// Its name, if it is external.
+    pub fn external(&self, number: u64) -> Option<&str> {
+        let extension = self.extensions.get(&number)?;
+        extension.external.then_some(extension.name.as_str())
     }
 
     /// Whether there is any extension.
@@ -258,6 +289,34 @@ mod tests {
         assert!(machine.is_settled() && !machine.is_ready());
         assert_eq!(machine.to_shut_down(), vec![first]);
         assert!(machine.register("late", invoke).is_err());
+    }
+
+    #[test]
+    fn external_extensions_are_expected_and_have_their_places() {
+        let mut machine = Machine::default();
+        machine.expect(&["out".to_owned(), "side".to_owned()]);
+        let wants = Wants::default();
+        for number in 0..EXTENSIONS_MAX - 2 {
+            machine.register(&format!("in{number}"), wants).unwrap();
+        }
+        let full = machine.register("one more", wants);
+        assert_eq!(full, Err(Refusal::ExtensionRegistration));
+        let out = machine.register("out", wants).unwrap();
+        assert_eq!(machine.external(out), Some("out"));
+        assert!(machine.external(1).is_none() && !machine.has_all());
+        for number in 1..=out {
+            machine.extension_next(number).unwrap();
+        }
+        // Whatever the rest does, one is missing.
+        machine.next().unwrap();
+        assert!(!machine.is_ready() && !machine.is_settled());
+        let mut machine = Machine::default();
+        machine.expect(&["out".to_owned()]);
+        let out = machine.register("out", wants).unwrap();
+        assert!(machine.has_all() && machine.register("out", wants).is_err());
+        machine.extension_next(out).unwrap();
+        machine.next().unwrap();
+        assert!(machine.is_ready());
     }
 
     #[test]

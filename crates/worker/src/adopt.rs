@@ -131,7 +131,7 @@ fn tell(instance: &Instance, sandbox: Arc<dyn Sandbox>) -> Adopted {
 
 impl Life {
     async fn end_orphan(mut self, created: Created) {
-        self.hold(created);
+        self.hold(created, None);
         self.end_as(EndReason::Orphan).await;
     }
 }

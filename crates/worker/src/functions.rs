@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use skiff_sandbox::Sandbox;
 use skiff_types::{FunctionLaunch, InstanceId};
+use skiff_wire::launcher::ProcessSpec;
 
 use crate::OutputTap;
 
@@ -13,12 +14,12 @@ use crate::OutputTap;
 /// listens, and is ready when the runtime in it is.
 pub trait FunctionHost: Debug + Send + Sync + 'static {
     /// Serves the runtime in it from now on, for as long as what is returned
-    /// is held. Called on a runtime; returns at once. `adopted` is one that a
-    /// former server started.
+    /// is held. Called on a runtime; returns at once. `made_with` is what the
+    /// sandbox was made to run; nothing of one that a former server started.
     fn host(
         &self,
         function: &FunctionLaunch,
-        adopted: bool,
+        made_with: Option<ProcessSpec>,
         sandbox: Arc<dyn Sandbox>,
         output: Option<Arc<OutputTap>>,
     ) -> Arc<dyn Sandbox>;

@@ -26,7 +26,7 @@ use std::time::Duration;
 use skiff_base::{Backoff, chain};
 use skiff_sandbox::{Backend, Created, Sandbox, SandboxError};
 use skiff_types::{InstanceId, IsolationClass, IsolationRequest, Launch, Probe, RevisionId};
-use skiff_wire::launcher::Exit;
+use skiff_wire::launcher::{Exit, ProcessSpec};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 
@@ -105,8 +105,6 @@ pub struct Life {
     pub output: Option<(watch::Sender<Reader>, oneshot::Receiver<()>)>,
     /// Nothing in it runs, so that it does not even die.
     frozen: bool,
-    /// A former server started it.
-    adopted: bool,
 }
 
 /// What ended a wait.
@@ -124,7 +122,6 @@ impl Life {
             orders,
             output: None,
             frozen: false,
-            adopted: false,
         }
     }
 
@@ -160,8 +157,7 @@ impl Life {
     pub async fn adopt(mut self, found: Created, reply: oneshot::Sender<bool>) {
         let probe = self.instance.label.probe.clone();
         let mut paused = found.paused;
-        self.adopted = true;
-        let sandbox = self.hold(found);
+        let sandbox = self.hold(found, None);
         if paused && self.instance.label.function.is_some() {
             // Its call for the next event ended with the former server: whether
             // it calls again is what makes it ready.
@@ -217,6 +213,7 @@ impl Life {
         let label = label.map_err(|error| StartFailure::Invalid(error.to_string()))?;
         let nofile = self.inner.config.nofile;
         let spec = create_spec(self.instance.id, launch, layers, nofile, label);
+        let made_with = launch.function.as_ref().map(|_| spec.process.clone());
         self.record_start(launch.isolation);
         let created = self
             .step("sandbox", backend.create(spec))
@@ -224,7 +221,7 @@ impl Life {
             .map_err(StartFailure::Sandbox)?;
         let made = clock.now();
         let steps_us = created.steps_us.clone();
-        let sandbox = self.hold(created);
+        let sandbox = self.hold(created, made_with);
         let class_reason = self.instance.label.class_reason.clone();
         self.instance
             .note(format!("starts in a {class_reason}"))
@@ -264,13 +261,14 @@ impl Life {
         }
     }
 
-    /// Takes the sandbox over and begins to read its output.
-    pub fn hold(&mut self, created: Created) -> Arc<dyn Sandbox> {
+    /// Takes the sandbox over and begins to read its output. What a function
+    /// was made with goes along.
+    pub fn hold(&mut self, created: Created, made_with: Option<ProcessSpec>) -> Arc<dyn Sandbox> {
         self.frozen = created.paused;
         let tap = self.tap();
         let held = &self.instance.sandbox;
         let sandbox = held
-            .get_or_init(|| self.in_front_of(created.sandbox, tap.clone()))
+            .get_or_init(|| self.in_front_of(created.sandbox, tap.clone(), made_with))
             .clone();
         if let Some(watcher) = &self.inner.config.watcher {
             let label = &self.instance.label;
@@ -300,13 +298,11 @@ impl Life {
         &self,
         sandbox: Arc<dyn Sandbox>,
         tap: Option<Arc<OutputTap>>,
+        made_with: Option<ProcessSpec>,
     ) -> Arc<dyn Sandbox> {
         let label = &self.instance.label;
         match (&self.inner.config.functions, &label.function) {
-            (Some(host), Some(function)) => {
-                let adopted = self.adopted;
-                host.host(function, adopted, sandbox, tap)
-            }
+            (Some(host), Some(function)) => host.host(function, made_with, sandbox, tap),
             _ => sandbox,
         }
     }

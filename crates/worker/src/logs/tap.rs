@@ -6,13 +6,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::watch;
 
 use super::line::Stream;
+use super::split::Splitter;
 use super::store::LogSink;
 
 /// What an answer carries of it (AWS's 4 KiB).
 const TAIL_BYTES: usize = 4 * 1024;
+/// What is read at once of a further process.
+const CARRIED_BYTES: usize = 4 * 1024;
 /// How long what was written is waited for.
 const DRAIN_WAIT: Duration = Duration::from_millis(500);
 
@@ -61,6 +65,49 @@ impl OutputTap {
         if let Some(Listener(listener)) = self.lines.get() {
             for line in lines {
                 listener(line);
+            }
+        }
+    }
+
+    /// Reads what a further process of the instance writes, until both ends
+    /// are closed: to the log and to the tail, and each line is told.
+    pub async fn carry(
+        &self,
+        stdout: impl AsyncRead + Unpin,
+        stderr: Option<impl AsyncRead + Unpin>,
+        tell: impl Fn(&str),
+    ) {
+        let errors = async {
+            if let Some(stderr) = stderr {
+                self.carry_one(Stream::Stderr, stderr, &tell).await;
+            }
+        };
+        tokio::join!(self.carry_one(Stream::Stdout, stdout, &tell), errors);
+    }
+
+    async fn carry_one(
+        &self,
+        stream: Stream,
+        mut from: impl AsyncRead + Unpin,
+        tell: impl Fn(&str),
+    ) {
+        let mut buffer = vec![0; CARRIED_BYTES];
+        let mut splitter = Splitter::default();
+        loop {
+            // What cannot be read has ended.
+            let count = from.read(&mut buffer).await.unwrap_or(0);
+            let mut lines = Vec::new();
+            match count {
+                0 => splitter.finish(&mut lines),
+                count => {
+                    self.put(&buffer[..count]);
+                    splitter.feed(&buffer[..count], &mut lines);
+                }
+            }
+            lines.iter().for_each(|line| tell(line));
+            self.sink.append(stream, lines).await;
+            if count == 0 {
+                return;
             }
         }
     }
