@@ -1,6 +1,6 @@
 //! AWS Lambda's API with AWS's own clients: boto3, botocore's signers and the
-//! AWS CLI. The cases are in `aws/clients.py`, `aws/zips.py`, `aws/urls.py` and
-//! `aws/logs.py`.
+//! AWS CLI. The cases are in `aws/clients.py`, `aws/zips.py`, `aws/urls.py`,
+//! `aws/logs.py` and `aws/extensions.py`.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use skiff_e2e::aws::{endpoint, python};
 use skiff_e2e::peak_kib;
-use skiff_testkit::{Held, Server, ServerOptions, SharedServer, run, started};
+use skiff_testkit::{Held, Server, ServerOptions, SharedServer, run, started, wait_for};
 
 static SERVER: SharedServer = SharedServer::new();
 
@@ -58,6 +58,11 @@ impl World {
     /// A case of functions' URLs.
     fn url(&self, name: &str) {
         self.case_of("urls.py", name, &[]);
+    }
+
+    /// A case of external extensions.
+    fn extension(&self, name: &str) {
+        self.case_of("extensions.py", name, &[]);
     }
 
     fn case_of(&self, script: &str, name: &str, more: &[String]) {
@@ -268,6 +273,41 @@ fn a_static_program_needs_nothing_below_it() {
 fn layers_lie_below_code_and_outlive_their_deletion() {
     let (_server, world) = shared();
     world.code("layers");
+}
+
+#[test]
+fn extensions_of_layers_start_before_the_runtime_and_watch_it() {
+    let mut server = Server::start(options());
+    let mut world = World::of(&server);
+    world.extension("watches");
+    server.kill();
+    server.launch(&[]);
+    world.endpoint = endpoint(&server);
+    world.extension("again");
+    world.extension("changed");
+    let words = "watcher gets SHUTDOWN";
+    wait_for(words, 60, || {
+        let log = server.cli(&["logs", "watched"]).ok();
+        log.contains(words).then_some(())
+    });
+}
+
+#[test]
+fn a_runtime_waits_for_every_extension() {
+    let (_server, world) = shared();
+    world.extension("several");
+}
+
+#[test]
+fn an_extension_that_ends_takes_its_instance_along() {
+    let (_server, world) = shared();
+    world.extension("crashes");
+}
+
+#[test]
+fn an_extension_that_cannot_start_ends_the_start() {
+    let (_server, world) = shared();
+    world.extension("refuses");
 }
 
 #[test]
