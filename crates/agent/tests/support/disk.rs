@@ -1,7 +1,7 @@
 //! A disk with layers at places of its own, and one to write to.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use skiff_base::process::command;
@@ -124,4 +124,9 @@ fn add_files(root: &Path) {
     fs::write(root.join("greeting"), "hello from a layer\n").unwrap();
     fs::create_dir(root.join("www")).unwrap();
     fs::write(root.join("www/page"), "page ".repeat(20_000)).unwrap();
+    let extensions = root.join("opt/extensions");
+    fs::create_dir_all(&extensions).unwrap();
+    let early = extensions.join("early");
+    fs::write(&early, "#!/bin/sh\necho early\n").unwrap();
+    fs::set_permissions(&early, fs::Permissions::from_mode(0o755)).unwrap();
 }

@@ -6,9 +6,9 @@ use skiff_sandbox::AgentClient;
 use skiff_types::InstanceId;
 use skiff_wire::FRAME_BYTES_MAX;
 use skiff_wire::agent::{
-    CONTROL_PORT, DNS_DATAGRAM_PORT, DNS_PORT, FEATURE_DISK, FEATURE_EXEC, FEATURE_NETWORK,
-    FEATURE_RUNTIME, FEATURE_SERVICES, GATEWAY_PORT, Opening, PROTOCOL, RUNTIME_PORT, STREAM_PORT,
-    Window,
+    CONTROL_PORT, DNS_DATAGRAM_PORT, DNS_PORT, FEATURE_DISK, FEATURE_EXEC, FEATURE_EXTENSIONS,
+    FEATURE_NETWORK, FEATURE_RUNTIME, FEATURE_SERVICES, GATEWAY_PORT, Opening, PROTOCOL,
+    RUNTIME_PORT, STREAM_PORT, Window,
 };
 use skiff_wire::launcher::{ExecSpec, MachineNetwork, Stdio, Writable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -45,6 +45,7 @@ scenarios!(
     what_is_written_may_be_on_disk,
     the_gateway_is_reached_from_inside,
     a_function_s_runtime_reaches_the_host,
+    a_function_is_held_for_its_extensions,
     names_are_looked_up_on_the_host,
     a_look_up_over_tcp_is_carried,
     noise_ends_its_own_connection_alone,
@@ -55,8 +56,12 @@ scenarios!(
 pub async fn it_greets(machine: &Machine) {
     let hello = machine.client.hello();
     assert_eq!(hello.protocol, PROTOCOL);
-    let features =
-        FEATURE_SERVICES | FEATURE_EXEC | FEATURE_DISK | FEATURE_NETWORK | FEATURE_RUNTIME;
+    let features = FEATURE_SERVICES
+        | FEATURE_EXEC
+        | FEATURE_DISK
+        | FEATURE_NETWORK
+        | FEATURE_RUNTIME
+        | FEATURE_EXTENSIONS;
     assert_eq!(hello.features, features);
     assert_eq!(hello.version, env!("CARGO_PKG_VERSION"));
     assert!(
@@ -441,6 +446,30 @@ pub async fn a_function_s_runtime_reaches_the_host(machine: &Machine) {
     std::fs::remove_file(path).unwrap();
     // Without a host there is no answer, and nothing hangs.
     assert_ne!(machine.run(next).await.0.code, Some(0));
+}
+
+pub async fn a_function_is_held_for_its_extensions(machine: &Machine) {
+    let client = &machine.client;
+    client.serve_runtime().await.unwrap();
+    let spec = machine.shell("echo begun; exit 4");
+    let sandbox = spec.sandbox;
+    let (_steps, extensions) = client.create_function(spec, None).await.unwrap();
+    assert_eq!(extensions, ["early"]);
+    assert_eq!(client.extensions(sandbox).await.unwrap(), extensions);
+    let early = ExecSpec {
+        sandbox,
+        exec: 1,
+        process: machine.spec(&["/opt/extensions/early"]).process,
+        stdio: Stdio::Piped,
+    };
+    client.exec(early).await.unwrap();
+    let mut said = machine.open(Opening::ExecStdout { sandbox, exec: 1 }).await;
+    assert_eq!(read_all(&mut said).await, "early\n");
+    let mut stdout = machine.stdout(sandbox).await;
+    client.begin(sandbox).await.unwrap();
+    assert_eq!(read_all(&mut stdout).await, "begun\n");
+    assert_eq!(machine.exit(sandbox).await.code, Some(4));
+    machine.destroy(sandbox).await;
 }
 
 pub async fn names_are_looked_up_on_the_host(machine: &Machine) {
