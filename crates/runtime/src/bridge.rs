@@ -948,13 +948,13 @@ mod tests {
     async fn an_external_extension_s_end_is_the_instance_s() {
         let (words, last) = told_of_a_second_start(async |bridge, _| {
             bridge.expect(&names());
-            let how = "exit code 3".to_owned();
+            let how = "exit status 3".to_owned();
             bridge.extension_ended("two", "Extension.Crash", how).await;
         })
         .await;
         let told: Value = serde_json::from_str(&words).unwrap();
         assert_eq!(told["errorType"], "Extension.Crash");
-        assert_eq!(told["errorMessage"], "RequestId: 7 Error: exit code 3");
+        assert_eq!(told["errorMessage"], "RequestId: 7 Error: exit status 3");
         assert!(last);
         // The sandbox of these tests starts no further process.
         let (words, last) = told_of_a_second_start(async |bridge, _| {

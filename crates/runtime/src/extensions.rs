@@ -20,6 +20,7 @@ use skiff_wire::launcher::{EXTENSIONS, ProcessSpec};
 use tokio::time::timeout;
 
 use crate::bridge::Bridge;
+use crate::words;
 
 const SIGKILL: i32 = 9;
 /// How long an extension's last words are waited for.
@@ -28,8 +29,9 @@ const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
 /// has ended with it.
 const END_WAIT: Duration = Duration::from_secs(3);
 
-/// What AWS tells a runtime and not an extension.
-const WITHHELD: [&str; 11] = [
+/// What AWS tells a runtime and not an extension, beside all that begins with
+/// `_`.
+const WITHHELD: [&str; 7] = [
     "AWS_EXECUTION_ENV",
     "AWS_LAMBDA_LOG_GROUP_NAME",
     "AWS_LAMBDA_LOG_STREAM_NAME",
@@ -37,10 +39,6 @@ const WITHHELD: [&str; 11] = [
     "AWS_XRAY_DAEMON_ADDRESS",
     "LAMBDA_RUNTIME_DIR",
     "LAMBDA_TASK_ROOT",
-    "_AWS_XRAY_DAEMON_ADDRESS",
-    "_AWS_XRAY_DAEMON_PORT",
-    "_HANDLER",
-    "_X_AMZN_TRACE_ID",
 ];
 
 /// Starts them, lets the runtime go on once they have registered, and watches
@@ -72,7 +70,7 @@ pub(crate) async fn serve(bridge: Arc<Bridge>, names: Vec<String>, runtime: Proc
 fn environment(env: Vec<String>) -> Vec<String> {
     let is_told = |entry: &String| {
         let name = entry.split_once('=').map_or(&**entry, |(name, _)| name);
-        !WITHHELD.contains(&name)
+        !name.starts_with('_') && !WITHHELD.contains(&name)
     };
     env.into_iter().filter(is_told).collect()
 }
@@ -137,8 +135,9 @@ async fn watch(bridge: &Bridge, (name, started): (String, Executed)) {
 /// AWS's words.
 fn how(exit: ExecExit) -> String {
     match (exit.code, exit.signal) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => format!("exit signal {signal}"),
+        (Some(0), _) => "exit code 0".to_owned(),
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal: {}", words::name(signal)),
         (None, None) => "it was lost".to_owned(),
     }
 }
@@ -170,7 +169,8 @@ mod tests {
     #[test]
     fn ends_are_told_in_awss_words() {
         let exit = |code, signal| how(ExecExit { code, signal });
-        assert_eq!(exit(Some(3), None), "exit code 3");
-        assert_eq!(exit(None, Some(11)), "exit signal 11");
+        assert_eq!(exit(Some(0), None), "exit code 0");
+        assert_eq!(exit(Some(3), None), "exit status 3");
+        assert_eq!(exit(None, Some(11)), "signal: segmentation fault");
     }
 }

@@ -56,7 +56,7 @@ pub(crate) fn how(exit: &Exit) -> String {
 }
 
 /// signal(7), as Go names them, whose words AWS's are.
-fn name(signal: i32) -> String {
+pub(crate) fn name(signal: i32) -> String {
     let name = match signal {
         1 => "hangup",
         2 => "interrupt",

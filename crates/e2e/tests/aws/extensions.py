@@ -99,10 +99,10 @@ def crashes():
         assert reply["FunctionError"] == "Unhandled", reply
         assert told["errorType"] == "Extension.Crash", told
         request = reply["ResponseMetadata"]["RequestId"]
-        assert told["errorMessage"] == f"RequestId: {request} Error: exit code 3", told
+        assert told["errorMessage"] == f"RequestId: {request} Error: exit status 3", told
     aws.delete_function(FunctionName="leaves-late")
     create(aws, "leaves-early", layer(aws, "leaver"), LEAVE="START")
-    failed(aws, "leaves-early", "Extension.Crash", "exit code 3")
+    failed(aws, "leaves-early", "Extension.Crash", "exit status 3")
 
 
 def refuses():
