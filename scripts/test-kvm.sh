@@ -5,8 +5,8 @@
 # and a server deploys to it.
 #
 #   test-kvm.sh [PROGRAM...]  all, or these (vcpu, machine, command, confined,
-#                             guest, microvm, boots, deploy, services, functions, images, runtimes,
-#                             ten)
+#                             guest, microvm, boots, deploy, services, functions,
+#                             extensions, images, runtimes, ten)
 #
 # SKIFF_SLOWNESS=N stretches every deadline N times.
 set -euo pipefail
@@ -26,7 +26,7 @@ build
 mapfile -t tests < <(built '(.target.kind == ["test"]) and ((.package_id | test("/crates/(kvm|vmm)#")) or .target.name == "guest" or .target.name == "microvm")')
 [ "${#tests[@]}" -gt 0 ] || { say "cargo has built no tests"; exit 1; }
 mapfile -t names < <(names_of "${tests[@]}")
-choose "$*" "${names[@]}" boots deploy services functions images runtimes ten
+choose "$*" "${names[@]}" boots deploy services functions extensions images runtimes ten
 
 kernel=$(scripts/machine/kernel.sh)
 guest=$(scripts/kvm/kernel.sh)

@@ -6,6 +6,7 @@
 #   deploy.sh deploy    the life of a service, in each class
 #   deploy.sh services  one service calls another, in each class
 #   deploy.sh functions events for a runtime in a virtual machine
+#   deploy.sh extensions  one beside a runtime, in a virtual machine
 #   deploy.sh images    Python, and twenty layers, in virtual machines
 #   deploy.sh runtimes  AWS's runtimes and functions from zip files, in virtual machines
 #   deploy.sh ten       ten virtual machines at once
@@ -13,6 +14,7 @@ part=$1
 passed=0 failed=0
 deadline=$((180 * SKIFF_SLOWNESS))
 work=/run/deploy
+. /usr/lib/extensions.sh
 out=$work/out err=$work/err
 mkdir -p $work
 

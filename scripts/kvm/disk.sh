@@ -27,6 +27,7 @@ mkdir "$root" "$layer"
 start_root "$kernel" "$here/guest.sh"
 install -m 0755 "$here/boots.sh" "$root/usr/sbin/boots"
 install -m 0755 "$here/deploy.sh" "$root/usr/sbin/deploy"
+install -m 0644 "$here/extensions.sh" "$root/usr/lib/extensions.sh"
 # busybox's cannot look for bytes.
 add_program "$(command -v grep)" /usr/sbin/grep-bytes
 add_stripped "$skiff" /usr/bin/skiff
@@ -59,6 +60,11 @@ zipped() { (cd "$work/zips" && python3 -m zipfile -c "$root/zips/$1.zip" "$2"); 
 zipped layer said
 zipped own bootstrap
 zipped mine mine.py
+# The small one with an extension.
+cp -a "$functions/small-function" "$root/images/watched-function"
+install -D -m 0755 "$here/watcher" "$work/watched/opt/extensions/watcher"
+tar --create --owner=0 --group=0 --file "$work/watched.tar" --directory "$work/watched" opt
+umoci raw add-layer --image "$root/images/watched-function:1" "$work/watched.tar" >&2
 # Here rather than on an emulated processor.
 read -r package _ < <("$here/../machine/package.sh" linux-image-cloud-amd64)
 "$skiff" kernel install --data-dir "$root/var/lib/skiff" --agent "$root/usr/bin/skiff-agent" \

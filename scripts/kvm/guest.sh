@@ -30,7 +30,7 @@ echo "kernel $(uname -r), speed factor $factor ($took), KVM: $(ls /dev/kvm)"
 one() {
   case $1 in
     boots) run "$1" /usr/sbin/boots ;;
-    deploy | services | functions | images | runtimes | ten) run "$1" /usr/sbin/deploy "$1" ;;
+    deploy | services | functions | extensions | images | runtimes | ten) run "$1" /usr/sbin/deploy "$1" ;;
     *) run "$1" "/tests/$1" --test-threads="$(grep -c ^processor /proc/cpuinfo)" ;;
   esac
 }

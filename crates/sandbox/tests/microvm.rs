@@ -28,6 +28,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
 #[path = "microvm/egress.rs"]
 mod egress;
+#[path = "microvm/extensions.rs"]
+mod extensions;
 
 use egress::{POOL6, World};
 
@@ -271,6 +273,7 @@ async fn both_classes_do_the_same() {
         a_port_is_reached_and_it_can_stand(&rig, backend).await;
         services_and_names_are_reached(&rig, backend).await;
         a_function_s_runtime_is_served(&rig, backend).await;
+        extensions::a_function_begins_after_its_extensions(&rig, backend).await;
         further_processes_run_in_it(&rig, backend).await;
         rig.is_empty(&classes).await;
     }
@@ -581,7 +584,7 @@ async fn read_until(output: &mut (dyn AsyncRead + Send + Unpin), end: &str) -> S
 async fn further_processes_run_in_it(rig: &Rig, backend: &dyn Backend) {
     // Each has a helper beside it, which counts.
     let mut spec = rig.spec("exec sleep 100000");
-    (spec.pids, spec.memory_bytes) = (128, 64 << 20);
+    (spec.pids, spec.memory_bytes) = (128, 96 << 20);
     let created = within("a sandbox", backend.create(spec));
     let sandbox = created.await.unwrap().sandbox;
     let start = async |script: &str, terminal| {
@@ -624,7 +627,7 @@ async fn further_processes_run_in_it(rig: &Rig, backend: &dyn Backend) {
 
     // Of those that nobody has any more nothing is left, and there is room.
     let mut several = Vec::new();
-    for _ in 0..16 {
+    for _ in 0..26 {
         let mut one = start("echo on; exec sleep 100000", None).await;
         read_until(&mut *one.output, "on\n").await;
         several.push(one);
