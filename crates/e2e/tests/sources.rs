@@ -182,6 +182,24 @@ fn records_that_failed_are_tried_and_given_up() {
 }
 
 #[test]
+fn tries_of_a_record_count_across_kill_9() {
+    let mut world = World::new();
+    let mut server = Server::start(world.options());
+    world.enter(&server);
+    world.case("before_the_tries_crashes");
+    let failed = "skiff_source_batches_total{result=\"failed\"}";
+    for _ in 0..2 {
+        wait_for("it was tried once more", 120, || {
+            (counted(&server, failed) >= 1).then_some(())
+        });
+        server.kill();
+        server.launch(&[]);
+    }
+    world.endpoint = endpoint(&server);
+    world.case("after_the_tries_crashes");
+}
+
+#[test]
 fn a_stream_goes_on_where_it_was_across_kill_9() {
     let mut world = World::new();
     let mut server = Server::start(world.options());

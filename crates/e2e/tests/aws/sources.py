@@ -542,7 +542,12 @@ def stream_failures():
     assert context["functionArn"] == arn("halves"), told
     assert batch["batchSize"] == 1 and batch["streamArn"] == table.arn, told
     assert batch["startSequenceNumber"] == batch["endSequenceNumber"] and batch["shardId"], told
-    tries = [id for batch in batches("halves") for id, _ in batch]
+
+    def all_tried():
+        return len(batches("halves")) > 6 and [id for id, _ in given("halves")][-2:] == ids[-2:]
+
+    until("what comes behind it is tried", all_tried)
+    tries = [id for id, _ in given("halves")]
     # By itself it was tried twice, and what came before it, before it.
     assert [len(batch) for batch in batches("halves") if ["bad", "INSERT"] in batch].count(1) == 2, batches("halves")
     lasts = {id: len(tries) - 1 - tries[::-1].index(id) for id in tries}
@@ -564,6 +569,34 @@ def stream_failures():
     until("it is tried from there", lambda: len(batches("resumes")) >= 2)
     tried = [[id for id, _ in batch] for batch in batches("resumes")]
     assert tried == [["a", "b", "again", "c"], ["again", "c"]], tried
+
+
+def before_the_tries_crashes():
+    """A record that its function never takes."""
+    aws, table, dead = client(), Table("hopeless"), Queue("hopeless")
+    create(aws, "hopeless", Environment={"Variables": {"STAGE": "whole"}}, **run_by(STREAM_HANDLER))
+    table.put("bad", fail=1000)
+    mapped(
+        aws,
+        table,
+        "hopeless",
+        StartingPosition="TRIM_HORIZON",
+        MaximumRetryAttempts=6,
+        DestinationConfig={"OnFailure": {"Destination": dead.arn}},
+    )
+
+
+def after_the_tries_crashes():
+    """It was tried as often as it may be, in all."""
+    dead = Queue("hopeless")
+
+    def arrived():
+        return dead.store.receive_message(QueueUrl=dead.url, WaitTimeSeconds=1).get("Messages")
+
+    told = json.loads(until("it is told", arrived)[0]["Body"])
+    context = told["requestContext"]
+    assert context["condition"] == "RetryAttemptsExhausted" and context["approximateInvokeCount"] == 7, told
+    assert 1 <= len(batches("hopeless")) <= 7, batches("hopeless")
 
 
 def before_the_streams_crashes():

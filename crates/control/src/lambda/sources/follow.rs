@@ -7,7 +7,8 @@
 //!                                                            too old└─────────┴▶ given up: OnFailure
 //! ```
 //! How far a shard is, is in the store before the next of its records are
-//! tried: a crash repeats what was being tried, and leaves nothing out.
+//! tried: a crash repeats what was being tried, and leaves nothing out. So is
+//! a try of what may be tried so often only.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use skiff_types::ProjectId;
 use tokio::sync::watch;
 
 use super::mapping::{StreamArn, StreamRules};
-use super::part::{After, Part, StreamRecord};
+use super::part::{After, Part, StreamRecord, Tried};
 use super::poll::{FAILED, OK, Outcome, PROBLEM_FIRST, PROBLEM_LONGEST, Problem, THROTTLED};
 use super::stream::{StreamError, wrong};
 use super::{Mapping, Poller, count};
@@ -60,6 +61,9 @@ struct ShardRecord {
     sequence: Option<String>,
     /// Whether it has ended and all of it is done.
     is_read: bool,
+    /// What comes next was tried so often.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tried: Option<Tried>,
 }
 
 /// A shard that is followed.
@@ -252,7 +256,7 @@ impl Front {
             return Ok(Turn::Some);
         }
         if next.is_none() {
-            self.store_shard(place, None).await?;
+            self.store_shard(place, None, None).await?;
             return Ok(Turn::Ended);
         }
         *iterator = next;
@@ -326,6 +330,11 @@ impl Front {
         let others = records.iter().filter(|record| !record.is_taken).count();
         count(&counts.filtered, others);
         let mut parts = Part::all_of(records.into_iter().filter(|record| record.is_taken));
+        if place.rules.retries.is_some()
+            && let Some(tried) = self.shard_record(place).await?.tried
+        {
+            parts = Part::resumed(parts, &tried);
+        }
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         while let Some(part) = parts.pop_front() {
             if place.watch.is_over() {
@@ -340,6 +349,13 @@ impl Front {
             let Some(mut part) = part else {
                 continue;
             };
+            if part.is_exhausted(place.rules) {
+                if !self.give_up(place, part, EXHAUSTED).await? {
+                    return Ok(false);
+                }
+                continue;
+            }
+            self.store_try(place, &part, part.failures + 1).await?;
             let failed = match self.try_part(place, &part).await {
                 Answer::Took => {
                     backoff.reset();
@@ -348,6 +364,7 @@ impl Front {
                     continue;
                 }
                 Answer::Throttled => {
+                    self.store_try(place, &part, part.failures).await?;
                     parts.push_front(part);
                     place
                         .watch
@@ -358,7 +375,8 @@ impl Front {
                 Answer::Failed(from) => {
                     if let Some(done) = part.done(from) {
                         count(&counts.done, from);
-                        self.store_shard(place, Some(done)).await?;
+                        let tried = part.tried(place.rules, 1);
+                        self.store_shard(place, Some(done), tried).await?;
                     }
                     part.failed(place.rules)
                 }
@@ -383,7 +401,10 @@ impl Front {
             }
         }
         match last {
-            Some(last) => self.store_shard(place, Some(last)).await.map(|()| true),
+            Some(last) => self
+                .store_shard(place, Some(last), None)
+                .await
+                .map(|()| true),
             None => Ok(true),
         }
     }
@@ -464,7 +485,10 @@ impl Front {
 
     async fn store_part(&self, place: &Place<'_>, part: &Part) -> Result<(), StreamError> {
         match part.records.last() {
-            Some(last) => self.store_shard(place, Some(last.sequence.clone())).await,
+            Some(last) => {
+                let sequence = Some(last.sequence.clone());
+                self.store_shard(place, sequence, None).await
+            }
             None => Ok(()),
         }
     }
@@ -550,15 +574,36 @@ impl Front {
         Ok(found.map(|found| found.record).unwrap_or_default())
     }
 
-    /// Stores that a shard is done up to a record, or to its end.
+    /// Stores that so many tries of a part have begun, if they count.
+    async fn store_try(
+        &self,
+        place: &Place<'_>,
+        part: &Part,
+        begun: u32,
+    ) -> Result<(), StreamError> {
+        let Some(tried) = part.tried(place.rules, begun) else {
+            return Ok(());
+        };
+        let record = ShardRecord {
+            tried: Some(tried),
+            ..self.shard_record(place).await?
+        };
+        let change = Change::default().put(self.shard_key(place), &record)?;
+        Ok(self.control.db().commit(change).await?)
+    }
+
+    /// Stores that a shard is done up to a record, or to its end, and how often
+    /// what comes next was tried.
     async fn store_shard(
         &self,
         place: &Place<'_>,
         sequence: Option<String>,
+        tried: Option<Tried>,
     ) -> Result<(), StreamError> {
         let record = ShardRecord {
             is_read: sequence.is_none(),
             sequence,
+            tried,
         };
         let change = Change::default().put(self.shard_key(place), &record)?;
         Ok(self.control.db().commit(change).await?)

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::mapping::StreamRules;
@@ -34,6 +35,17 @@ pub(super) struct Part {
     pub failures: u32,
 }
 
+/// How often a part was tried, as it is stored before each try.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Tried {
+    /// The part's first record.
+    pub first: String,
+    /// Its last.
+    pub last: String,
+    /// Tries that have begun: one that nobody saw the end of has failed.
+    pub begun: u32,
+}
+
 /// What comes after a try that failed.
 #[derive(Debug)]
 pub(super) enum After {
@@ -61,6 +73,49 @@ impl Part {
             }
         }
         parts
+    }
+
+    /// The parts as they were before a restart: what was tried is a part of
+    /// its own, and its tries count.
+    pub(super) fn resumed(mut parts: VecDeque<Self>, tried: &Tried) -> VecDeque<Self> {
+        let Some(front) = parts.front_mut() else {
+            return parts;
+        };
+        let first = front.records.first().map(|record| &record.sequence);
+        if first != Some(&tried.first) {
+            return parts;
+        }
+        let last = |record: &StreamRecord| record.sequence == tried.last;
+        let end = front.records.iter().position(last);
+        let end = end.map_or(front.records.len(), |last| last + 1);
+        let rest = front.records.split_off(end);
+        front.failures = tried.begun;
+        if !rest.is_empty() {
+            parts.insert(1, Self::new(rest, 0));
+        }
+        parts
+    }
+
+    /// What is stored when so many of its tries have begun; nothing where a
+    /// try that fails counts for nothing.
+    pub(super) fn tried(&self, rules: &StreamRules, begun: u32) -> Option<Tried> {
+        let (first, last) = (self.records.first()?, self.records.last()?);
+        let counts = rules.retries.is_some() && !self.is_halved(rules);
+        counts.then(|| Tried {
+            first: first.sequence.clone(),
+            last: last.sequence.clone(),
+            begun,
+        })
+    }
+
+    /// Whether it was tried as often as it may be.
+    pub(super) fn is_exhausted(&self, rules: &StreamRules) -> bool {
+        rules.retries.is_some_and(|most| self.failures > most)
+    }
+
+    /// Whether it is halved when it fails.
+    fn is_halved(&self, rules: &StreamRules) -> bool {
+        rules.bisects && self.records.len() > 1
     }
 
     const fn new(records: Vec<StreamRecord>, failures: u32) -> Self {
@@ -98,15 +153,15 @@ impl Part {
 
     /// A try failed. Halving is no try, as with AWS.
     pub(super) fn failed(mut self, rules: &StreamRules) -> After {
-        if rules.bisects && self.records.len() > 1 {
+        if self.is_halved(rules) {
             let half = self.records.split_off(self.records.len().div_ceil(2));
             let failures = self.failures;
             return After::Halves(self, Self::new(half, failures));
         }
         self.failures += 1;
-        match rules.retries {
-            Some(most) if self.failures > most => After::GivenUp(self),
-            _ => After::Again(self),
+        match self.is_exhausted(rules) {
+            true => After::GivenUp(self),
+            false => After::Again(self),
         }
     }
 }
@@ -156,6 +211,46 @@ mod tests {
         assert!(matches!(endless, After::Again(_)));
         let never = part(&[0]).failed(&rules(Some(0), false));
         assert!(matches!(never, After::GivenUp(_)));
+    }
+
+    #[test]
+    fn tries_count_across_a_restart() {
+        let tried = |part: &Part, begun| part.tried(&rules(Some(2), false), begun);
+        let stored = tried(&part(&[0; 2]), 2).unwrap();
+        let resumed = |records: &[u64]| -> Vec<(String, u32)> {
+            let parts = Part::resumed(VecDeque::from([part(records)]), &stored);
+            parts
+                .iter()
+                .map(|part| (names(part), part.failures))
+                .collect()
+        };
+        let part_of = |names: &str, failures| (names.to_owned(), failures);
+        assert_eq!(resumed(&[0; 2]), [part_of("01", 2)]);
+        assert_eq!(resumed(&[0; 4]), [part_of("01", 2), part_of("23", 0)]);
+        assert_eq!(resumed(&[0]), [part_of("0", 2)]);
+        let others = Tried {
+            first: "7".to_owned(),
+            ..stored
+        };
+        let parts = Part::resumed(VecDeque::from([part(&[0; 2])]), &others);
+        assert_eq!((parts.len(), parts[0].failures), (1, 0));
+        assert!(Part::resumed(VecDeque::new(), &others).is_empty());
+
+        let mut last = part(&[0]);
+        last.failures = 3;
+        assert!(last.is_exhausted(&rules(Some(2), false)));
+        assert!(!last.is_exhausted(&rules(Some(3), false)));
+        assert!(!last.is_exhausted(&rules(None, false)));
+    }
+
+    #[test]
+    fn only_tries_that_count_are_stored() {
+        let stores = |records: &[u64], retries, bisects| {
+            let tried = part(records).tried(&rules(retries, bisects), 1);
+            tried.is_some()
+        };
+        assert!(stores(&[0; 2], Some(1), false) && stores(&[0], Some(1), true));
+        assert!(!stores(&[0; 2], None, false) && !stores(&[0; 2], Some(1), true));
     }
 
     #[test]
