@@ -144,9 +144,8 @@ pub(crate) fn revision_route(
 /// An event waits for a whole first init at least: what comes of the second is
 /// its answer, and not that it waited.
 fn queue_ms(config: &Config, spec: &RevisionSpec) -> u64 {
-    let init_ms = |function: &FunctionSpec| {
-        (u64::from(function.init_timeout_s) + FUNCTION_MARGIN_S) * 1000
-    };
+    let init_ms =
+        |function: &FunctionSpec| (u64::from(function.init_timeout_s) + FUNCTION_MARGIN_S) * 1000;
     let needed = spec.function.as_ref().map_or(0, init_ms);
     config.queue_ms.max(needed)
 }
