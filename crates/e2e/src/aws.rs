@@ -1,7 +1,8 @@
 //! AWS's own clients, and what they speak to beside Skiff.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::OnceLock;
 
@@ -19,23 +20,37 @@ from moto.server import main
 main(['--host', '127.0.0.1', '--port', '0'])
 ";
 
-/// Queues of SQS's kind, from the package index, of the default project's
-/// account; they end with the test.
+/// What Skiff asks as it asks AWS's services; it ends with the test.
 #[derive(Debug)]
-pub struct Queues {
+pub struct Served {
     url: String,
     _process: Running,
 }
 
-impl Queues {
-    /// Starts them.
+impl Served {
+    /// Queues of SQS's kind and tables of DynamoDB's, from the package index, of
+    /// the default project's account.
     ///
     /// # Panics
     /// When they do not come up.
     #[must_use]
-    pub fn open() -> Self {
+    pub fn queues() -> Self {
+        Self::start(&["-c".as_ref(), MOTO.as_ref()])
+    }
+
+    /// What a script of the tests' own serves, which says on its standard error
+    /// where it is, as moto does.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn script(path: &Path) -> Self {
+        Self::start(&[path.as_os_str()])
+    }
+
+    fn start(words: &[&OsStr]) -> Self {
         let mut child = process::command(python())
-            .args(["-c", MOTO])
+            .args(words)
             .env("MOTO_ACCOUNT_ID", "000000000001")
             .stdin(Stdio::piped())
             .stderr(Stdio::piped())
@@ -58,7 +73,7 @@ impl Queues {
         }
     }
 
-    /// Where they are.
+    /// Where it is.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url

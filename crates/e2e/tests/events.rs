@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use skiff_base::{Clock as _, SystemClock};
-use skiff_e2e::aws::{Queues, endpoint, metrics, python};
+use skiff_e2e::aws::{Served, endpoint, metrics, python};
 use skiff_testkit::{Held, Server, ServerOptions, SharedServer, run, wait_for};
 
 static SERVER: SharedServer = SharedServer::new();
@@ -101,7 +101,7 @@ struct World {
     endpoint: String,
     key: (String, String),
     sink: Sink,
-    queues: Queues,
+    queues: Served,
     scratch: tempfile::TempDir,
 }
 
@@ -112,7 +112,7 @@ impl World {
             endpoint: String::new(),
             key: Default::default(),
             sink: Sink::open(),
-            queues: Queues::open(),
+            queues: Served::queues(),
             scratch: tempfile::tempdir().unwrap(),
         }
     }

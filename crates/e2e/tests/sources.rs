@@ -3,10 +3,10 @@
 //! crashes. The cases are in `aws/sources.py`.
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
-use skiff_e2e::aws::{Queues, endpoint, metrics, python};
+use skiff_e2e::aws::{Served, endpoint, metrics, python};
 use skiff_testkit::{Held, Server, ServerOptions, SharedServer, run, wait_for};
 
 static SERVER: SharedServer = SharedServer::new();
@@ -16,7 +16,7 @@ static SERVER: SharedServer = SharedServer::new();
 struct World {
     endpoint: String,
     key: (String, String),
-    queues: Queues,
+    queues: Served,
     scratch: tempfile::TempDir,
 }
 
@@ -26,12 +26,17 @@ impl World {
         Self {
             endpoint: String::new(),
             key: Default::default(),
-            queues: Queues::open(),
+            queues: Served::queues(),
             scratch: tempfile::tempdir().unwrap(),
         }
     }
 
     fn options(&self) -> ServerOptions {
+        self.options_with(self.queues.url())
+    }
+
+    /// Streams are there.
+    fn options_with(&self, streams: &str) -> ServerOptions {
         let secret = self.scratch.path().join("secret");
         std::fs::write(&secret, "any\n").unwrap();
         // The server's user reads the file.
@@ -41,10 +46,7 @@ impl World {
             .set(format!("lambda.events.sqs_endpoint={}", self.queues.url()))
             .set("lambda.events.sqs_access_key=any")
             .set(format!("lambda.events.sqs_secret_file={secret}"))
-            .set(format!(
-                "lambda.events.dynamodb_endpoint={}",
-                self.queues.url()
-            ))
+            .set(format!("lambda.events.dynamodb_endpoint={streams}"))
             .set("lambda.events.dynamodb_access_key=any")
             .set(format!("lambda.events.dynamodb_secret_file={secret}"))
     }
@@ -57,7 +59,7 @@ impl World {
     }
 
     fn case(&self, name: &str) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/aws/sources.py");
+        let script = script("sources.py");
         let scratch = self.scratch.path().display();
         let words = [
             format!("AWS_ENDPOINT_URL_LAMBDA={}", self.endpoint),
@@ -73,6 +75,11 @@ impl World {
         ];
         let _out = run("env", words).ok();
     }
+}
+
+fn script(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/aws");
+    folder.join(name)
 }
 
 /// Without queues.
@@ -179,6 +186,15 @@ fn records_that_failed_are_tried_and_given_up() {
     let (server, world) = shared();
     world.case("stream_failures");
     assert!(counted(&server, "skiff_source_records_total{result=\"given_up\"}") >= 1);
+}
+
+#[test]
+fn shards_go_on_beside_each_other_and_after_their_parents() {
+    let streams = Served::script(&script("shards.py"));
+    let mut world = World::new();
+    let server = Server::start(world.options_with(streams.url()));
+    world.enter(&server);
+    world.case("shards");
 }
 
 #[test]

@@ -571,6 +571,46 @@ def stream_failures():
     assert tried == [["a", "b", "again", "c"], ["again", "c"]], tried
 
 
+def shards():
+    """Of `shards.py`'s stream."""
+    aws, dead = client(), Queue("given-up-of-shards")
+    create(aws, "by-shards", Environment={"Variables": {"STAGE": "whole"}}, **run_by(STREAM_HANDLER))
+    stream = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/sharded/stream/2026-01-01T00:00:00.000"
+    made = aws.create_event_source_mapping(
+        EventSourceArn=stream,
+        FunctionName="by-shards",
+        StartingPosition="TRIM_HORIZON",
+        BatchSize=1,
+        MaximumRecordAgeInSeconds=1800,
+        DestinationConfig={"OnFailure": {"Destination": dead.arn}},
+    )
+    told = {}
+
+    def arrived(condition):
+        for message in dead.store.receive_message(QueueUrl=dead.url, WaitTimeSeconds=1).get("Messages", []):
+            body = json.loads(message["Body"])
+            told[body["requestContext"]["condition"]] = body
+        return told.get(condition)
+
+    # What is over its age is not tried once.
+    aged = until("the old one is given up", lambda: arrived("RecordAgeExceeded"))
+    assert aged["requestContext"]["approximateInvokeCount"] == 0, aged
+    assert aged["DDBStreamBatchInfo"]["shardId"] == "shardId-aged", aged
+    # One shard goes on while another one's record fails, whose child waits.
+    saw("by-shards", ["o1", "o2", "o3"])
+    until("it fails again", lambda: [id for id, _ in given("by-shards")].count("f2") >= 2)
+    assert not {"s1", "s2", "old"} & {id for id, _ in given("by-shards")}, given("by-shards")
+    aws.update_event_source_mapping(UUID=made["UUID"], MaximumRetryAttempts=1)
+    ended = until("it is given up", lambda: arrived("RetryAttemptsExhausted"))
+    assert ended["DDBStreamBatchInfo"]["shardId"] == "shardId-first", ended
+    saw("by-shards", ["s1", "s2"])
+    order = [id for id, _ in given("by-shards")]
+    last = len(order) - 1 - order[::-1].index("f2")
+    assert order.index("f1") < order.index("f2") and last < order.index("s1") < order.index("s2"), order
+    assert "old" not in order, order
+    aws.delete_event_source_mapping(UUID=made["UUID"])
+
+
 def before_the_tries_crashes():
     """A record that its function never takes."""
     aws, table, dead = client(), Table("hopeless"), Queue("hopeless")
