@@ -106,17 +106,9 @@ impl Queue {
         if ahead > size {
             return Err(QueueError::Index { ahead, size });
         }
-        let place = u64::from(next.0 % size) * size_of::<u16>() as u64;
-        let address = self
-            .ring
-            .avail_ring()
-            .saturating_add(AVAILABLE_HEADER)
-            .saturating_add(place);
-        let head: u16 = memory
-            .load(GuestAddress(address), Ordering::Relaxed)
-            .map_err(|error| QueueError::Ring(virtio_queue::Error::GuestMemory(error)))?;
+        let head = self.available(memory, next.0 % size)?;
         let table = GuestAddress(self.ring.desc_table());
-        let chain = Chain::walk(memory, table, size, u16::from_le(head))?;
+        let chain = Chain::walk(memory, table, size, head)?;
         self.ring.set_next_avail((next + Wrapping(1)).0);
         Ok(Some(chain))
     }
@@ -191,23 +183,22 @@ impl Queue {
         // Either the driver sees the used index, or its wish is seen here.
         fence(Ordering::SeqCst);
         let next = Wrapping(self.ring.next_used());
-        let awaited = self.awaited(memory)?;
+        // It follows the entries.
+        let awaited = Wrapping(self.available(memory, self.ring.size())?);
         Ok(next - awaited - Wrapping(1) < used)
     }
 
-    /// The used index of which the driver wants to be told: its field follows
-    /// the available ring's entries.
-    fn awaited<M: GuestMemory>(&self, memory: &M) -> Result<Wrapping<u16>, QueueError> {
-        let entries = u64::from(self.ring.size()) * size_of::<u16>() as u64;
+    /// An entry of the available ring, or what is behind its last.
+    fn available<M: GuestMemory>(&self, memory: &M, place: u16) -> Result<u16, QueueError> {
         let address = self
             .ring
             .avail_ring()
             .saturating_add(AVAILABLE_HEADER)
-            .saturating_add(entries);
-        let index: u16 = memory
+            .saturating_add(u64::from(place) * size_of::<u16>() as u64);
+        let entry = memory
             .load(GuestAddress(address), Ordering::Relaxed)
             .map_err(|error| QueueError::Ring(virtio_queue::Error::GuestMemory(error)))?;
-        Ok(Wrapping(u16::from_le(index)))
+        Ok(u16::from_le(entry))
     }
 
     /// Asks the driver to tell of the next request. Tells whether one came
