@@ -134,12 +134,10 @@ async fn watch(bridge: &Bridge, (name, started): (String, Executed)) {
 
 /// AWS's words.
 fn how(exit: ExecExit) -> String {
-    match (exit.code, exit.signal) {
-        (Some(0), _) => "exit code 0".to_owned(),
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("signal: {}", words::name(signal)),
-        (None, None) => "it was lost".to_owned(),
+    if exit.code == Some(0) {
+        return "exit code 0".to_owned();
     }
+    words::ended(exit.code, exit.signal).unwrap_or_else(|| "it was lost".to_owned())
 }
 
 #[cfg(test)]

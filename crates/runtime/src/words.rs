@@ -47,16 +47,25 @@ pub(crate) fn too_large(bytes: u64) -> Bytes {
 
 /// How a runtime ended.
 pub(crate) fn how(exit: &Exit) -> String {
-    match (exit.code, exit.signal) {
-        (Some(0), _) => "Runtime exited without providing a reason".to_owned(),
-        (Some(code), _) => format!("Runtime exited with error: exit status {code}"),
-        (None, Some(signal)) => format!("Runtime exited with error: signal: {}", name(signal)),
-        (None, None) => "Runtime exited with error: it was lost with its sandbox".to_owned(),
+    if exit.code == Some(0) {
+        return "Runtime exited without providing a reason".to_owned();
+    }
+    let how = ended(exit.code, exit.signal);
+    let how = how.unwrap_or_else(|| "it was lost with its sandbox".to_owned());
+    format!("Runtime exited with error: {how}")
+}
+
+/// How a process ended; nothing of one that was lost.
+pub(crate) fn ended(code: Option<i32>, signal: Option<i32>) -> Option<String> {
+    match (code, signal) {
+        (Some(code), _) => Some(format!("exit status {code}")),
+        (None, Some(signal)) => Some(format!("signal: {}", name(signal))),
+        (None, None) => None,
     }
 }
 
 /// signal(7), as Go names them, whose words AWS's are.
-pub(crate) fn name(signal: i32) -> String {
+fn name(signal: i32) -> String {
     let name = match signal {
         1 => "hangup",
         2 => "interrupt",
