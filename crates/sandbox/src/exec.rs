@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use skiff_base::Tasks;
 use skiff_types::InstanceId;
 use skiff_wire::agent::ExecExit;
-use skiff_wire::launcher::{ProcessSpec, Stdio};
+use skiff_wire::launcher::{EXTENSIONS_MAX, ProcessSpec, Stdio};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
@@ -29,7 +29,8 @@ use crate::SandboxError;
 
 /// Further processes of one sandbox at a time: a function's extensions, and 16
 /// of clients.
-pub const EXECS_MAX: u8 = 16 + 10;
+pub const EXECS_MAX: u8 = 26;
+const _: () = assert!(EXECS_MAX as usize == EXTENSIONS_MAX + 16);
 /// The end of a process of which nobody has told.
 pub const UNKNOWN_END: ExecExit = ExecExit {
     code: None,

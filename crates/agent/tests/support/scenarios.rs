@@ -453,7 +453,7 @@ pub async fn a_function_is_held_for_its_extensions(machine: &Machine) {
     client.serve_runtime().await.unwrap();
     let spec = machine.shell("echo begun; exit 4");
     let sandbox = spec.sandbox;
-    let (_steps, extensions) = client.create_function(spec, None).await.unwrap();
+    let extensions = client.create_function(spec, None).await.unwrap();
     assert_eq!(extensions, ["early"]);
     assert_eq!(client.extensions(sandbox).await.unwrap(), extensions);
     let early = ExecSpec {

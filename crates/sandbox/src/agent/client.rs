@@ -273,9 +273,9 @@ impl AgentClient {
         }
     }
 
-    /// As [`AgentClient::create`], of a function, whose writable layer is on
-    /// the file system there if it is on disk; the names of its extensions
-    /// too, for which it is held if there are any.
+    /// Creates a function, whose writable layer is on the file system there if
+    /// it is on disk; the names of its extensions, for which it is held if there
+    /// are any.
     ///
     /// # Errors
     /// As [`AgentClient::call`].
@@ -283,14 +283,11 @@ impl AgentClient {
         &self,
         spec: SandboxSpec,
         window: Option<Window>,
-    ) -> Result<(Vec<(String, u32)>, Vec<String>), AgentError> {
+    ) -> Result<Vec<String>, AgentError> {
         let spec = Box::new(spec);
         match self.call(Request::CreateFunction { spec, window }).await? {
-            Reply::Created { steps_us } => Ok((steps_us, Vec::new())),
-            Reply::Held {
-                steps_us,
-                extensions,
-            } => Ok((steps_us, extensions)),
+            Reply::Created { .. } => Ok(Vec::new()),
+            Reply::Held { extensions, .. } => Ok(extensions),
             _ => Err(AgentError::Unexpected { what: "create" }),
         }
     }

@@ -769,14 +769,12 @@ async fn make(
     spec: CreateSpec,
     scratch: Option<Window>,
 ) -> Result<Vec<String>, AgentError> {
-    let is_function = spec.function;
+    if spec.function {
+        agent.serve_runtime().await?;
+        return agent.create_function(sandbox_spec(spec), scratch).await;
+    }
     let spec = sandbox_spec(spec);
     match scratch {
-        _ if is_function => {
-            agent.serve_runtime().await?;
-            let (_steps, extensions) = agent.create_function(spec, scratch).await?;
-            return Ok(extensions);
-        }
         Some(window) => agent.create_on_disk(spec, window).await?,
         None => agent.create(spec).await?,
     };
