@@ -163,6 +163,14 @@ impl World {
         words.chain(program).chain([name.to_owned()]).collect()
     }
 
+    /// With a server of its own.
+    fn alone(options: impl FnOnce(&Self) -> ServerOptions) -> (Server, Self) {
+        let mut world = Self::new();
+        let server = Server::start(options(&world));
+        world.enter(&server);
+        (server, world)
+    }
+
     fn case(&self, name: &str) {
         let _out = run("env", self.words(name, &[])).ok();
     }
@@ -493,9 +501,8 @@ fn a_hook_takes_events_of_the_buckets_that_the_policy_lets_in() {
 
 #[test]
 fn an_event_that_a_hook_took_outlives_kill_9() {
-    let mut world = World::new();
-    let mut server = Server::start(world.options().set("lambda.events.per_function=64"));
-    world.enter(&server);
+    let more = |world: &World| world.options().set("lambda.events.per_function=64");
+    let (mut server, world) = World::alone(more);
     world.case("before_the_objects");
     let hook = Hook::create(&server, "kept", "kept", &[]);
     let keys: BTreeSet<String> = (0..20).map(|number| format!("object-{number}")).collect();
@@ -520,9 +527,7 @@ fn an_event_that_a_hook_took_outlives_kill_9() {
 
 #[test]
 fn a_schedule_fires_once_for_its_time_across_kill_9() {
-    let mut world = World::new();
-    let mut server = Server::start(world.options());
-    world.enter(&server);
+    let (mut server, world) = World::alone(World::options);
     world.case("before_the_hour");
     // Some times are met, some are cut through, some are missed.
     for _ in 0..=rounds() {
@@ -563,10 +568,8 @@ fn rounds() -> u64 {
 
 #[test]
 fn no_acknowledged_event_is_lost_to_kill_9_or_tried_too_often() {
-    let mut world = World::new();
-    let options = world.options().set("lambda.events.per_function=100000");
-    let mut server = Server::start(options);
-    world.enter(&server);
+    let more = |world: &World| world.options().set("lambda.events.per_function=100000");
+    let (mut server, world) = World::alone(more);
     world.case("before_the_crashes");
     let place = |name: &str| world.scratch.path().join(name);
     std::fs::write(place("endpoint"), &world.endpoint).unwrap();

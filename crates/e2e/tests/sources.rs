@@ -58,6 +58,14 @@ impl World {
         self.endpoint = endpoint(server);
     }
 
+    /// With a server of its own.
+    fn alone(options: impl FnOnce(&Self) -> ServerOptions) -> (Server, Self) {
+        let mut world = Self::new();
+        let server = Server::start(options(&world));
+        world.enter(&server);
+        (server, world)
+    }
+
     fn case(&self, name: &str) {
         let script = script("sources.py");
         let scratch = self.scratch.path().display();
@@ -121,9 +129,7 @@ fn mappings_that_cannot_be_are_refused() {
 
 #[test]
 fn a_server_without_queues_says_what_it_lacks() {
-    let mut world = World::new();
-    let server = Server::start(bare());
-    world.enter(&server);
+    let (_server, world) = World::alone(|_| bare());
     world.case("no_queues");
 }
 
@@ -191,17 +197,13 @@ fn records_that_failed_are_tried_and_given_up() {
 #[test]
 fn shards_go_on_beside_each_other_and_after_their_parents() {
     let streams = Served::script(&script("shards.py"));
-    let mut world = World::new();
-    let server = Server::start(world.options_with(streams.url()));
-    world.enter(&server);
+    let (_server, world) = World::alone(|world| world.options_with(streams.url()));
     world.case("shards");
 }
 
 #[test]
 fn tries_of_a_record_count_across_kill_9() {
-    let mut world = World::new();
-    let mut server = Server::start(world.options());
-    world.enter(&server);
+    let (mut server, mut world) = World::alone(World::options);
     world.case("before_the_tries_crashes");
     let failed = "skiff_source_batches_total{result=\"failed\"}";
     for _ in 0..2 {
@@ -217,9 +219,7 @@ fn tries_of_a_record_count_across_kill_9() {
 
 #[test]
 fn a_stream_goes_on_where_it_was_across_kill_9() {
-    let mut world = World::new();
-    let mut server = Server::start(world.options());
-    world.enter(&server);
+    let (mut server, mut world) = World::alone(World::options);
     world.case("before_the_streams_crashes");
     let most = 40 / rounds();
     let done = "skiff_source_records_total{result=\"done\"}";
@@ -240,9 +240,7 @@ fn a_stream_goes_on_where_it_was_across_kill_9() {
 
 #[test]
 fn no_message_is_lost_to_kill_9() {
-    let mut world = World::new();
-    let mut server = Server::start(world.options());
-    world.enter(&server);
+    let (mut server, mut world) = World::alone(World::options);
     world.case("before_the_crashes");
     // There are 200.
     let most = 150 / rounds();

@@ -122,6 +122,10 @@ class Queue:
         told = self.store.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"]
         return tuple(int(told[name]) for name in names)
 
+    def received(self):
+        """Messages, if there are any within a second."""
+        return self.store.receive_message(QueueUrl=self.url, WaitTimeSeconds=1).get("Messages", [])
+
     def emptied(self):
         until(f"{self.name} is empty", lambda: self.left() == (0, 0))
 
@@ -532,10 +536,7 @@ def stream_failures():
     )
     saw("halves", ids)
 
-    def arrived():
-        return dead.store.receive_message(QueueUrl=dead.url, WaitTimeSeconds=1).get("Messages")
-
-    (message,) = until("it is told", arrived)
+    (message,) = until("it is told", dead.received)
     told = json.loads(message["Body"])
     context, batch = told["requestContext"], told["DDBStreamBatchInfo"]
     assert context["condition"] == "RetryAttemptsExhausted" and context["approximateInvokeCount"] == 2, told
@@ -587,7 +588,7 @@ def shards():
     told = {}
 
     def arrived(condition):
-        for message in dead.store.receive_message(QueueUrl=dead.url, WaitTimeSeconds=1).get("Messages", []):
+        for message in dead.received():
             body = json.loads(message["Body"])
             told[body["requestContext"]["condition"]] = body
         return told.get(condition)
@@ -630,10 +631,7 @@ def after_the_tries_crashes():
     """It was tried as often as it may be, in all."""
     dead = Queue("hopeless")
 
-    def arrived():
-        return dead.store.receive_message(QueueUrl=dead.url, WaitTimeSeconds=1).get("Messages")
-
-    told = json.loads(until("it is told", arrived)[0]["Body"])
+    told = json.loads(until("it is told", dead.received)[0]["Body"])
     context = told["requestContext"]
     assert context["condition"] == "RetryAttemptsExhausted" and context["approximateInvokeCount"] == 7, told
     assert 1 <= len(batches("hopeless")) <= 7, batches("hopeless")
