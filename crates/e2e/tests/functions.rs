@@ -224,9 +224,21 @@ fn the_end_of_its_log_comes_with_the_answer() {
     ] {
         assert!(log.contains(line), "{line} is not in {log}");
     }
+    let report = [
+        "Memory Size: 128 MB",
+        "Max Memory Used: ",
+        "Init Duration: ",
+    ];
+    for part in report {
+        assert!(log.contains(&format!("\t{part}")), "{part} is not in {log}");
+    }
     // Of this invocation and not of the one before.
     let log = tail(&invoke_with(&server, &host, "1", &flags));
     assert!(log.contains("START") && !log.contains("says"), "{log}");
+    assert!(!log.contains("Init Duration"), "{log}");
+    let log = tail(&invoke_with(&server, &host, r#""exit 1""#, &flags));
+    let end = "\tStatus: error\tError Type: Runtime.ExitError\n";
+    assert!(log.ends_with(end), "{log}");
     assert_eq!(invoke(&server, &host, "1").header("x-amz-log-result"), None);
 
     let told = server.cli(&["invoke", "speak", "-d", r#""speak""#, "--log"]);
@@ -484,6 +496,12 @@ fn an_extension_takes_the_telemetry_of_its_instance() {
         of("platform.start").unwrap()["record"]["requestId"]
     );
     assert_eq!(report["metrics"]["memorySizeMB"], 128);
+    let used = report["metrics"]["maxMemoryUsedMB"].as_u64().unwrap();
+    assert!((1..=128).contains(&used), "{report}");
+    assert!(
+        report["metrics"]["initDurationMs"].as_f64().unwrap() > 0.0,
+        "{report}"
+    );
     let _out = server.cli(&["rm", "watched"]).ok();
 }
 

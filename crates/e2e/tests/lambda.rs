@@ -285,7 +285,7 @@ fn extensions_of_layers_start_before_the_runtime_and_watch_it() {
     world.endpoint = endpoint(&server);
     world.extension("again");
     world.extension("changed");
-    let words = "watcher gets SHUTDOWN";
+    let words = "watcher gets SHUTDOWN spindown";
     wait_for(words, 60, || {
         let log = server.cli(&["logs", "watched"]).ok();
         log.contains(words).then_some(())
@@ -302,6 +302,13 @@ fn a_runtime_waits_for_every_extension() {
 fn an_extension_that_ends_takes_its_instance_along() {
     let (_server, world) = shared();
     world.extension("crashes");
+    world.extension("posts");
+}
+
+#[test]
+fn an_extension_is_told_of_a_timeout() {
+    let (_server, world) = shared();
+    world.extension("outlasts");
 }
 
 #[test]

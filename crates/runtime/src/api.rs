@@ -340,12 +340,14 @@ async fn extension(
                 Ok(number) => number,
                 Err(answer) => return *answer,
             };
-            let kind = request.headers().get(EXTENSION_ERROR).cloned();
-            let kind = kind.as_ref().and_then(|kind| kind.to_str().ok());
-            match bridge
-                .extension_error(number, kind.unwrap_or("unknown"))
-                .await
-            {
+            let kind = match call {
+                "init/error" => "Extension.InitError",
+                _ => "Extension.ExitError",
+            };
+            let words = request.headers().get(EXTENSION_ERROR).cloned();
+            let words = words.as_ref().and_then(|words| words.to_str().ok());
+            let failed = bridge.extension_error(number, kind, words.unwrap_or("unknown"));
+            match failed.await {
                 Ok(()) => accepted(),
                 Err(refusal) => refused(refusal),
             }
@@ -473,7 +475,7 @@ fn of_extension_event(event: ExtensionEvent, bridge: &Bridge) -> Answered {
         } => (
             json!({
                 "eventType": "SHUTDOWN",
-                "shutdownReason": reason,
+                "shutdownReason": reason.name(),
                 "deadlineMs": deadline_unix_ms,
             }),
             words::uuid(),

@@ -6,21 +6,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
-use serde_json::json;
 use skiff_base::{Clock, Monotonic, chain};
 use skiff_sandbox::{Sandbox, SandboxError};
 use skiff_types::FunctionLaunch;
 use skiff_wire::launcher::Exit;
 use skiff_worker::OutputTap;
-use tokio::io::AsyncRead;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::journal::{Done, Journal, Status, error_type};
 use crate::machine::{Machine, Refusal, Wants};
-use crate::telemetry::{Kind, Subscription, Telemetry, Unacceptable, ms};
+use crate::telemetry::{Subscription, Unacceptable};
 use crate::words;
 
 const SIGKILL: i32 = 9;
+const SIGSTOP: i32 = 19;
+/// How long extensions have when the instance ends (AWS's).
+const SHUTDOWN: Duration = Duration::from_millis(2000);
+/// How long a runtime's standing still is waited for.
+const STOP_WAIT: Duration = Duration::from_secs(1);
 /// How long a runtime's end is waited for after SIGKILL, and after its
 /// sandbox's destruction.
 const KILL_WAIT: Duration = Duration::from_secs(10);
@@ -42,7 +46,7 @@ pub(crate) struct Event {
 pub(crate) enum ExtensionEvent {
     Invoke(Box<Event>),
     Shutdown {
-        reason: &'static str,
+        reason: Reason,
         deadline_unix_ms: u64,
     },
 }
@@ -115,6 +119,32 @@ pub(crate) enum SubscribeRefusal {
     Body(Unacceptable),
 }
 
+/// How an instance came to this server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Made,
+    /// Inside an invocation, which is told what becomes of it.
+    MadeAgain,
+    /// A former server left it.
+    Found,
+}
+
+/// Why an instance is ended, in AWS's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    Spindown,
+    Timeout,
+}
+
+impl Reason {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Spindown => "spindown",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
 /// Why an instance takes no event any more.
 #[derive(Clone, Debug)]
 enum End {
@@ -141,8 +171,6 @@ struct State {
     shutting_down: bool,
     end: Option<End>,
     was_ready: bool,
-    /// Its subscribers know that it is.
-    ready_told: bool,
     /// Its end was told to a caller, or nobody will ask.
     end_told: bool,
     left: bool,
@@ -153,11 +181,9 @@ struct State {
 pub(crate) struct Bridge {
     pub function: FunctionLaunch,
     pub sandbox: Arc<dyn Sandbox>,
-    /// It begins inside an invocation, which is told what becomes of it.
-    pub again: bool,
+    origin: Origin,
     clock: Arc<dyn Clock>,
-    output: Option<Arc<OutputTap>>,
-    pub telemetry: Arc<Telemetry>,
+    pub journal: Journal,
     state: Mutex<State>,
     changed: watch::Sender<()>,
     turn: tokio::sync::Mutex<()>,
@@ -167,22 +193,17 @@ impl Bridge {
     pub fn new(
         function: FunctionLaunch,
         sandbox: Arc<dyn Sandbox>,
-        again: bool,
+        origin: Origin,
         clock: Arc<dyn Clock>,
         output: Option<Arc<OutputTap>>,
     ) -> Self {
-        let telemetry = Arc::new(Telemetry::new(sandbox.clone(), clock.clone()));
-        if let Some(output) = &output {
-            let telemetry = telemetry.clone();
-            output.hear(move |line| telemetry.tell(Kind::Function, "function", json!(line)));
-        }
+        let journal = Journal::new(function.clone(), sandbox.clone(), clock.clone(), output);
         Self {
             function,
             sandbox,
-            again,
+            origin,
             clock,
-            output,
-            telemetry,
+            journal,
             state: Mutex::default(),
             changed: watch::Sender::new(()),
             turn: tokio::sync::Mutex::default(),
@@ -252,7 +273,7 @@ impl Bridge {
             Ok(())
         })?;
         let words = String::from_utf8_lossy(&body[..body.len().min(1024)]).into_owned();
-        self.note(format!("init error: {words}")).await;
+        self.journal.note(format!("init error: {words}")).await;
         self.kill().await;
         Ok(())
     }
@@ -286,32 +307,16 @@ impl Bridge {
         Ok(event)
     }
 
-    /// Its subscribers are told that it has come up, once.
+    /// What is told of its coming up, once.
     fn tell_ready(&self) {
-        let mut state = self.lock();
-        if !state.was_ready || std::mem::replace(&mut state.ready_told, true) {
-            return;
-        }
-        let extensions = state.machine.extensions();
-        drop(state);
-        let tell = |name: &str, record| self.telemetry.tell(Kind::Platform, name, record);
-        let kind = self.function.initialization_type();
-        let phase = self.function.initialization_phase();
-        let phase = json!({"initializationType": kind, "phase": phase});
-        let mut done = phase.clone();
-        done["status"] = json!("success");
-        tell("platform.initRuntimeDone", done);
-        for (name, wants) in extensions {
-            let events: Vec<_> = [("INVOKE", wants.invoke), ("SHUTDOWN", wants.shutdown)]
-                .into_iter()
-                .filter_map(|(event, wanted)| wanted.then_some(event))
-                .collect();
-            let record = json!({"name": name, "state": "Ready", "events": events});
-            tell("platform.extension", record);
-        }
-        let mut report = phase;
-        report["metrics"] = json!({"durationMs": self.telemetry.age_ms()});
-        tell("platform.initReport", report);
+        let extensions = {
+            let state = self.lock();
+            if !state.was_ready {
+                return;
+            }
+            state.machine.extensions()
+        };
+        self.journal.ready(extensions, self.origin == Origin::Found);
     }
 
     /// An extension wants to be told what happens, from the beginning on.
@@ -326,30 +331,23 @@ impl Bridge {
             name.to_owned()
         };
         let subscription = Subscription::parse(body).map_err(SubscribeRefusal::Body)?;
-        let spec = &self.function.spec;
-        let begin = json!({
-            "initializationType": self.function.initialization_type(),
-            "phase": self.function.initialization_phase(),
-            "functionName": spec.name,
-            "functionVersion": spec.version,
-            "instanceMaxMemory": u64::from(self.function.memory_mib) << 20,
-        });
-        self.telemetry.subscribe(number, &name, subscription, begin);
+        let begin = self.journal.beginning();
+        let telemetry = &self.journal.telemetry;
+        telemetry.subscribe(number, &name, subscription, begin);
         Ok(())
     }
 
-    /// An extension cannot go on, which ends the instance as a runtime's end does.
-    pub async fn extension_error(&self, number: u64, kind: &str) -> Result<(), Refusal> {
+    /// An extension cannot go on, by AWS's type of that error and its own words,
+    /// which ends the instance as a runtime's end does.
+    pub async fn extension_error(
+        &self,
+        number: u64,
+        kind: &'static str,
+        words: &str,
+    ) -> Result<(), Refusal> {
         let name = self.lock().machine.extension(number).map(str::to_owned);
         let name = name.ok_or(Refusal::ExtensionId)?;
-        let message = format!("Error: the extension {name} has failed: {kind}");
-        let body = words::error("Extension.Crash", &message);
-        self.change(|state| {
-            state.machine.end();
-            state.end.get_or_insert(End::Init(body));
-        });
-        self.note(message).await;
-        self.kill().await;
+        self.lose_to_extension(&name, kind, words.to_owned()).await;
         Ok(())
     }
 
@@ -372,8 +370,12 @@ impl Bridge {
     /// One's process has ended, or has never begun: by AWS's type of that error,
     /// and how. Before the instance's own end it is that end.
     pub async fn extension_ended(&self, name: &str, kind: &'static str, how: String) {
-        let crashed = self.change(|state| {
-            state.running.remove(name);
+        self.change(|state| state.running.remove(name));
+        self.lose_to_extension(name, kind, how).await;
+    }
+
+    async fn lose_to_extension(&self, name: &str, kind: &'static str, how: String) {
+        let is_end = self.change(|state| {
             if state.shutting_down || state.left || state.end.is_some() {
                 return false;
             }
@@ -381,25 +383,10 @@ impl Bridge {
             state.end = Some(End::Extension(kind, how.clone()));
             true
         });
-        if crashed {
-            self.note(format!("{kind}: the extension {name}: {how}"))
-                .await;
+        if is_end {
+            let note = format!("{kind}: the extension {name}: {how}");
+            self.journal.note(note).await;
             self.kill().await;
-        }
-    }
-
-    /// Reads what an external extension writes.
-    pub async fn carry(
-        &self,
-        stdout: impl AsyncRead + Unpin,
-        stderr: Option<impl AsyncRead + Unpin>,
-    ) {
-        let tell = |line: &str| {
-            self.telemetry
-                .tell(Kind::Extension, "extension", json!(line));
-        };
-        if let Some(output) = &self.output {
-            output.carry(stdout, stderr, tell).await;
         }
     }
 
@@ -409,13 +396,13 @@ impl Bridge {
     pub fn takes_events(&self) -> Result<(), &'static str> {
         let state = self.lock();
         if state.end.is_some() {
-            return if state.tells(self.again) {
+            return if state.tells(self.origin) {
                 Ok(())
             } else {
                 Err("its runtime has ended")
             };
         }
-        if state.was_ready || self.again {
+        if state.was_ready || self.origin == Origin::MadeAgain {
             return Ok(());
         }
         Err("its runtime has not asked for an event")
@@ -433,8 +420,8 @@ impl Bridge {
 
     /// Waits until nobody needs to be told of the end any more.
     pub async fn end_is_told(&self) {
-        let again = self.again;
-        self.until(|state| (!state.tells(again)).then_some(()))
+        let origin = self.origin;
+        self.until(|state| (!state.tells(origin)).then_some(()))
             .await;
     }
 
@@ -455,8 +442,8 @@ impl Bridge {
 
     /// Waits until no event is taken any more.
     pub async fn takes_no_more(&self) {
-        let again = self.again;
-        self.until(|state| (state.end.is_some() && !state.tells(again)).then_some(()))
+        let origin = self.origin;
+        self.until(|state| (state.end.is_some() && !state.tells(origin)).then_some(()))
             .await;
     }
 
@@ -477,12 +464,13 @@ impl Bridge {
     }
 
     /// Tells the extensions that want it of the end, and waits until they
-    /// have gone quiet, so long at most.
-    pub async fn shut_down(&self, reason: &'static str, most: Duration) {
-        let deadline_unix_ms = self.unix_ms_in(most);
+    /// have gone quiet, for as long as they have. After a timeout those that the
+    /// runtime has started stand still with it and are told nothing.
+    pub async fn shut_down(&self, reason: Reason) {
+        let deadline_unix_ms = self.unix_ms_in(SHUTDOWN);
         let told = self.change(|state| {
             state.shutting_down = true;
-            let told = state.machine.to_shut_down();
+            let told = state.to_shut_down(reason);
             for number in &told {
                 let event = ExtensionEvent::Shutdown {
                     reason,
@@ -502,8 +490,9 @@ impl Bridge {
             }
         };
         // Those that go on are killed with the rest.
-        let ended = futures_util::future::join(self.telemetry.hurry(most), quiet);
-        let _late = timeout(most, ended).await;
+        let telemetry = self.journal.telemetry.hurry(SHUTDOWN);
+        let ended = futures_util::future::join(telemetry, quiet);
+        let _late = timeout(SHUTDOWN, ended).await;
     }
 
     pub fn has_extensions(&self) -> bool {
@@ -521,19 +510,32 @@ impl Bridge {
         let limit = Duration::from_secs(self.function.timeout_s.into());
         let id = invocation.event.id.clone();
         let mut over = std::pin::pin!(sleep(limit));
+        let wants_log = invocation.wants_log;
+        let done = |status, error, bytes| Done {
+            id: &id,
+            begun,
+            status,
+            error,
+            bytes,
+        };
         let handed = tokio::select! {
             handed = self.hand_over(invocation.event, begun, limit) => handed,
-            () = &mut over => Err(None),
+            () = &mut over => {
+                let late = done(Status::Timeout, None, None);
+                return self.run_out(late, wants_log, reply).await;
+            }
         };
-        let mut answer = match handed {
-            Ok(answer) => answer,
-            Err(Some(())) => return self.tell_end(&id, invocation.wants_log, reply).await,
-            Err(None) => return self.run_out(&id, invocation.wants_log, reply).await,
+        let failed = done(Status::Failure, None, None);
+        let Some(mut answer) = handed else {
+            return self.tell_end(failed, wants_log, reply).await;
         };
         let answered = tokio::select! {
             answered = &mut answer => Some(answered),
             () = self.exit() => None,
-            () = &mut over => return self.run_out(&id, invocation.wants_log, reply).await,
+            () = &mut over => {
+                let late = done(Status::Timeout, None, None);
+                return self.run_out(late, wants_log, reply).await;
+            }
         };
         let answered = match answered {
             // Its last word may have come with its end.
@@ -541,62 +543,65 @@ impl Bridge {
             Some(Ok(answer)) => Some(answer),
             Some(Err(_broken)) => Some(Answer::Failed(words::truncated(&id))),
         };
-        let Some(answered) = answered else {
-            return self.tell_end(&id, invocation.wants_log, reply).await;
-        };
-        let (status, bytes) = match &answered {
-            Answer::Payload { body, .. } => ("success", Some(body.len())),
-            Answer::Failed(body) => ("error", Some(body.len())),
-            Answer::Stream { .. } => ("success", None),
-        };
-        let (told, whole) = match answered {
-            Answer::Payload { body, content_type } => (Reply::Payload { body, content_type }, None),
-            Answer::Failed(body) => (Reply::Failed(body), None),
-            Answer::Stream {
+        match answered {
+            None => self.tell_end(failed, wants_log, reply).await,
+            Some(Answer::Payload { body, content_type }) => {
+                let bytes = Some(body.len());
+                self.journal.done(done(Status::Success, None, bytes)).await;
+                let log = self.journal.tail(wants_log).await;
+                send(reply, Reply::Payload { body, content_type }, log, false);
+            }
+            Some(Answer::Failed(body)) => {
+                let (bytes, error) = (Some(body.len()), error_type(&body));
+                let failed = done(Status::Error, error.as_deref(), bytes);
+                self.journal.done(failed).await;
+                let log = self.journal.tail(wants_log).await;
+                send(reply, Reply::Failed(body), log, false);
+            }
+            Some(Answer::Stream {
                 pieces,
                 content_type,
                 whole,
-            } => (
-                Reply::Stream {
+            }) => {
+                let stream = Reply::Stream {
                     pieces,
                     content_type,
-                },
-                Some(whole),
-            ),
-        };
-        let Some(whole) = whole else {
-            self.report(&id, begun, status, bytes).await;
-            return self.tell(told, invocation.wants_log, false, reply).await;
-        };
-        self.tell(told, false, false, reply).await;
-        tokio::select! {
-            _whole = whole => self.report(&id, begun, status, bytes).await,
-            () = self.exit() => {}
-            () = &mut over => self.end_in_time().await,
+                };
+                send(reply, stream, None, false);
+                tokio::select! {
+                    _whole = whole => self.journal.done(done(Status::Success, None, None)).await,
+                    () = self.exit() => drop(self.note_end(failed).await),
+                    () = &mut over => self.end_in_time(done(Status::Timeout, None, None)).await,
+                }
+            }
         }
     }
 
-    /// Waits for the runtime and gives it the event. An error of `Some` says
-    /// that the runtime has ended.
+    /// Waits for the runtime and gives it the event; nothing comes back when the
+    /// runtime has ended.
     async fn hand_over(
         &self,
         mut event: Event,
         begun: Monotonic,
         limit: Duration,
-    ) -> Result<oneshot::Receiver<Answer>, Option<()>> {
-        let mut noted = false;
+    ) -> Option<oneshot::Receiver<Answer>> {
+        // Its init is a part of this invocation, or none of it.
+        let mut is_open = self.origin == Origin::MadeAgain && !self.lock().was_ready;
+        if is_open {
+            self.journal.open(&event.id).await;
+        }
+        let mut has_started = false;
         loop {
             self.until(|state| (state.end.is_some() || state.machine.is_ready()).then_some(()))
                 .await;
             if self.lock().end.is_some() {
-                return Err(Some(()));
+                return None;
             }
-            if !noted {
-                noted = true;
-                self.begin_log(&event.id).await;
-                let record = json!({"requestId": event.id, "version": self.function.spec.version});
-                self.telemetry
-                    .tell(Kind::Platform, "platform.start", record);
+            if !std::mem::replace(&mut is_open, true) {
+                self.journal.open(&event.id).await;
+            }
+            if !std::mem::replace(&mut has_started, true) {
+                self.journal.start(&event.id);
             }
             let left = limit.saturating_sub(self.clock.now().since(begun));
             event.deadline_unix_ms = self.unix_ms_in(left);
@@ -619,7 +624,7 @@ impl Bridge {
                 Some(())
             });
             if handed.is_some() {
-                return Ok(answer);
+                return Some(answer);
             }
         }
     }
@@ -630,60 +635,66 @@ impl Bridge {
     }
 
     /// The invocation's time is over: so is the instance's.
-    async fn run_out(&self, id: &str, wants_log: bool, reply: oneshot::Sender<Outcome>) {
-        let seconds = self.function.timeout_s;
-        self.note(format!("{id} Task timed out after {seconds}.00 seconds"))
-            .await;
-        let told = Reply::Failed(words::timed_out(id, seconds));
-        let log = self.log(wants_log).await;
-        self.end_in_time().await;
+    async fn run_out(&self, late: Done<'_>, wants_log: bool, reply: oneshot::Sender<Outcome>) {
+        self.end_in_time(late).await;
+        let told = Reply::Failed(words::timed_out(late.id, self.function.timeout_s));
+        let log = self.journal.tail(wants_log).await;
         send(reply, told, log, true);
     }
 
-    /// Nothing of it runs on, and nothing is handed to it.
-    async fn end_in_time(&self) {
-        self.change(|state| {
+    /// Nothing of it runs on, and nothing is handed to it. Extensions that Skiff
+    /// has started have their time; the runtime has had its own.
+    async fn end_in_time(&self, late: Done<'_>) {
+        let has_extensions = self.change(|state| {
             state.machine.end();
             state.end.get_or_insert(End::Timeout);
             state.end_told = true;
             state.answer = None;
+            !state.to_shut_down(Reason::Timeout).is_empty()
         });
+        let (id, seconds) = (late.id, self.function.timeout_s);
+        let note = format!("{id} Task timed out after {seconds}.00 seconds");
+        self.journal.note(note).await;
+        self.journal.done(late).await;
+        if has_extensions && let Ok(Ok(())) = timeout(STOP_WAIT, self.sandbox.signal(SIGSTOP)).await
+        {
+            self.shut_down(Reason::Timeout).await;
+        }
         self.kill().await;
     }
 
     /// The runtime ended; in the middle of this invocation or before it.
-    async fn tell_end(&self, id: &str, wants_log: bool, reply: oneshot::Sender<Outcome>) {
-        let (end, was_ready) = self.change(|state| {
-            state.answer = None;
-            (state.end.clone(), state.was_ready)
-        });
-        let begun = self.lock().machine.has_run(id);
-        let told = match end {
-            Some(End::Init(body)) => Reply::Failed(body),
-            Some(End::Extension(kind, how)) if begun || !was_ready => {
-                Reply::Failed(words::error(kind, &format!("RequestId: {id} Error: {how}")))
-            }
-            Some(End::Exit(exit)) if begun || !was_ready => Reply::Failed(words::exited(id, &exit)),
-            _ => Reply::Gone,
-        };
-        if let Reply::Failed(body) = &told {
-            self.note(format!("{id} {}", String::from_utf8_lossy(body)))
-                .await;
-        }
-        let log = self.log(wants_log).await;
+    async fn tell_end(&self, failed: Done<'_>, wants_log: bool, reply: oneshot::Sender<Outcome>) {
+        let told = self.note_end(failed).await;
+        let told = told.map_or(Reply::Gone, Reply::Failed);
+        let log = self.journal.tail(wants_log).await;
         send(reply, told, log, true);
         self.give_up();
     }
 
-    async fn tell(
-        &self,
-        told: Reply,
-        wants_log: bool,
-        last: bool,
-        reply: oneshot::Sender<Outcome>,
-    ) {
-        let log = self.log(wants_log).await;
-        send(reply, told, log, last);
+    /// What is to be told of the runtime's end; nothing where it ended before
+    /// this invocation.
+    async fn note_end(&self, failed: Done<'_>) -> Option<Bytes> {
+        let id = failed.id;
+        let (end, is_told) = self.change(|state| {
+            state.answer = None;
+            let is_told = state.machine.has_run(id) || !state.was_ready;
+            (state.end.clone(), is_told)
+        });
+        let told = match end {
+            Some(End::Init(body)) => body,
+            Some(End::Extension(kind, how)) if is_told => {
+                words::error(kind, &format!("RequestId: {id} Error: {how}"))
+            }
+            Some(End::Exit(exit)) if is_told => words::exited(id, &exit),
+            _ => return None,
+        };
+        let note = format!("{id} {}", String::from_utf8_lossy(&told));
+        self.journal.note(note).await;
+        let error = error_type(&told);
+        let error = error.as_deref();
+        self.journal.done(Done { error, ..failed }).await;
+        Some(told)
     }
 
     /// Kills what runs and waits until it has ended. A machine whose guest does
@@ -710,69 +721,6 @@ impl Bridge {
         timeout(KILL_WAIT, ended).await.is_ok()
     }
 
-    // What its log has.
-
-    async fn begin_log(&self, id: &str) {
-        if let Some(output) = &self.output {
-            output.begin().await;
-            let version = &self.function.spec.version;
-            output
-                .note(format!("START RequestId: {id} Version: {version}"))
-                .await;
-        }
-    }
-
-    async fn report(&self, id: &str, begun: Monotonic, status: &str, bytes: Option<usize>) {
-        let took = self.clock.now().since(begun);
-        self.tell_done(id, took, status, bytes).await;
-        let us = took.as_micros();
-        let memory = self.function.memory_mib;
-        self.note(format!("END RequestId: {id}")).await;
-        self.note(format!(
-            "REPORT RequestId: {id}\tDuration: {}.{:02} ms\tBilled Duration: {} ms\tMemory Size: {memory} MB",
-            us / 1000,
-            us % 1000 / 10,
-            us.div_ceil(1000),
-        ))
-        .await;
-    }
-
-    /// Tells its subscribers, behind what it wrote.
-    async fn tell_done(&self, id: &str, took: Duration, status: &str, bytes: Option<usize>) {
-        if let Some(output) = &self.output
-            && self.telemetry.is_wanted(Kind::Function)
-        {
-            let _said = output.tail().await;
-        }
-        let tell = |name: &str, record| self.telemetry.tell(Kind::Platform, name, record);
-        let mut metrics = json!({"durationMs": ms(took)});
-        if let Some(bytes) = bytes {
-            metrics["producedBytes"] = json!(bytes);
-        }
-        let done = json!({"requestId": id, "status": status, "metrics": metrics});
-        tell("platform.runtimeDone", done);
-        let metrics = json!({
-            "durationMs": ms(took),
-            "billedDurationMs": took.as_micros().div_ceil(1000),
-            "memorySizeMB": self.function.memory_mib,
-        });
-        let report = json!({"requestId": id, "status": status, "metrics": metrics});
-        tell("platform.report", report);
-    }
-
-    async fn note(&self, text: String) {
-        if let Some(output) = &self.output {
-            output.note(text).await;
-        }
-    }
-
-    async fn log(&self, wanted: bool) -> Option<Vec<u8>> {
-        match &self.output {
-            Some(output) if wanted => Some(output.tail().await),
-            _ => None,
-        }
-    }
-
     fn unix_ms_in(&self, later: Duration) -> u64 {
         let later = u64::try_from(later.as_millis()).unwrap_or(u64::MAX);
         self.clock.unix_ms().saturating_add(later)
@@ -781,8 +729,17 @@ impl Bridge {
 
 impl State {
     /// Whether its end, when it comes now, is for an invocation to tell.
-    fn tells(&self, again: bool) -> bool {
-        again && !self.was_ready && !self.end_told
+    fn tells(&self, origin: Origin) -> bool {
+        origin == Origin::MadeAgain && !self.was_ready && !self.end_told
+    }
+
+    /// Those that are told of this end.
+    fn to_shut_down(&self, reason: Reason) -> Vec<u64> {
+        let mut told = self.machine.to_shut_down();
+        told.retain(|number| {
+            reason == Reason::Spindown || self.machine.external(*number).is_some()
+        });
+        told
     }
 
     /// Whether all of these are processes that have ended.
@@ -845,7 +802,7 @@ fn send(reply: oneshot::Sender<Outcome>, told: Reply, log: Option<Vec<u8>>, last
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
+    use serde_json::{Value, json};
     use skiff_base::{SystemClock, Tasks};
     use skiff_types::{FunctionSpec, StartCause};
     use skiff_wire::launcher::ProcessSpec;
@@ -854,10 +811,10 @@ mod tests {
     use crate::fake::{Fake, posts};
 
     fn bridge(sandbox: &Arc<Fake>) -> Arc<Bridge> {
-        bridge_of(sandbox, false)
+        bridge_of(sandbox, Origin::Made)
     }
 
-    fn bridge_of(sandbox: &Arc<Fake>, again: bool) -> Arc<Bridge> {
+    fn bridge_of(sandbox: &Arc<Fake>, origin: Origin) -> Arc<Bridge> {
         let function = FunctionLaunch {
             spec: FunctionSpec::default(),
             timeout_s: 3,
@@ -865,7 +822,7 @@ mod tests {
             cause: StartCause::default(),
         };
         let clock = Arc::new(SystemClock);
-        Arc::new(Bridge::new(function, sandbox.clone(), again, clock, None))
+        Arc::new(Bridge::new(function, sandbox.clone(), origin, clock, None))
     }
 
     fn invocation(id: &str) -> Invocation {
@@ -906,7 +863,7 @@ mod tests {
         meanwhile: impl AsyncFnOnce(&Arc<Bridge>, &Fake),
     ) -> (String, bool) {
         let sandbox = Arc::new(Fake::default());
-        let bridge = bridge_of(&sandbox, true);
+        let bridge = bridge_of(&sandbox, Origin::MadeAgain);
         assert_eq!(bridge.takes_events(), Ok(()));
         let (reply, outcome) = oneshot::channel();
         let invoked = bridge.invoke(invocation("7"), reply);
@@ -994,13 +951,66 @@ mod tests {
             let how = "exit code 0".to_owned();
             bridge.extension_ended("one", "Extension.Crash", how).await;
         };
-        let most = Duration::from_secs(1000);
         let begun = tokio::time::Instant::now();
-        tokio::join!(bridge.shut_down("spindown", most), ending);
+        tokio::join!(bridge.shut_down(Reason::Spindown), ending);
         // Nobody waits for the other one, which asked for nothing, and nobody
         // takes the end for a crash.
-        assert!(begun.elapsed() < most);
+        assert!(begun.elapsed() < SHUTDOWN);
         assert!(bridge.takes_events().is_ok() && !*sandbox.destroyed.borrow());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_timeout_extensions_have_their_time_and_the_runtime_has_none() {
+        let (sandbox, tasks) = (Arc::new(Fake::obedient()), Tasks::new());
+        let mut told = posts(&tasks, sandbox.listen());
+        let bridge = bridge(&sandbox);
+        bridge.expect(&names()[..1]);
+        let wants = Wants {
+            invoke: false,
+            shutdown: true,
+        };
+        let one = bridge.register("one", wants).unwrap();
+        let inner = bridge.register("the runtime's", wants).unwrap();
+        bridge.subscribe(one, &subscription()).unwrap();
+        let event = bridge.extension_next(one).unwrap();
+        let mut untold = bridge.extension_next(inner).unwrap();
+        let _call = bridge.next().unwrap();
+        let ending = async {
+            let event = event.await.unwrap();
+            let ExtensionEvent::Shutdown { reason, .. } = event else {
+                panic!("{event:?}");
+            };
+            assert_eq!(reason, Reason::Timeout);
+            assert_eq!(*sandbox.signals.lock().unwrap(), [SIGSTOP]);
+            let how = "exit code 0".to_owned();
+            bridge.extension_ended("one", "Extension.Crash", how).await;
+        };
+        let (reply, outcome) = oneshot::channel();
+        tokio::join!(bridge.invoke(invocation("7"), reply), ending);
+        let outcome = outcome.await.unwrap();
+        assert!(matches!(outcome.reply, Reply::Failed(_)) && outcome.last);
+        assert_eq!(*sandbox.signals.lock().unwrap(), [SIGSTOP, SIGKILL]);
+        assert!(untold.try_recv().is_err());
+        let told = told_until("platform.report", &mut told).await;
+        let report = &told.last().unwrap()["record"];
+        assert_eq!(report["status"], "timeout");
+        assert_eq!(report["metrics"]["maxMemoryUsedMB"], 31);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_that_an_extension_posts_is_the_instance_s_end() {
+        let (words, last) = told_of_a_second_start(async |bridge, _| {
+            let one = bridge.register("one", Wants::default()).unwrap();
+            let unknown = bridge.extension_error(one + 1, "Extension.InitError", "Its.Own");
+            assert_eq!(unknown.await, Err(Refusal::ExtensionId));
+            let posted = bridge.extension_error(one, "Extension.InitError", "Its.Own");
+            posted.await.unwrap();
+        })
+        .await;
+        let told: Value = serde_json::from_str(&words).unwrap();
+        assert_eq!(told["errorType"], "Extension.InitError");
+        assert_eq!(told["errorMessage"], "RequestId: 7 Error: Its.Own");
+        assert!(last);
     }
 
     #[tokio::test(start_paused = true)]
@@ -1016,7 +1026,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_second_start_that_comes_up_in_time_answers() {
         let sandbox = Arc::new(Fake::default());
-        let bridge = bridge_of(&sandbox, true);
+        let bridge = bridge_of(&sandbox, Origin::MadeAgain);
         let (reply, outcome) = oneshot::channel();
         let serving = async {
             sleep(Duration::from_secs(2)).await;
@@ -1035,6 +1045,15 @@ mod tests {
             "{outcome:?}"
         );
         assert!(!outcome.last && bridge.takes_events().is_ok());
+    }
+
+    fn subscription() -> Vec<u8> {
+        let body = json!({
+            "schemaVersion": "2022-12-13",
+            "types": ["platform"],
+            "destination": {"protocol": "HTTP", "URI": "http://sandbox:8080/told"},
+        });
+        body.to_string().into_bytes()
     }
 
     /// Until an event of this kind, all that subscribers are told.
@@ -1057,12 +1076,7 @@ mod tests {
             shutdown: true,
         };
         let watcher = bridge.register("watcher", wants).unwrap();
-        let body = json!({
-            "schemaVersion": "2022-12-13",
-            "types": ["platform"],
-            "destination": {"protocol": "HTTP", "URI": "http://sandbox:8080/told"},
-        });
-        let body = body.to_string().into_bytes();
+        let body = subscription();
         let unknown = bridge.subscribe(watcher + 1, &body).unwrap_err();
         assert_eq!(unknown, SubscribeRefusal::Call(Refusal::ExtensionId));
         bridge.subscribe(watcher, &body).unwrap();

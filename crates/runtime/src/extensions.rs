@@ -113,7 +113,7 @@ async fn watch(bridge: &Bridge, (name, started): (String, Executed)) {
     } = started;
     // There is nothing to read.
     drop(input);
-    let mut carried = pin!(bridge.carry(output, errors));
+    let mut carried = pin!(bridge.journal.carry(output, errors));
     let exit = tokio::select! {
         exit = process.exited() => {
             // What it has started may hold them open beyond its end.

@@ -20,15 +20,28 @@ use tokio::sync::{mpsc, watch};
 const CONNECTIONS_MAX: usize = 16;
 const PIPE_BYTES: usize = 64 * 1024;
 
-/// A machine whose guest does nothing that it is told: it ends by its
-/// destruction.
+const SIGKILL: i32 = 9;
+
+/// A machine whose guest does nothing that it is told, unless it is an obedient
+/// one: it ends by its destruction.
 #[derive(Debug, Default)]
 pub(crate) struct Fake {
     pub destroyed: watch::Sender<bool>,
+    /// What it was sent.
+    pub signals: Mutex<Vec<i32>>,
+    obeys: bool,
     listener: Mutex<Option<mpsc::Sender<DuplexStream>>>,
 }
 
 impl Fake {
+    /// One that takes signals, and has used 31 MiB.
+    pub fn obedient() -> Self {
+        Self {
+            obeys: true,
+            ..Self::default()
+        }
+    }
+
     /// Connections to any port, from now on; they are refused before.
     pub fn listen(&self) -> mpsc::Receiver<DuplexStream> {
         let (sender, connections) = mpsc::channel(CONNECTIONS_MAX);
@@ -62,8 +75,15 @@ impl Sandbox for Fake {
         Box::pin(async { opened })
     }
 
-    fn signal(&self, _: i32) -> BoxFuture<'_, Result<(), SandboxError>> {
-        Box::pin(std::future::pending())
+    fn signal(&self, signal: i32) -> BoxFuture<'_, Result<(), SandboxError>> {
+        self.signals.lock().unwrap().push(signal);
+        if !self.obeys {
+            return Box::pin(std::future::pending());
+        }
+        if signal == SIGKILL {
+            self.destroyed.send_replace(true);
+        }
+        Box::pin(async { Ok(()) })
     }
 
     fn pause(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
@@ -75,7 +95,18 @@ impl Sandbox for Fake {
     }
 
     fn stats(&self) -> BoxFuture<'_, Result<Stats, SandboxError>> {
-        Box::pin(std::future::pending())
+        if !self.obeys {
+            return Box::pin(std::future::pending());
+        }
+        Box::pin(async {
+            Ok(Stats {
+                cpu_us: 0,
+                memory_bytes: 1 << 20,
+                memory_peak_bytes: 31 << 20,
+                pids: 1,
+                oom_kills: 0,
+            })
+        })
     }
 
     fn exited(&self) -> BoxFuture<'_, Exit> {

@@ -10,7 +10,7 @@ use skiff_wire::launcher::ProcessSpec;
 use skiff_worker::{FunctionHost, OutputTap};
 
 use crate::api;
-use crate::bridge::Bridge;
+use crate::bridge::{Bridge, Origin};
 use crate::extensions;
 use crate::sandbox::{Freezer, FunctionSandbox};
 
@@ -44,10 +44,14 @@ impl FunctionHost for Functions {
         sandbox: Arc<dyn Sandbox>,
         output: Option<Arc<OutputTap>>,
     ) -> Arc<dyn Sandbox> {
-        // No invocation waits for one that a former server left.
-        let again = made_with.is_some() && function.cause == StartCause::Again;
+        let origin = match (&made_with, function.cause) {
+            // No invocation waits for one that a former server left.
+            (None, _) => Origin::Found,
+            (Some(_), StartCause::Again) => Origin::MadeAgain,
+            (Some(_), _) => Origin::Made,
+        };
         let clock = self.clock.clone();
-        let bridge = Bridge::new(function.clone(), sandbox.clone(), again, clock, output);
+        let bridge = Bridge::new(function.clone(), sandbox.clone(), origin, clock, output);
         let bridge = Arc::new(bridge);
         let tasks = Tasks::new();
         let serving = (sandbox.clone(), bridge.clone());

@@ -26,6 +26,7 @@ mod extensions;
 mod fake;
 mod host;
 mod invoke;
+mod journal;
 mod machine;
 mod sandbox;
 mod telemetry;

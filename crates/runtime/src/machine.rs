@@ -40,6 +40,15 @@ pub(crate) struct Wants {
     pub shutdown: bool,
 }
 
+impl Wants {
+    /// AWS's names of them.
+    pub fn names(self) -> Vec<&'static str> {
+        let named = [("INVOKE", self.invoke), ("SHUTDOWN", self.shutdown)];
+        let wanted = named.into_iter().filter(|(_, wanted)| *wanted);
+        wanted.map(|(name, _)| name).collect()
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Extension {
     name: String,

@@ -9,7 +9,7 @@ use skiff_sandbox::{ExecRequest, Executed, Listeners, Sandbox, SandboxError};
 use skiff_types::{InstanceId, IsolationClass};
 use skiff_wire::launcher::{Exit, Stats};
 
-use crate::bridge::Bridge;
+use crate::bridge::{Bridge, Reason};
 use crate::invoke;
 
 const SIGKILL: i32 = 9;
@@ -17,8 +17,6 @@ const SIGKILL: i32 = 9;
 const PIPE_BYTES: usize = 64 * 1024;
 /// How long subscribers may take what they are told before it stands.
 const TELEMETRY_WAIT: Duration = Duration::from_secs(1);
-/// How long extensions have when the instance ends (AWS's).
-const SHUTDOWN: Duration = Duration::from_millis(2000);
 
 /// A function's sandbox: connections to it end in this process.
 #[derive(Debug)]
@@ -42,9 +40,9 @@ impl Freezer {
         if !self.wanted.load(Ordering::SeqCst) {
             return Ok(());
         }
-        bridge.telemetry.stand(true);
+        bridge.journal.telemetry.stand(true);
         let paused = bridge.sandbox.pause().await;
-        bridge.telemetry.stand(paused.is_ok());
+        bridge.journal.telemetry.stand(paused.is_ok());
         paused
     }
 
@@ -52,7 +50,7 @@ impl Freezer {
         self.wanted.store(false, Ordering::SeqCst);
         let _alone = self.steering.lock().await;
         bridge.sandbox.resume().await?;
-        bridge.telemetry.stand(false);
+        bridge.journal.telemetry.stand(false);
         Ok(())
     }
 }
@@ -72,13 +70,13 @@ impl FunctionSandbox {
     /// invocation whose caller has hung up.
     async fn freeze(&self) -> Result<(), SandboxError> {
         self.freezer.wanted.store(true, Ordering::SeqCst);
-        if self.bridge.is_settled() && self.bridge.telemetry.is_idle() {
+        if self.bridge.is_settled() && self.bridge.journal.telemetry.is_idle() {
             return self.freezer.freeze(&self.bridge).await;
         }
         let (bridge, freezer) = (self.bridge.clone(), self.freezer.clone());
         self.tasks.spawn("freeze", async move {
             bridge.settled().await;
-            bridge.telemetry.hurry(TELEMETRY_WAIT).await;
+            bridge.journal.telemetry.hurry(TELEMETRY_WAIT).await;
             if let Err(error) = freezer.freeze(&bridge).await {
                 tracing::debug!(instance = %bridge.sandbox.id(), %error, "not frozen");
             }
@@ -91,7 +89,7 @@ impl FunctionSandbox {
     async fn end(&self, signal: i32) -> Result<(), SandboxError> {
         self.bridge.give_up();
         if signal != SIGKILL && self.bridge.has_extensions() {
-            self.bridge.shut_down("spindown", SHUTDOWN).await;
+            self.bridge.shut_down(Reason::Spindown).await;
         }
         self.inner.signal(SIGKILL).await
     }

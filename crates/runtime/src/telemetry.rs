@@ -420,9 +420,9 @@ impl Telemetry {
         self.stands.send_replace(stands);
     }
 
-    /// Milliseconds since the instance began.
-    pub fn age_ms(&self) -> f64 {
-        ms(self.clock.now().since(self.began))
+    /// How long ago the instance began.
+    pub fn age(&self) -> Duration {
+        self.clock.now().since(self.began)
     }
 
     /// Something has happened.

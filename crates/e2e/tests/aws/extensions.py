@@ -1,5 +1,6 @@
 """External extensions from layers, as AWS's own clients see them: `extensions.py CASE`."""
 
+import base64
 import os
 import sys
 
@@ -67,7 +68,7 @@ def watches():
     def seen():
         told = ask(aws, "watched", 2)[1]["told"]
         records = {kind: [event["record"] for event in told if event["type"] == kind] for kind in ["extension", "function"]}
-        return "watcher gets INVOKE" in records["extension"] and any(records["function"]) and records
+        return "watcher gets INVOKE " in records["extension"] and any(records["function"]) and records
 
     records = until("the telemetry of both", seen)
     assert "the function gets 1" in records["function"], records
@@ -103,6 +104,39 @@ def crashes():
     aws.delete_function(FunctionName="leaves-late")
     create(aws, "leaves-early", layer(aws, "leaver"), LEAVE="START")
     failed(aws, "leaves-early", "Extension.Crash", "exit status 3")
+
+
+def posts():
+    """One that says that it cannot go on is believed."""
+    aws = client()
+    create(aws, "posts", layer(aws, "poster"), POST="INVOKE")
+    active(aws, "posts")
+    reply, told = ask(aws, "posts", "slow")
+    assert reply["FunctionError"] == "Unhandled", reply
+    assert told["errorType"] == "Extension.ExitError", told
+    assert told["errorMessage"].endswith("Error: Its.Own"), told
+    aws.delete_function(FunctionName="posts")
+
+
+def outlasts():
+    """After a timeout it has some time, and the runtime has none."""
+    aws = client()
+    create(aws, "outlasts", layer(aws, "outlaster"))
+    active(aws, "outlasts")
+    aws.update_function_configuration(FunctionName="outlasts", Timeout=2)
+    aws.get_waiter("function_updated_v2").wait(FunctionName="outlasts", WaiterConfig={"Delay": 1})
+
+    def told():
+        reply = aws.invoke(FunctionName="outlasts", Payload='"slow"', LogType="Tail")
+        assert "Sandbox.Timedout" in reply["Payload"].read().decode(), reply
+        log = base64.b64decode(reply["LogResult"]).decode()
+        ready = "EXTENSION\tName: outlaster\tState: Ready\tEvents: [INVOKE, SHUTDOWN]\nSTART RequestId: "
+        assert ready in log and "\tStatus: timeout\n" in log, log
+        return "outlaster gets SHUTDOWN timeout\n" in log
+
+    # It has two seconds, which a busy machine may not give it.
+    until("an extension is told of a timeout", told)
+    aws.delete_function(FunctionName="outlasts")
 
 
 def refuses():

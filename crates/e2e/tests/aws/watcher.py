@@ -58,7 +58,9 @@ found = {"environment": sorted(os.environ), "cwd": os.getcwd(), "user": os.getui
 note("found", {**found, "function": json.load(registered)["functionName"]})
 while True:
     event = json.load(call("GET", f"{EXTENSION}/event/next", headers=me))
-    print(f"{NAME} gets {event['eventType']}", flush=True)
+    print(f"{NAME} gets {event['eventType']}", event.get("shutdownReason", ""), flush=True)
     leave(event["eventType"])
+    if os.environ.get("POST") == event["eventType"]:
+        call("POST", f"{EXTENSION}/exit/error", {}, {**me, "Lambda-Extension-Function-Error-Type": "Its.Own"})
     if event["eventType"] == "SHUTDOWN":
         break
