@@ -33,6 +33,7 @@ const PIECES_MAX: usize = 4;
 const RUNTIME: &str = "/2018-06-01/runtime/";
 const EXTENSION: &str = "/2020-01-01/extension/";
 const TELEMETRY: &str = "/2022-07-01/telemetry";
+const LOGS: &str = "/2020-08-15/logs";
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("lambda-runtime-aws-request-id");
 const DEADLINE: HeaderName = HeaderName::from_static("lambda-runtime-deadline-ms");
@@ -44,6 +45,7 @@ const ERROR_TYPE: HeaderName = HeaderName::from_static("lambda-runtime-function-
 const ERROR_BODY: HeaderName = HeaderName::from_static("lambda-runtime-function-error-body");
 const EXTENSION_NAME: HeaderName = HeaderName::from_static("lambda-extension-name");
 const EXTENSION_ID: HeaderName = HeaderName::from_static("lambda-extension-identifier");
+const ACCEPT_FEATURE: HeaderName = HeaderName::from_static("lambda-extension-accept-feature");
 const EXTENSION_EVENT: HeaderName = HeaderName::from_static("lambda-extension-event-identifier");
 const EXTENSION_ERROR: HeaderName = HeaderName::from_static("lambda-extension-function-error-type");
 
@@ -113,8 +115,14 @@ async fn answer(request: Request<Incoming>, bridge: &Arc<Bridge>) -> Answered {
     if let Some(call) = path.strip_prefix(EXTENSION) {
         return extension(request, method, call, bridge).await;
     }
-    match (method, path.as_str()) {
+    match (method, path.strip_suffix('/').unwrap_or(&path)) {
         (Method::PUT, TELEMETRY) => subscribe(request, bridge).await,
+        // Extensions that can do without it go on.
+        (Method::PUT, LOGS) => error(
+            StatusCode::ACCEPTED,
+            "Logs.NotSupported",
+            "the Logs API is not served: subscribe to the Telemetry API",
+        ),
         (Method::GET, "/ping") => plain(StatusCode::OK, "pong"),
         _ => nothing_there(),
     }
@@ -176,10 +184,9 @@ fn of_event(event: Event) -> Answered {
     put(headers, REQUEST_ID, &event.id);
     put(headers, DEADLINE, &event.deadline_unix_ms.to_string());
     put(headers, ARN, &event.arn);
-    for (name, value) in [(TRACE, event.trace), (CLIENT_CONTEXT, event.client_context)] {
-        if let Some(value) = value {
-            headers.insert(name, value);
-        }
+    headers.insert(TRACE, event.trace);
+    if let Some(context) = event.client_context {
+        headers.insert(CLIENT_CONTEXT, context);
     }
     response
 }
@@ -367,6 +374,10 @@ async fn register(request: Request<Incoming>, bridge: &Arc<Bridge>) -> Answered 
             message,
         );
     };
+    let features = request.headers().get(ACCEPT_FEATURE);
+    let features = features.and_then(|features| features.to_str().ok());
+    let mut features = features.unwrap_or_default().split(',');
+    let wants_account = features.any(|feature| feature.trim() == "accountId");
     let body = match whole(request.into_body(), SMALL_BYTES_MAX).await {
         Ok(body) => body,
         Err(refusal) => return not_taken(refusal),
@@ -396,14 +407,16 @@ async fn register(request: Request<Incoming>, bridge: &Arc<Bridge>) -> Answered 
     match bridge.register(&name, wants) {
         Ok(number) => {
             let spec = &bridge.function.spec;
-            let mut response = json_of(
-                StatusCode::OK,
-                &json!({
-                    "functionName": spec.name,
-                    "functionVersion": spec.version,
-                    "handler": spec.handler.as_deref().unwrap_or_default(),
-                }),
-            );
+            let mut told = json!({
+                "functionName": spec.name,
+                "functionVersion": spec.version,
+                "handler": spec.handler.as_deref().unwrap_or_default(),
+            });
+            // arn:aws:lambda:REGION:ACCOUNT:function:NAME
+            if wants_account && let Some(account) = spec.arn.split(':').nth(4) {
+                told["accountId"] = json!(account);
+            }
+            let mut response = json_of(StatusCode::OK, &told);
             put(response.headers_mut(), EXTENSION_ID, &id_of(number));
             response
         }
@@ -440,33 +453,32 @@ fn id_of(number: u64) -> String {
 }
 
 fn identifier(headers: &HeaderMap) -> Result<u64, Box<Answered>> {
-    let id = headers.get(EXTENSION_ID).and_then(|id| id.to_str().ok());
+    let refuse = |kind, message| Box::new(error(StatusCode::FORBIDDEN, kind, message));
+    let Some(id) = headers.get(EXTENSION_ID) else {
+        let message = "the header Lambda-Extension-Identifier is missing";
+        return Err(refuse("Extension.MissingExtensionIdentifier", message));
+    };
+    let id = id.to_str().ok();
     let number = id
         .and_then(|id| id.strip_prefix("00000000-0000-4000-8000-"))
         .and_then(|number| u64::from_str_radix(number, 16).ok());
     number.ok_or_else(|| {
-        let message = "the header Lambda-Extension-Identifier is missing or unknown";
-        Box::new(error(
-            StatusCode::FORBIDDEN,
-            "Extension.MissingExtensionIdentifier",
-            message,
-        ))
+        let message = "the header Lambda-Extension-Identifier is not what register answered";
+        refuse("Extension.InvalidExtensionIdentifier", message)
     })
 }
 
 fn of_extension_event(event: ExtensionEvent, bridge: &Bridge) -> Answered {
     let (body, id) = match event {
         ExtensionEvent::Invoke(event) => {
-            let trace = event.trace.as_ref().and_then(|trace| trace.to_str().ok());
-            let mut body = json!({
+            let trace = event.trace.to_str().unwrap_or_default();
+            let body = json!({
                 "eventType": "INVOKE",
                 "deadlineMs": event.deadline_unix_ms,
                 "requestId": event.id,
                 "invokedFunctionArn": event.arn,
+                "tracing": {"type": "X-Amzn-Trace-Id", "value": trace},
             });
-            if let Some(trace) = trace {
-                body["tracing"] = json!({"type": "X-Amzn-Trace-Id", "value": trace});
-            }
             (body, event.id)
         }
         ExtensionEvent::Shutdown {

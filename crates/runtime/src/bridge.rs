@@ -36,7 +36,7 @@ pub(crate) struct Event {
     pub body: Bytes,
     pub deadline_unix_ms: u64,
     pub arn: String,
-    pub trace: Option<HeaderValue>,
+    pub trace: HeaderValue,
     /// JSON.
     pub client_context: Option<HeaderValue>,
 }
@@ -501,16 +501,24 @@ impl Bridge {
 
     // What a request asks.
 
-    /// Hands the event over and waits for what comes of it. It goes on when
+    /// Hands the event over and waits for what comes of it, and until the
+    /// runtime and every extension are ready for the next one. It goes on when
     /// nobody waits for the outcome any more: a caller that hangs up does not
     /// end a function.
     pub async fn invoke(&self, invocation: Invocation, reply: oneshot::Sender<Outcome>) {
         let _turn = self.turn.lock().await;
-        let begun = self.clock.now();
+        let came = self.clock.now();
         let limit = Duration::from_secs(self.function.timeout_s.into());
         let id = invocation.event.id.clone();
-        let mut over = std::pin::pin!(sleep(limit));
         let wants_log = invocation.wants_log;
+        // Its init is a part of this invocation, or none of it.
+        let has_init = self.origin == Origin::MadeAgain && !self.lock().was_ready;
+        let handed = self.hand_over(invocation.event, came, has_init);
+        let handed = timeout(limit, handed).await;
+        let begun = match &handed {
+            Ok(Some((_, handed))) if !has_init => *handed,
+            _ => came,
+        };
         let done = |status, error, bytes| Done {
             id: &id,
             begun,
@@ -518,24 +526,24 @@ impl Bridge {
             error,
             bytes,
         };
-        let handed = tokio::select! {
-            handed = self.hand_over(invocation.event, begun, limit) => handed,
-            () = &mut over => {
-                let late = done(Status::Timeout, None, None);
-                return self.run_out(late, wants_log, reply).await;
+        let failed = done(Status::Failure, None, None);
+        let late = done(Status::Timeout, None, None);
+        let mut answer = match handed {
+            Ok(Some((answer, _))) => answer,
+            Ok(None) => return self.tell_end(failed, wants_log, reply).await,
+            Err(_late) if has_init => return self.run_out(late, wants_log, reply).await,
+            Err(_late) => {
+                self.cut_short("it asked for no event in the time of one")
+                    .await;
+                return send(reply, Reply::Gone, None, true);
             }
         };
-        let failed = done(Status::Failure, None, None);
-        let Some(mut answer) = handed else {
-            return self.tell_end(failed, wants_log, reply).await;
-        };
+        let left = limit.saturating_sub(self.clock.now().since(begun));
+        let mut over = std::pin::pin!(sleep(left));
         let answered = tokio::select! {
             answered = &mut answer => Some(answered),
             () = self.exit() => None,
-            () = &mut over => {
-                let late = done(Status::Timeout, None, None);
-                return self.run_out(late, wants_log, reply).await;
-            }
+            () = &mut over => return self.run_out(late, wants_log, reply).await,
         };
         let answered = match answered {
             // Its last word may have come with its end.
@@ -544,7 +552,7 @@ impl Bridge {
             Some(Err(_broken)) => Some(Answer::Failed(words::truncated(&id))),
         };
         match answered {
-            None => self.tell_end(failed, wants_log, reply).await,
+            None => return self.tell_end(failed, wants_log, reply).await,
             Some(Answer::Payload { body, content_type }) => {
                 let bytes = Some(body.len());
                 self.journal.done(done(Status::Success, None, bytes)).await;
@@ -570,23 +578,33 @@ impl Bridge {
                 send(reply, stream, None, false);
                 tokio::select! {
                     _whole = whole => self.journal.done(done(Status::Success, None, None)).await,
-                    () = self.exit() => drop(self.note_end(failed).await),
-                    () = &mut over => self.end_in_time(done(Status::Timeout, None, None)).await,
+                    () = self.exit() => return drop(self.note_end(failed).await),
+                    () = &mut over => return self.end_in_time(late).await,
                 }
+            }
+        }
+        // What extensions do behind the answer is in the invocation's time.
+        tokio::select! {
+            () = self.settled() => {}
+            () = &mut over => {
+                let seconds = self.function.timeout_s;
+                let why = format!("{id} Task timed out after {seconds}.00 seconds, behind its answer");
+                self.cut_short(&why).await;
             }
         }
     }
 
-    /// Waits for the runtime and gives it the event; nothing comes back when the
-    /// runtime has ended.
+    /// Waits for the runtime and gives it the event, whose time begins when it
+    /// came, if the init is in that, and otherwise now: where the answer will be,
+    /// and when it was handed over. Nothing comes back when the runtime has ended.
     async fn hand_over(
         &self,
         mut event: Event,
-        begun: Monotonic,
-        limit: Duration,
-    ) -> Option<oneshot::Receiver<Answer>> {
-        // Its init is a part of this invocation, or none of it.
-        let mut is_open = self.origin == Origin::MadeAgain && !self.lock().was_ready;
+        came: Monotonic,
+        has_init: bool,
+    ) -> Option<(oneshot::Receiver<Answer>, Monotonic)> {
+        let limit = Duration::from_secs(self.function.timeout_s.into());
+        let mut is_open = has_init;
         if is_open {
             self.journal.open(&event.id).await;
         }
@@ -603,7 +621,13 @@ impl Bridge {
             if !std::mem::replace(&mut has_started, true) {
                 self.journal.start(&event.id);
             }
-            let left = limit.saturating_sub(self.clock.now().since(begun));
+            let now = self.clock.now();
+            let spent = if has_init {
+                now.since(came)
+            } else {
+                Duration::ZERO
+            };
+            let left = limit.saturating_sub(spent);
             event.deadline_unix_ms = self.unix_ms_in(left);
             let (sender, answer) = oneshot::channel();
             let handed = self.change(|state| {
@@ -624,7 +648,7 @@ impl Bridge {
                 Some(())
             });
             if handed.is_some() {
-                return Some(answer);
+                return Some((answer, now));
             }
         }
     }
@@ -645,17 +669,32 @@ impl Bridge {
     /// Nothing of it runs on, and nothing is handed to it. Extensions that Skiff
     /// has started have their time; the runtime has had its own.
     async fn end_in_time(&self, late: Done<'_>) {
-        let has_extensions = self.change(|state| {
-            state.machine.end();
-            state.end.get_or_insert(End::Timeout);
-            state.end_told = true;
-            state.answer = None;
-            !state.to_shut_down(Reason::Timeout).is_empty()
-        });
+        self.take_no_more();
         let (id, seconds) = (late.id, self.function.timeout_s);
         let note = format!("{id} Task timed out after {seconds}.00 seconds");
         self.journal.note(note).await;
         self.journal.done(late).await;
+        self.wind_up().await;
+    }
+
+    /// It has not come to its next event in time, whom nobody waits for.
+    async fn cut_short(&self, why: &str) {
+        self.take_no_more();
+        self.journal.note(why.to_owned()).await;
+        self.wind_up().await;
+    }
+
+    fn take_no_more(&self) {
+        self.change(|state| {
+            state.machine.end();
+            state.end.get_or_insert(End::Timeout);
+            state.end_told = true;
+            state.answer = None;
+        });
+    }
+
+    async fn wind_up(&self) {
+        let has_extensions = !self.lock().to_shut_down(Reason::Timeout).is_empty();
         if has_extensions && let Ok(Ok(())) = timeout(STOP_WAIT, self.sandbox.signal(SIGSTOP)).await
         {
             self.shut_down(Reason::Timeout).await;
@@ -719,6 +758,11 @@ impl Bridge {
             self.sandbox.exited().await
         };
         timeout(KILL_WAIT, ended).await.is_ok()
+    }
+
+    /// The time of day, seconds since 1970.
+    pub fn unix_s(&self) -> u64 {
+        self.clock.unix_ms() / 1000
     }
 
     fn unix_ms_in(&self, later: Duration) -> u64 {
@@ -831,7 +875,7 @@ mod tests {
             body: Bytes::new(),
             deadline_unix_ms: 0,
             arn: String::new(),
-            trace: None,
+            trace: words::trace(0),
             client_context: None,
         };
         Invocation {
@@ -995,6 +1039,69 @@ mod tests {
         let report = &told.last().unwrap()["record"];
         assert_eq!(report["status"], "timeout");
         assert_eq!(report["metrics"]["maxMemoryUsedMB"], 31);
+    }
+
+    /// Two invocations at once of an instance with an extension, which works for
+    /// so long behind the first one's answer, as the runtime does before the
+    /// second's: what becomes of that, and the time that it has, milliseconds.
+    async fn behind(work: Duration) -> (Outcome, Option<u64>) {
+        let sandbox = Arc::new(Fake::obedient());
+        let bridge = bridge(&sandbox);
+        let wants = Wants {
+            invoke: true,
+            shutdown: false,
+        };
+        let one = bridge.register("one", wants).unwrap();
+        let event = bridge.extension_next(one).unwrap();
+        let call = bridge.next().unwrap();
+        let answer = |id: &str| {
+            let place = bridge.begin_answer(id).unwrap().unwrap();
+            let answer = Answer::Payload {
+                body: Bytes::from_static(b"5"),
+                content_type: None,
+            };
+            place.send(answer).unwrap();
+        };
+        let ((first, told), (second, outcome)) = (oneshot::channel(), oneshot::channel());
+        let serving = async {
+            answer(&call.event().await.unwrap().id);
+            let next = bridge.next().unwrap();
+            event.await.unwrap();
+            sleep(work).await;
+            let _waits = bridge.extension_next(one);
+            let event = next.event().await?;
+            let left = event.deadline_unix_ms - bridge.clock.unix_ms();
+            sleep(work).await;
+            answer(&event.id);
+            let _settles = (bridge.next().unwrap(), bridge.extension_next(one).unwrap());
+            Some(left)
+        };
+        let invoked = bridge.invoke(invocation("1"), first);
+        let next = async {
+            told.await.unwrap();
+            bridge.invoke(invocation("2"), second).await;
+        };
+        let (ends, tasks) = (bridge.clone(), Tasks::new());
+        tasks.spawn("end", async move {
+            ends.has_exited(ends.sandbox.exited().await)
+        });
+        let (_, _, left) = tokio::join!(invoked, next, serving);
+        (outcome.await.unwrap(), left)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_extensions_do_behind_an_answer_is_no_other_event_s_time() {
+        let (outcome, left) = behind(Duration::from_secs(2)).await;
+        assert!(
+            matches!(outcome.reply, Reply::Payload { .. }),
+            "{outcome:?}"
+        );
+        assert!(left.is_some_and(|left| left > 2900), "{left:?}");
+        // It is the end of the instance when it takes longer than an invocation
+        // may, and the next event has not reached it.
+        let (outcome, left) = behind(Duration::from_secs(4)).await;
+        assert!(matches!(outcome.reply, Reply::Gone), "{outcome:?}");
+        assert!(outcome.last && left.is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,6 +14,7 @@ use http_body::{Body, Frame};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use skiff_base::Tasks;
 use skiff_types::FunctionSpec;
 use skiff_types::limits::EVENT_BYTES_MAX;
@@ -71,7 +72,7 @@ async fn answer(request: Request<Incoming>, bridge: Arc<Bridge>, tasks: &Tasks) 
         refused.headers_mut().insert(ALLOW, post);
         return refused;
     }
-    let invocation = match invocation(request, &bridge.function.spec).await {
+    let invocation = match invocation(request, &bridge.function.spec, bridge.unix_s()).await {
         Ok(invocation) => invocation,
         Err(refused) => return *refused,
     };
@@ -103,19 +104,21 @@ async fn answer(request: Request<Incoming>, bridge: Arc<Bridge>, tasks: &Tasks) 
 async fn invocation(
     request: Request<Incoming>,
     spec: &FunctionSpec,
+    unix_s: u64,
 ) -> Result<Invocation, Box<Answered>> {
     let (head, body) = request.into_parts();
     let headers = &head.headers;
     let id = given(headers, &REQUEST_ID).filter(|id| words::is_uuid(id));
     // Whoever may call may call by any of the function's own names, so that
     // nobody needs to be trusted with more than that.
+    let trace = headers.get(TRACE).cloned();
     let arn = given(headers, &INVOKED_ARN).filter(|arn| spec.is_named_by(arn));
     let event = Event {
         id: id.map_or_else(words::uuid, str::to_owned),
         body: Bytes::new(),
         deadline_unix_ms: 0,
         arn: arn.unwrap_or(&spec.arn).to_owned(),
-        trace: headers.get(TRACE).cloned(),
+        trace: trace.unwrap_or_else(|| words::trace(unix_s)),
         client_context: client_context(headers)?,
     };
     let wants_log = given(headers, &LOG_TYPE).is_some_and(|kind| kind == "Tail");
@@ -144,12 +147,11 @@ fn client_context(headers: &HeaderMap) -> Result<Option<HeaderValue>, Box<Answer
         return Ok(None);
     };
     let decoded = STANDARD.decode(encoded.as_bytes()).ok();
-    let json = decoded
-        .filter(|json| json.len() <= CONTEXT_BYTES_MAX)
-        .filter(|json| {
-            serde_json::from_slice::<serde_json::Value>(json).is_ok_and(|v| v.is_object())
-        });
-    let value = json.and_then(|json| HeaderValue::from_bytes(&json).ok());
+    let json = decoded.filter(|json| json.len() <= CONTEXT_BYTES_MAX);
+    let json = json.and_then(|json| serde_json::from_slice::<Value>(&json).ok());
+    // Written anew: it may have come in lines, which no header has.
+    let json = json.filter(Value::is_object).map(|json| json.to_string());
+    let value = json.and_then(|json| HeaderValue::from_bytes(json.as_bytes()).ok());
     match value {
         Some(value) => Ok(Some(value)),
         None => Err(Box::new(text(

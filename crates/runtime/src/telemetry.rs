@@ -32,14 +32,15 @@ use tokio::time::{sleep, timeout};
 const QUEUED_BYTES_MAX: usize = 1024 * 1024;
 /// One delivery, from its first try to the answer.
 const DELIVERY_DEADLINE: Duration = Duration::from_secs(5);
-const SCHEMA: &str = "2022-12-13";
+/// They differ in what events may have, and not in what these have.
+const SCHEMAS: [&str; 3] = ["2022-07-01", "2022-12-13", "2025-01-29"];
 
 /// A subscription that cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unacceptable {
     #[error("the body is no JSON of schemaVersion, types, buffering and destination")]
     Format,
-    #[error("schemaVersion is 2022-12-13")]
+    #[error("schemaVersion is 2022-07-01, 2022-12-13 or 2025-01-29")]
     Schema,
     #[error("types are one or more of platform, function and extension")]
     Types,
@@ -106,7 +107,7 @@ impl Subscription {
     /// As its body says.
     pub fn parse(body: &[u8]) -> Result<Self, Unacceptable> {
         let asked: Asked = serde_json::from_slice(body).map_err(|_| Unacceptable::Format)?;
-        if asked.schema_version != SCHEMA {
+        if !SCHEMAS.contains(&asked.schema_version.as_str()) {
             return Err(Unacceptable::Schema);
         }
         if asked.types.is_empty() {

@@ -1,6 +1,7 @@
 //! What callers and runtimes are told, in AWS's words.
 
 use bytes::Bytes;
+use http::HeaderValue;
 use serde::Serialize;
 use skiff_types::limits::EVENT_BYTES_MAX;
 use skiff_wire::launcher::Exit;
@@ -96,6 +97,18 @@ pub(crate) fn uuid() -> String {
         low >> 48,
         low & 0xffff_ffff_ffff
     )
+}
+
+/// AWS's name of a trace that begins now and that nobody samples.
+pub(crate) fn trace(unix_s: u64) -> HeaderValue {
+    let [begin, rest, parent] = [(); 3].map(|()| skiff_base::random::u64());
+    let text = format!(
+        "Root=1-{:08x}-{:08x}{rest:016x};Parent={parent:016x};Sampled=0",
+        unix_s & 0xffff_ffff,
+        begin & 0xffff_ffff,
+    );
+    // It is digits and letters.
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("Sampled=0"))
 }
 
 /// Whether it has a UUID's form.

@@ -4,7 +4,7 @@ import base64
 import os
 import sys
 
-from clients import ask, client, until
+from clients import ACCOUNT, ask, client, until
 from zips import PYTHON, active, zipped
 
 # It notes what is there when the runtime begins.
@@ -59,7 +59,7 @@ def watches():
     answer = ask(aws, "watched", 1)[1]
     (found,) = answer["before"]
     assert (found["cwd"], found["name"], found["function"]) == ("/", "watcher", "watched"), found
-    assert found["user"] == answer["user"], answer
+    assert found["account"] == ACCOUNT and found["user"] == answer["user"], answer
     told = set(found["environment"])
     assert {"MINE", "AWS_LAMBDA_RUNTIME_API", "AWS_REGION", "AWS_LAMBDA_FUNCTION_NAME"} <= told, told
     withheld = {"_HANDLER", "LAMBDA_TASK_ROOT", "AWS_LAMBDA_LOG_STREAM_NAME", "AWS_EXECUTION_ENV"}

@@ -43,21 +43,27 @@ class Subscriber(http.server.BaseHTTPRequestHandler):
 
 leave("START")
 events = {"events": ["INVOKE", "SHUTDOWN"]}
-registered = call("POST", f"{EXTENSION}/register", events, {"Lambda-Extension-Name": NAME})
+accepts = {"Lambda-Extension-Name": NAME, "Lambda-Extension-Accept-Feature": "accountId"}
+registered = call("POST", f"{EXTENSION}/register", events, accepts)
 me = {"Lambda-Extension-Identifier": registered.headers["Lambda-Extension-Identifier"]}
 server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), Subscriber)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 subscription = {
-    "schemaVersion": "2022-12-13",
+    "schemaVersion": "2022-07-01",
     "types": ["extension", "function"],
     "buffering": {"maxItems": 1000, "maxBytes": 262144, "timeoutMs": 25},
     "destination": {"protocol": "HTTP", "URI": f"http://sandbox.localdomain:{server.server_port}"},
 }
-call("PUT", "2022-07-01/telemetry", subscription, me)
+call("PUT", "2022-07-01/telemetry/", subscription, me)
+without = call("PUT", "2020-08-15/logs", {}, me)
+assert without.status == 202, without.status
 found = {"environment": sorted(os.environ), "cwd": os.getcwd(), "user": os.getuid(), "name": NAME}
-note("found", {**found, "function": json.load(registered)["functionName"]})
+registered = json.load(registered)
+note("found", {**found, "function": registered["functionName"], "account": registered["accountId"]})
 while True:
     event = json.load(call("GET", f"{EXTENSION}/event/next", headers=me))
+    if event["eventType"] == "INVOKE":
+        assert event["tracing"]["value"].startswith("Root=1-"), event
     print(f"{NAME} gets {event['eventType']}", event.get("shutdownReason", ""), flush=True)
     leave(event["eventType"])
     if os.environ.get("POST") == event["eventType"]:
