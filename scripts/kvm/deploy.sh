@@ -292,6 +292,14 @@ functions() {
   wait $server
   start
   check a_function_answers_by_the_next_server soon gets small 11 11
+
+  check a_function_is_paused_again soon is_paused small
+  before=$(instances small id)
+  # shellcheck disable=SC2046
+  kill -KILL $(pgrep -f -- --no-api)
+  twice() { gets "$@" || gets "$@"; }
+  check a_dead_warm_machine_costs_its_caller_one_retry_at_most twice small 12 12
+  check another_machine_follows_a_dead_one another small "$before"
   say skiff rm small
   check a_function_is_removed ended 0
 
@@ -334,7 +342,13 @@ runtimes() {
   # A JVM's first event takes some seconds.
   event_s=10
   : >$work/made
-  runtime python 96
+  runtime python 96 --env WATCH=1
+  told_all() {
+    invoke python '"seen"'
+    jq -e '[.[].type] as $told | ["platform.initStart", "platform.initReport", "platform.start", "platform.runtimeDone"]
+      - $told == [] and any(.[]; .type == "platform.report" and .record.metrics.maxMemoryUsedMB > 0)' $out >/dev/null
+  }
+  check telemetry_comes_into_a_machine soon told_all
   runtime node 192
   runtime java 256
   runtime go 48
@@ -356,8 +370,9 @@ runtimes() {
   zips
   check runtimes_leave_no_process soon is_gone microvm
 }
-runtime() { # KIND MIB
-  kind=$1
+runtime() { # KIND MIB OPTION...
+  kind=$1 memory=$2
+  shift 2
   if [ -e "/images/$kind-function.lacks" ]; then
     echo "runtimes: $kind has NOT RUN: its maker lacked $(cat "/images/$kind-function.lacks")"
     return
@@ -366,7 +381,7 @@ runtime() { # KIND MIB
   echo "$kind" >>$work/made
   say skiff image import "/images/$kind-function" --name "$kind-function:1"
   check "${kind}s_image_is_imported" ended 0
-  deploy_function "$kind" "$kind-function:1" "$2" --env EQUALS=a=b=c
+  deploy_function "$kind" "$kind-function:1" "$memory" --env EQUALS=a=b=c "$@"
   check "a_function_on_${kind}_is_deployed" ended 0
   answers_alike() { gets_json "$kind" '{"a":[1,"b"],"c":{"d":true}}' '{"a":[1,"b"],"c":{"d":true}}'; }
   check "a_function_on_${kind}_answers" soon answers_alike
@@ -439,18 +454,19 @@ signed() { # METHOD PATH [BODY]
     --aws-sigv4 aws:amz:us-east-1:lambda -X "$1" $data "http://127.0.0.1:9090$2"
 }
 
+# Ten callers at once start them, which does not happen one after the other.
 # Each has one of the requests; none of these ends before all have come.
 ten() {
-  say deploy microvm ten testapp:1 --memory 32 --concurrency 1 --min 10 --max 10
+  say deploy microvm ten testapp:1 --memory 32 --concurrency 1 --max 10
   check ten_machines_are_deployed ended 0
-  all_run() { [ "$(instances ten state | grep -cE "ready|paused")" -eq 10 ]; }
-  check ten_machines_come_up soon all_run
   requests=
   for number in 1 2 3 4 5 6 7 8 9 10; do
     # Of its own, so that it is this that is killed.
     curl --silent --max-time 100000 http://ten.skiff.localhost:8080/sleep/100000000 >/dev/null 2>&1 &
     requests="$requests $!"
   done
+  start_together() { [ "$(instances ten state | grep -cx starting)" -ge 5 ]; }
+  check machines_start_beside_each_other soon start_together
   busy() { [ "$(instances ten in_flight | grep -cx 1)" -eq 10 ]; }
   check ten_machines_have_a_request_each soon busy
   # shellcheck disable=SC2086

@@ -22,6 +22,10 @@ extensions() {
   start
   check a_watched_function_answers_by_the_next_server soon gets watched 3 3
   check another_machine_follows_a_lost_server another watched "$before"
+  check a_watched_function_runs_out_of_time fails watched '"sleep"' Sandbox.Timedout 'Task timed out after'
+  # It has two seconds, whatever the machine's speed.
+  told() { logged 'the watcher ends: .*timeout' || { fails watched '"sleep"' Sandbox.Timedout 'timed out' && false; }; }
+  check an_extension_is_told_of_a_timeout soon told
   say skiff rm watched
   check a_watched_function_is_removed ended 0
 
@@ -29,5 +33,11 @@ extensions() {
   check a_function_whose_extension_leaves_is_deployed ended 0
   check an_extension_that_ends_is_told fails left '"sleep"' Extension.Crash 'exit status 3'
   say skiff rm left
+
+  say skiff image import /images/plain-function --name plain:1
+  check an_image_with_a_plain_file_as_extension_is_imported ended 0
+  deploy_function plain plain:1 64
+  check an_extension_that_cannot_start_ends_the_start ended 1
+  check an_extension_that_cannot_start_is_told_of grep -q 'Extension.LaunchError.*/opt/extensions/plain' $err
   check watched_functions_leave_no_process soon is_gone microvm
 }

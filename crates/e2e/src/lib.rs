@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::process::Pid;
 use serde_json::Value;
 use skiff_base::{Clock as _, SystemClock};
 use skiff_testkit::{Reply, Server, deadline, fixture, run};
@@ -212,6 +213,19 @@ pub fn under_load(
         done.store(true, Ordering::SeqCst);
         load.join().expect("the clients end")
     })
+}
+
+/// The processes in a server's sandboxes, of its class of containers, that are
+/// such: from the cgroups that carry its id.
+pub fn processes(server: &Server, are_such: impl Fn(i32) -> bool) -> Vec<Pid> {
+    let find = format!(
+        "find /sys/fs/cgroup -path '*{}*' -name cgroup.procs -exec cat {{}} + | sort -u",
+        server.id()
+    );
+    let found = run("sh", ["-c", &find]);
+    let pids = found.out.lines().filter_map(|line| line.parse().ok());
+    let such = pids.filter(|pid| are_such(*pid));
+    such.filter_map(Pid::from_raw).collect()
 }
 
 /// The most memory that the server's process has had, KiB.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use rustix::process::{Pid, Signal, kill_process};
-use skiff_e2e::{good, under_load};
+use skiff_e2e::{good, processes, under_load};
 use skiff_testkit::{Server, ServerOptions, wait_for};
 
 fn start() -> Server {
@@ -138,8 +138,7 @@ fn kill_9_of_an_instance_costs_at_most_its_requests() {
     assert!(good(server.get(&host, "/")).starts_with("hello"));
     let before = server.instances("victim");
     let statuses = under_load(&mut server, &host, 3, "/sleep/20", |server| {
-        let pid = application(server);
-        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        kill_process(application(server), Signal::KILL).unwrap();
         wait_for("another instance serves", 30, || {
             let now = server.instances("victim");
             (now != before && server.get(&host, "/").status == 200).then_some(())
@@ -158,27 +157,12 @@ fn kill_9_of_an_instance_costs_at_most_its_requests() {
     assert_books(&server);
 }
 
-/// The application's process, from the cgroups that carry the server's id.
-fn application(server: &Server) -> i32 {
-    let found = skiff_testkit::run(
-        "sh",
-        [
-            "-c",
-            &format!(
-                "find /sys/fs/cgroup -path '*{}*' -name cgroup.procs -exec cat {{}} + | sort -u",
-                server.id()
-            ),
-        ],
-    );
-    let pids = found
-        .out
-        .lines()
-        .filter_map(|line| line.parse::<i32>().ok());
-    let mut applications = pids.filter(|pid| {
+fn application(server: &Server) -> Pid {
+    let found = processes(server, |pid| {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         command.starts_with(b"/testapp")
     });
-    applications.next().expect("the application runs")
+    *found.first().expect("the application runs")
 }
 
 #[test]

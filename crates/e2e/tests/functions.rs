@@ -3,9 +3,10 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
 use skiff_base::{Clock as _, SystemClock};
-use skiff_e2e::{answer, at_once, failure, good, invoke, invoke_with, timed};
+use skiff_e2e::{answer, at_once, failure, good, invoke, invoke_with, processes, timed};
 use skiff_testkit::{Held, Reply, Server, ServerOptions, SharedServer, deadline, wait_for};
 
 static SHARED: SharedServer = SharedServer::new();
@@ -452,8 +453,68 @@ fn a_hundred_cold_starts_at_once_are_answered() {
     for (index, answer) in answers.into_iter().enumerate() {
         assert_eq!(answer, (200, index.to_string()));
     }
+    let starts = server.json(&["trace", "burst", "-n", "100"]);
+    let starts = starts.as_array().unwrap();
+    assert!(starts.len() > 1, "{starts:?}");
+    assert!(
+        most_at_once(starts) > starts.len().min(10) / 2,
+        "{starts:?}"
+    );
     server.stop_all();
     assert!(server.leaks().none(), "{:?}", server.leaks());
+}
+
+/// How many of these were being made at one time, whoever waited for them.
+fn most_at_once(starts: &[Value]) -> usize {
+    let span = |start: &Value| {
+        let phases: Vec<(String, u64)> =
+            serde_json::from_value(start["phases_us"].clone()).unwrap();
+        let length = |name: &str| {
+            let of = phases.iter().filter(|(phase, _)| phase == name);
+            of.map(|(_, us)| us).sum::<u64>()
+        };
+        let came = start["unix_ms"].as_u64().unwrap() * 1000;
+        let all: u64 = phases.iter().map(|(_, us)| us).sum();
+        came + length("queue")..came + all - length("first_byte")
+    };
+    let spans: Vec<_> = starts.iter().map(span).collect();
+    let during = |at: &u64| spans.iter().filter(|span| span.contains(at)).count();
+    let most = spans.iter().map(|span| during(&span.start)).max();
+    most.unwrap_or(0)
+}
+
+#[test]
+fn a_dead_warm_instance_costs_its_callers_one_retry_at_most() {
+    let server = server();
+    let host = deploy(&server, "dead", "shell", &[]);
+    assert_eq!(good(invoke(&server, &host, "1")), "1");
+    wait_for("the idle instance is paused", 30, || {
+        let service = server.json(&["describe", "dead"]);
+        (service["instances"][0]["state"] == "paused").then_some(())
+    });
+    let runtimes = processes(&server, |pid| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut variables = environment.split(|byte| *byte == 0);
+        variables.any(|variable| variable == b"AWS_LAMBDA_FUNCTION_NAME=dead")
+    });
+    assert!(!runtimes.is_empty());
+    for runtime in runtimes {
+        kill_process(runtime, Signal::KILL).unwrap();
+    }
+    let tries = at_once(5, |_| {
+        let is_answered = || {
+            let reply = invoke(&server, &host, "2");
+            reply.status == 200 && reply.header("x-amz-function-error").is_none()
+        };
+        (1..=5).find(|_| is_answered())
+    });
+    assert!(
+        tries
+            .iter()
+            .all(|tries| tries.is_some_and(|tries| tries <= 2)),
+        "{tries:?}"
+    );
+    let _out = server.cli(&["rm", "dead"]).ok();
 }
 
 #[test]

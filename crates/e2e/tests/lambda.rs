@@ -1,12 +1,12 @@
 //! AWS Lambda's API with AWS's own clients: boto3, botocore's signers and the
 //! AWS CLI. The cases are in `aws/clients.py`, `aws/zips.py`, `aws/urls.py`,
-//! `aws/logs.py` and `aws/extensions.py`.
+//! `aws/logs.py`, `aws/extensions.py` and `aws/cli.py`.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use skiff_e2e::aws::{endpoint, python};
+use skiff_e2e::aws::{Served, endpoint, python};
 use skiff_e2e::peak_kib;
 use skiff_testkit::{Held, Server, ServerOptions, SharedServer, run, started, wait_for};
 
@@ -206,6 +206,21 @@ fn a_key_that_is_revoked_signs_nothing_more() {
 fn the_aws_cli_works_unchanged() {
     let (_server, world) = shared();
     world.case("cli");
+}
+
+#[test]
+fn the_aws_cli_calls_every_operation() {
+    let (queues, secret) = (Served::queues(), hidden("any"));
+    let options = options()
+        .set(format!("lambda.events.sqs_endpoint={}", queues.url()))
+        .set("lambda.events.sqs_access_key=any")
+        .set(format!(
+            "lambda.events.sqs_secret_file={}",
+            secret.path().display()
+        ));
+    let server = Server::start(options);
+    let sqs = format!("SQS={}", queues.url());
+    World::of(&server).case_of("cli.py", "every_operation", &[sqs]);
 }
 
 #[test]

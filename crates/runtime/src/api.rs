@@ -19,7 +19,7 @@ use skiff_base::{Backoff, ByteStream, Listener, Tasks};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::body::{BodyRefusal, whole};
-use crate::bridge::{Answer, Bridge, Event, ExtensionEvent, StreamError, SubscribeRefusal};
+use crate::bridge::{Answer, Bridge, Event, ExtensionEvent, Piece, StreamError, SubscribeRefusal};
 use crate::machine::{Refusal, Wants};
 use crate::words::{self, ANSWER_BYTES_MAX};
 
@@ -272,38 +272,53 @@ async fn stream(
         whole,
     };
     give(place, answer);
+    let (failed, told) = pass(&mut body, &sender).await;
+    if let Some(failed) = &failed {
+        let _gone = sender.send(Err(failed.clone())).await;
+    }
+    drop(sender);
+    let _gone = done.send(failed.map_or(Ok(()), Err));
+    told
+}
+
+/// What the answer ended with, if it failed, and what the runtime is told.
+async fn pass(
+    body: &mut Incoming,
+    pieces: &mpsc::Sender<Piece>,
+) -> (Option<StreamError>, Answered) {
+    let mut failed = None;
     while let Some(frame) = body.frame().await {
         let frame = match frame {
             Ok(frame) => frame,
             Err(error) => {
-                let broken = StreamError(error.to_string());
-                let _gone = sender.send(Err(broken)).await;
-                return not_taken(BodyRefusal::Truncated);
+                let broken = StreamError {
+                    kind: "Runtime.TruncatedResponse".to_owned(),
+                    body: error.to_string(),
+                };
+                return (Some(broken), not_taken(BodyRefusal::Truncated));
             }
         };
         match frame.into_data() {
             Ok(data) => {
-                let _gone = sender.send(Ok(data)).await;
+                let _gone = pieces.send(Ok(data)).await;
             }
-            Err(frame) => {
-                if let Some(failed) = frame.trailers_ref().and_then(trailed_error) {
-                    let _gone = sender.send(Err(failed)).await;
-                }
-            }
+            Err(frame) => failed = frame.trailers_ref().and_then(trailed_error),
         }
     }
-    drop(sender);
-    let _gone = done.send(());
-    accepted()
+    (failed, accepted())
 }
 
 /// The error that a runtime tells behind what it streamed.
 fn trailed_error(trailers: &HeaderMap) -> Option<StreamError> {
-    let kind = trailers.get(ERROR_TYPE)?.to_str().unwrap_or_default();
+    let kind = trailers
+        .get(ERROR_TYPE)?
+        .to_str()
+        .unwrap_or_default()
+        .to_owned();
     let body = trailers.get(ERROR_BODY).map(HeaderValue::as_bytes);
     let body = body.and_then(|body| STANDARD.decode(body).ok());
     let body = String::from_utf8_lossy(&body.unwrap_or_default()).into_owned();
-    Some(StreamError(format!("{kind} {body}")))
+    Some(StreamError { kind, body })
 }
 
 /// To an invocation that may have run out of time by now.

@@ -55,9 +55,14 @@ pub(crate) enum ExtensionEvent {
 pub(crate) type Piece = Result<Bytes, StreamError>;
 
 /// The runtime told of an error in the middle of its answer.
-#[derive(Debug, thiserror::Error)]
-#[error("the function failed while it answered: {0}")]
-pub(crate) struct StreamError(pub String);
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the function failed while it answered: {kind} {body}")]
+pub(crate) struct StreamError {
+    /// AWS's type of the error, or the runtime's own.
+    pub kind: String,
+    /// What the runtime says of it.
+    pub body: String,
+}
 
 /// What the runtime posted.
 #[derive(Debug)]
@@ -69,8 +74,8 @@ pub(crate) enum Answer {
     Stream {
         pieces: mpsc::Receiver<Piece>,
         content_type: Option<HeaderValue>,
-        /// Resolves when the runtime has posted all.
-        whole: oneshot::Receiver<()>,
+        /// Resolves when the runtime has posted all, or what it failed with.
+        whole: oneshot::Receiver<Result<(), StreamError>>,
     },
     Failed(Bytes),
 }
@@ -316,7 +321,7 @@ impl Bridge {
             }
             state.machine.extensions()
         };
-        self.journal.ready(extensions, self.origin == Origin::Found);
+        self.journal.ready(extensions, self.origin);
     }
 
     /// An extension wants to be told what happens, from the beginning on.
@@ -577,7 +582,14 @@ impl Bridge {
                 };
                 send(reply, stream, None, false);
                 tokio::select! {
-                    _whole = whole => self.journal.done(done(Status::Success, None, None)).await,
+                    whole = whole => {
+                        let failed = whole.unwrap_or(Ok(())).err();
+                        let (status, error) = match &failed {
+                            None => (Status::Success, None),
+                            Some(failed) => (Status::Error, Some(failed.kind.as_str())),
+                        };
+                        self.journal.done(done(status, error, None)).await;
+                    }
                     () = self.exit() => return drop(self.note_end(failed).await),
                     () = &mut over => return self.end_in_time(late).await,
                 }
@@ -1228,5 +1240,40 @@ mod tests {
         );
         assert_eq!(done["metrics"]["producedBytes"], 2);
         assert_eq!(told[7]["record"]["metrics"]["memorySizeMB"], 128);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn subscribers_are_told_of_an_answer_that_fails_in_its_middle() {
+        let (sandbox, tasks) = (Arc::new(Fake::default()), Tasks::new());
+        let mut told = posts(&tasks, sandbox.listen());
+        let bridge = bridge(&sandbox);
+        let watcher = bridge.register("watcher", Wants::default()).unwrap();
+        bridge.subscribe(watcher, &subscription()).unwrap();
+        let _waits = bridge.extension_next(watcher).unwrap();
+        let call = bridge.next().unwrap();
+        let (reply, outcome) = oneshot::channel();
+        let answering = async {
+            let event = call.event().await.unwrap();
+            let place = bridge.begin_answer(&event.id).unwrap().unwrap();
+            let (_pieces, pieces) = mpsc::channel(1);
+            let (done, whole) = oneshot::channel();
+            let answer = Answer::Stream {
+                pieces,
+                content_type: None,
+                whole,
+            };
+            place.send(answer).unwrap();
+            let failed = StreamError {
+                kind: "Its.Own".to_owned(),
+                body: String::new(),
+            };
+            done.send(Err(failed)).unwrap();
+        };
+        tokio::join!(bridge.invoke(invocation("7"), reply), answering);
+        assert!(matches!(outcome.await.unwrap().reply, Reply::Stream { .. }));
+        let told = told_until("platform.report", &mut told).await;
+        let report = &told.last().unwrap()["record"];
+        assert_eq!(report["status"], "error");
+        assert_eq!(report["errorType"], "Its.Own");
     }
 }

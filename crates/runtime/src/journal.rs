@@ -13,6 +13,7 @@ use skiff_worker::OutputTap;
 use tokio::io::AsyncRead;
 use tokio::time::timeout;
 
+use crate::bridge::Origin;
 use crate::machine::Wants;
 use crate::telemetry::{Kind, Telemetry, ms};
 
@@ -117,17 +118,20 @@ impl Journal {
         })
     }
 
-    /// It has come up, with these extensions: only the first time counts. How
-    /// long one has taken that was found running nobody knows.
-    pub fn ready(&self, extensions: Vec<(String, Wants)>, was_found: bool) {
+    /// It has come up, with these extensions: only the first time counts.
+    pub fn ready(&self, extensions: Vec<(String, Wants)>, origin: Origin) {
         let took = self.telemetry.age();
         {
             let mut init = lock(&self.init);
             if std::mem::replace(&mut init.is_told, true) {
                 return;
             }
-            if !was_found {
+            // One inside an invocation is in the time of that, and how long one
+            // took that was found running nobody knows.
+            if origin == Origin::Made {
                 init.took = Some(took);
+            }
+            if origin != Origin::Found {
                 init.extensions.clone_from(&extensions);
             }
         }
