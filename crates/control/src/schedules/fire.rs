@@ -106,7 +106,10 @@ impl Front {
             (None, Some(time)) if found.record.spec.is_enabled => time,
             (None, _) => return found.record.due(now),
         };
-        if now.saturating_sub(time) > age_ms {
+        // What was sent in time is not too old because the server was down.
+        let event_key = event_key(key, time);
+        let is_sent = self.events.holds(&event_key);
+        if !is_sent && now.saturating_sub(time) > age_ms {
             tracing::warn!(project = %key.0, schedule = %key.1, time = UtcTime::of_unix_ms(time).to_string(), "a schedule's time was missed by too much");
             return self.fired(key, time).await;
         }
@@ -121,8 +124,7 @@ impl Front {
                 return Ok(Some(now));
             }
         }
-        let event_key = event_key(key, time);
-        if !self.events.holds(&event_key) {
+        if !is_sent {
             let (event, payload) = self.scheduled(key, &found.record, time, &event_key);
             if let Err(refused) = self.events.accept(event, payload).await {
                 let error = chain(&refused);
@@ -218,7 +220,7 @@ impl Front {
 }
 
 /// An event's key: one for each schedule and time.
-fn event_key((project, name): &ScheduleKey, time: u64) -> String {
+pub(super) fn event_key((project, name): &ScheduleKey, time: u64) -> String {
     format!("schedule/{project}/{name}/{time}")
 }
 

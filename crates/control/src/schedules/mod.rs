@@ -338,9 +338,13 @@ impl Control {
         self.db()
             .commit(Change::default().delete(&found.key))
             .await?;
-        self.inner
-            .schedules
-            .set((project.clone(), name.to_owned()), None);
+        let key = (project.clone(), name.to_owned());
+        let firing = found.record.firing_unix_ms;
+        if let (Some(time), Some(events)) = (firing, self.inner.events.get()) {
+            // Nobody else knows of it any more.
+            events.release(&fire::event_key(&key, time), self.inner.base.now());
+        }
+        self.inner.schedules.set(key, None);
         Ok(())
     }
 

@@ -13,6 +13,7 @@ mod images;
 mod keys;
 mod observe;
 mod projects;
+mod schedules;
 mod secrets;
 mod store;
 mod support;
