@@ -42,7 +42,10 @@ pub(crate) async fn create(
 ) -> Answer<axum::Json<Schedule>> {
     let name = wanted.name.clone();
     let spec = spec(wanted)?;
-    let record = api.control.create_schedule(&project, &name, spec).await?;
+    let record = api
+        .control
+        .create_schedule(&project, &name, spec, None)
+        .await?;
     Ok(axum::Json(to_api(&api.control, &name, record)))
 }
 

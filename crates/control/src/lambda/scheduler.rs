@@ -15,6 +15,7 @@ const GROUP: &str = "default";
 const RETRIES_MAX: u32 = 185;
 const PAGE_MAX: usize = 100;
 const ROLE_BYTES_MAX: usize = 1600;
+const TOKEN_BYTES_MAX: usize = 64;
 
 /// An operation with the name that its path has, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,9 +95,9 @@ struct Wanted {
     state: Option<String>,
     #[serde(default)]
     action_after_completion: Option<String>,
-    /// Makes a repeated call the same; here a name is made once anyway.
-    #[serde(default, rename = "ClientToken")]
-    _client_token: Option<String>,
+    /// A call with the token of one that has made the schedule is the same.
+    #[serde(default)]
+    client_token: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -173,12 +174,12 @@ impl Front {
         let (project, control) = (&call.project, &self.control);
         match operation {
             O::CreateSchedule(name) => {
-                let spec = self.spec(call)?;
-                control.create_schedule(project, &name, spec).await?;
+                let (spec, token) = self.schedule_wanted(call)?;
+                control.create_schedule(project, &name, spec, token).await?;
                 Ok(self.named_schedule(call, &name))
             }
             O::UpdateSchedule(name) => {
-                let spec = self.spec(call)?;
+                let (spec, _token) = self.schedule_wanted(call)?;
                 control.update_schedule(&project.id, &name, spec).await?;
                 Ok(self.named_schedule(call, &name))
             }
@@ -214,7 +215,8 @@ impl Front {
         Reply::json(StatusCode::OK, json!({"ScheduleArn": arn}))
     }
 
-    fn spec(&self, call: &Call) -> Result<ScheduleSpec, LambdaError> {
+    /// What is asked for, and the call's token.
+    fn schedule_wanted(&self, call: &Call) -> Result<(ScheduleSpec, Option<String>), LambdaError> {
         let wanted: Wanted = parse(call)?;
         check_group(wanted.group_name.as_deref())?;
         if wanted.flexible_time_window.mode != "OFF" {
@@ -243,7 +245,16 @@ impl Front {
         }
         let state = wanted.state.as_deref();
         let action = wanted.action_after_completion.as_deref();
-        Ok(ScheduleSpec {
+        let token = wanted.client_token;
+        if token
+            .as_ref()
+            .is_some_and(|token| token.len() > TOKEN_BYTES_MAX)
+        {
+            return Err(invalid(format!(
+                "ClientToken is over {TOKEN_BYTES_MAX} bytes"
+            )));
+        }
+        let spec = ScheduleSpec {
             expression: wanted.schedule_expression,
             timezone: wanted.schedule_expression_timezone.unwrap_or_default(),
             start_unix_ms: unix_ms("StartDate", wanted.start_date)?,
@@ -257,7 +268,8 @@ impl Front {
             age_s: age_s.unwrap_or(AGE_S_MAX),
             retries: retries.unwrap_or(RETRIES_MAX),
             delete_after: either("ActionAfterCompletion", action, ["NONE", "DELETE"])?,
-        })
+        };
+        Ok((spec, token))
     }
 
     async fn list_schedules(&self, call: &Call) -> Result<Reply, LambdaError> {

@@ -19,6 +19,10 @@ const ZONE_BYTES_MAX: usize = 50;
 /// The longest rate's value: a century of minutes, about.
 const RATE_MAX: u64 = 52_560_000;
 
+/// How far a start may lie back when a schedule is made, milliseconds (AWS's
+/// bound).
+pub(crate) const START_BACK_MS_MAX: u64 = 5 * 60_000;
+
 /// A text does not say when.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ExpressionError {
@@ -58,8 +62,10 @@ enum Kind {
 /// From when to when a schedule fires, milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
-    /// When it was made; rates count from here, or from the start.
+    /// When it was made or last changed: times before are not caught up with.
     pub made: u64,
+    /// When its expression was given; rates count from here, or from the start.
+    pub begun: u64,
     pub start: Option<u64>,
     pub end: Option<u64>,
 }
@@ -112,7 +118,7 @@ impl Expression {
         let from = window.start.unwrap_or(window.made);
         let found = match &self.kind {
             Kind::Rate(every) => {
-                let first = window.start.unwrap_or(window.made + every);
+                let first = window.start.unwrap_or(window.begun);
                 match after < first {
                     true => first,
                     false => first + ((after - first) / every + 1) * every,
@@ -135,7 +141,7 @@ impl Expression {
         let upto = window.end.map_or(now, |end| end.min(now));
         let found = match &self.kind {
             Kind::Rate(every) => {
-                let first = window.start.unwrap_or(window.made + every);
+                let first = window.start.unwrap_or(window.begun);
                 let since = upto.checked_sub(first)?;
                 first + since / every * every
             }
@@ -150,10 +156,11 @@ impl Expression {
     }
 
     fn is_within(&self, time: u64, window: Window) -> bool {
-        let from = match (&self.kind, window.start) {
-            // A time that lies back when it is made is not caught up with.
-            (Kind::Cron(_) | Kind::At(_), None) => window.made,
-            (_, start) => start.unwrap_or(0),
+        let start = window.start.unwrap_or(0);
+        let from = match self.kind {
+            // One that is to start now comes a moment after its start.
+            Kind::Rate(_) if window.made.saturating_sub(start) <= START_BACK_MS_MAX => start,
+            _ => start.max(window.made),
         };
         time >= from && window.end.is_none_or(|end| time <= end)
     }
@@ -226,8 +233,10 @@ mod tests {
     }
 
     fn window(made: &str) -> Window {
+        let made = ms(made);
         Window {
-            made: ms(made),
+            made,
+            begun: made,
             start: None,
             end: None,
         }
@@ -318,13 +327,10 @@ mod tests {
     fn a_window_has_its_bounds_and_a_rate_its_begin() {
         let rate = Expression::parse("rate(1 hour)", "").unwrap();
         let made = ms("2026-11-26T12:34:00Z");
-        let open = Window {
-            made,
-            start: None,
-            end: None,
-        };
+        let open = window("2026-11-26T12:34:00Z");
+        assert_eq!(rate.latest(made, open), Some(made), "it begins at once");
         assert_eq!(rate.next(made, open), Some(made + HOUR));
-        assert_eq!(rate.latest(made + HOUR - 1, open), None);
+        assert_eq!(rate.latest(made + HOUR - 1, open), Some(made));
         assert_eq!(
             rate.latest(made + 3 * HOUR + 5, open),
             Some(made + 3 * HOUR)
@@ -340,6 +346,13 @@ mod tests {
             rate.latest(made + 9 * HOUR, bounded),
             Some(made + HOUR + 10 * MINUTE)
         );
+        // A change of something else leaves its times as they are.
+        let changed = Window {
+            made: made + 20 * MINUTE,
+            ..open
+        };
+        assert_eq!(rate.latest(changed.made, changed), None);
+        assert_eq!(rate.next(changed.made, changed), Some(made + HOUR));
         // What lies before it was made is not caught up with.
         let cron = Expression::parse("cron(0 12 * * ? *)", "").unwrap();
         assert_eq!(cron.latest(made, open), None);
@@ -356,6 +369,31 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_start_that_lies_back_catches_up_with_nothing() {
+        let (start, made) = (ms("2026-10-01T00:10:00Z"), ms("2026-11-26T10:00:00Z"));
+        let old = Window {
+            start: Some(start),
+            ..window("2026-11-26T10:00:00Z")
+        };
+        let check = |text: &str, next: &str| {
+            let expression = Expression::parse(text, "").unwrap();
+            assert_eq!(expression.latest(made, old), None, "{text}");
+            assert_eq!(expression.next(made, old), Some(ms(next)), "{text}");
+            assert_eq!(expression.latest(ms(next), old), Some(ms(next)), "{text}");
+        };
+        check("cron(0 6 * * ? *)", "2026-11-27T06:00:00Z");
+        check("rate(1 hour)", "2026-11-26T10:10:00Z");
+        // A client's "now" is a second that has begun already.
+        let now = Window {
+            start: Some(made - 700),
+            ..old
+        };
+        let rate = Expression::parse("rate(1 hour)", "").unwrap();
+        assert_eq!(rate.latest(made, now), Some(made - 700));
+        assert_eq!(rate.next(made, now), Some(made - 700 + HOUR));
+    }
+
     proptest::proptest! {
         #[test]
         fn the_next_time_is_the_latest_when_it_has_come(
@@ -363,7 +401,7 @@ mod tests {
         ) {
             let texts = ["rate(7 minutes)", "cron(*/5 * ? * MON *)", "cron(30 2 * * ? *)", "cron(0 0 L * ? *)", "rate(3 days)"];
             let expression = Expression::parse(texts[seed], "America/New_York").unwrap();
-            let window = Window { made: 1_600_000_000_000, start: None, end: None };
+            let window = window("2020-09-13T12:26:40Z");
             let next = expression.next(after, window).unwrap();
             proptest::prop_assert!(next > after);
             proptest::prop_assert_eq!(expression.latest(next, window), Some(next));
@@ -375,7 +413,7 @@ mod tests {
         fn no_text_makes_the_reader_panic(inner in "[-0-9A-Z?*/,#L ]{0,40}", zone in "[A-Za-z/_]{0,20}") {
             for text in [format!("cron({inner})"), format!("rate({inner})"), format!("at({inner})")] {
                 if let Ok(expression) = Expression::parse(&text, &zone) {
-                    let window = Window { made: 0, start: None, end: None };
+                    let window = window("1970-01-01T00:00:00Z");
                     let _next = expression.next(1_700_000_000_000, window);
                     let _latest = expression.latest(1_700_000_000_000, window);
                 }

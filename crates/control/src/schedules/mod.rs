@@ -29,7 +29,7 @@ use crate::key;
 use crate::record::ProjectRecord;
 
 pub(crate) use expression::Expression;
-use expression::Window;
+use expression::{START_BACK_MS_MAX, Window};
 
 /// Schedules of one project.
 const SCHEDULES_MAX: usize = 1000;
@@ -77,21 +77,47 @@ pub(crate) struct ScheduleSpec {
 pub(crate) struct ScheduleRecord {
     pub spec: ScheduleSpec,
     pub created_unix_ms: u64,
-    /// Times before it are not caught up with, and rates count from it.
+    /// Times before it are not caught up with.
     pub modified_unix_ms: u64,
+    /// When its expression was given, from which rates count; absent was when
+    /// it was last changed.
+    #[serde(default)]
+    pub begun_unix_ms: Option<u64>,
     /// The last time that it has fired for.
     pub fired_unix_ms: Option<u64>,
     /// The time that it is firing for.
     pub firing_unix_ms: Option<u64>,
+    /// What who made it named the call: the same call once more changes
+    /// nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 impl ScheduleRecord {
     const fn window(&self) -> Window {
         Window {
             made: self.modified_unix_ms,
+            begun: match self.begun_unix_ms {
+                Some(begun) => begun,
+                None => self.modified_unix_ms,
+            },
             start: self.spec.start_unix_ms,
             end: self.spec.end_unix_ms,
         }
+    }
+
+    /// Whether it is what a call of this token was to make.
+    fn is_made_by(&self, token: &Option<String>, spec: &ScheduleSpec) -> bool {
+        token.is_some() && self.token == *token && self.spec == *spec
+    }
+
+    /// It is to do something else from now on; a rate that stays what it is
+    /// keeps its times.
+    fn change(&mut self, spec: ScheduleSpec, now: u64) {
+        let is_kept = self.spec.expression == spec.expression;
+        self.begun_unix_ms = Some(if is_kept { self.window().begun } else { now });
+        self.spec = spec;
+        self.modified_unix_ms = now;
     }
 
     fn expression(&self) -> Result<Expression, ControlError> {
@@ -194,12 +220,13 @@ fn check_name(name: &str) -> Result<(), ControlError> {
 }
 
 impl Control {
-    /// Makes a schedule.
+    /// Makes a schedule, unless a call of this token has made it.
     pub(crate) async fn create_schedule(
         &self,
         project: &ProjectRecord,
         name: &str,
         spec: ScheduleSpec,
+        token: Option<String>,
     ) -> Result<ScheduleRecord, ControlError> {
         if self.inner.events.get().is_none() {
             return Err(unsupported(
@@ -207,11 +234,22 @@ impl Control {
             ));
         }
         check_name(name)?;
+        let made = self.find_schedule(&project.id, name).await?;
+        if let Some(made) = made.filter(|made| made.record.is_made_by(&token, &spec)) {
+            return Ok(made.record);
+        }
         let _projects = self.inner.projects.read().await;
         if !self.db().exists(&key::project(&project.id)).await? {
             return Err(not_found(format!("there is no project {}", project.name)));
         }
-        self.check(&project.id, &spec).await?;
+        let is_once = self.check(&project.id, &spec).await?.is_once();
+        let now = self.inner.base.now();
+        let start = spec.start_unix_ms.filter(|_| !is_once);
+        if start.is_some_and(|start| now.saturating_sub(start) > START_BACK_MS_MAX) {
+            return Err(invalid(
+                "the schedule's start lies over 5 minutes back: leave it out, or give a later one",
+            ));
+        }
         let prefix = key::schedules(&project.id);
         let known = self
             .db()
@@ -221,13 +259,14 @@ impl Control {
                 "the project has {SCHEDULES_MAX} schedules already: delete one first"
             )));
         }
-        let now = self.inner.base.now();
         let record = ScheduleRecord {
             spec,
             created_unix_ms: now,
             modified_unix_ms: now,
+            begun_unix_ms: Some(now),
             fired_unix_ms: None,
             firing_unix_ms: None,
+            token,
         };
         let place = key::schedule(&project.id, name);
         let change = Change::default()
@@ -249,10 +288,7 @@ impl Control {
     ) -> Result<ScheduleRecord, ControlError> {
         self.check(project, &spec).await?;
         let now = self.inner.base.now();
-        let change = |record: &mut ScheduleRecord| {
-            record.spec = spec.clone();
-            record.modified_unix_ms = now;
-        };
+        let change = |record: &mut ScheduleRecord| record.change(spec.clone(), now);
         let record = self.change_schedule(project, name, change).await?;
         let record = record.ok_or_else(|| missing(name))?;
         self.look_at((project.clone(), name.to_owned()), &record, now)?;
@@ -348,9 +384,13 @@ impl Control {
         Ok(())
     }
 
-    async fn check(&self, project: &ProjectId, spec: &ScheduleSpec) -> Result<(), ControlError> {
-        Expression::parse(&spec.expression, &spec.timezone)
-            .map_err(|error| invalid(error.to_string()))?;
+    async fn check(
+        &self,
+        project: &ProjectId,
+        spec: &ScheduleSpec,
+    ) -> Result<Expression, ControlError> {
+        let expression = Expression::parse(&spec.expression, &spec.timezone);
+        let expression = expression.map_err(|error| invalid(error.to_string()))?;
         if spec.description.chars().count() > DESCRIPTION_CHARS_MAX {
             return Err(invalid(format!(
                 "the description is over {DESCRIPTION_CHARS_MAX} characters"
@@ -381,6 +421,76 @@ impl Control {
         if !self.db().exists(&function).await? {
             return Err(invalid(format!("there is no function {}", spec.function)));
         }
-        Ok(())
+        Ok(expression)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3_600_000;
+    const MADE: u64 = 1_700_000_000_000;
+
+    fn record(expression: &str) -> ScheduleRecord {
+        ScheduleRecord {
+            spec: ScheduleSpec {
+                expression: expression.to_owned(),
+                timezone: String::new(),
+                start_unix_ms: None,
+                end_unix_ms: None,
+                description: String::new(),
+                is_enabled: true,
+                function: "f".parse().unwrap(),
+                qualifier: None,
+                role: String::new(),
+                input: None,
+                age_s: AGE_S_MAX,
+                retries: 0,
+                delete_after: false,
+            },
+            created_unix_ms: MADE,
+            modified_unix_ms: MADE,
+            begun_unix_ms: Some(MADE),
+            fired_unix_ms: None,
+            firing_unix_ms: None,
+            token: Some("call".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_rate_fires_at_once_and_keeps_its_times_until_it_is_another() {
+        let mut rate = record("rate(1 hour)");
+        assert_eq!(rate.due(MADE).unwrap(), Some(MADE));
+        rate.fired_unix_ms = Some(MADE);
+        assert_eq!(rate.due(MADE).unwrap(), Some(MADE + HOUR));
+        let now = MADE + HOUR / 2;
+        let described = ScheduleSpec {
+            description: "hourly".to_owned(),
+            ..rate.spec.clone()
+        };
+        rate.change(described, now);
+        assert_eq!(rate.due(now).unwrap(), Some(MADE + HOUR));
+        rate.change(record("rate(2 hours)").spec, now);
+        assert_eq!(rate.due(now).unwrap(), Some(now));
+        rate.fired_unix_ms = Some(now);
+        assert_eq!(rate.due(now).unwrap(), Some(now + 2 * HOUR));
+    }
+
+    #[test]
+    fn a_schedule_that_was_off_catches_up_with_nothing() {
+        let mut daily = record("cron(0 6 * * ? *)");
+        daily.spec.start_unix_ms = Some(MADE - 24 * 30 * HOUR);
+        let off = ScheduleSpec {
+            is_enabled: false,
+            ..daily.spec.clone()
+        };
+        let on = daily.spec.clone();
+        daily.change(off, MADE);
+        let now = MADE + 24 * HOUR;
+        assert_eq!(daily.due(now).unwrap(), None);
+        daily.change(on, now);
+        let due = daily.due(now).unwrap().unwrap();
+        assert!(due > now && due <= now + 24 * HOUR, "{due}");
     }
 }

@@ -406,7 +406,12 @@ def schedules():
         "EndDate": datetime.datetime(2099, 1, 1, tzinfo=datetime.timezone.utc),
     }
     policy = {"MaximumEventAgeInSeconds": 60, "MaximumRetryAttempts": 3}
-    times.create_schedule(Name="noon", Target=target(arn("timed", "$LATEST"), RetryPolicy=policy), **noon)
+    wanted = {"Name": "noon", "Target": target(arn("timed", "$LATEST"), RetryPolicy=policy), **noon}
+    made = times.create_schedule(ClientToken="once", **wanted)["ScheduleArn"]
+    # A call that is sent again is the same one.
+    assert times.create_schedule(ClientToken="once", **wanted)["ScheduleArn"] == made
+    with refused("ConflictException", 409):
+        times.create_schedule(ClientToken="once", **{**wanted, "Description": "another"})
     got = times.get_schedule(Name="noon", GroupName="default")
     assert {name: got[name] for name in noon} == noon, got
     assert got["Target"]["Arn"] == arn("timed", "$LATEST") and got["Target"]["RetryPolicy"] == policy, got
@@ -429,10 +434,18 @@ def schedules():
     with refused("ResourceNotFoundException", 404, "group"):
         times.create_schedule(Name="noon", GroupName="others", Target=target(arn("timed")), **noon)
 
+    # A rate begins at once.
+    daily = {"ScheduleExpression": "rate(1 day)", "Target": target(arn("timed"), Input=json.dumps({"id": "daily"}))}
+    times.create_schedule(Name="daily", FlexibleTimeWindow=OFF, **daily)
+    payloads = lambda: [json.loads(one["body"])["requestPayload"] for one in sunk("timed")]
+    until("it fires", lambda: {"id": "daily"} in payloads())
+
     def refuses(part, **wanted):
         with refused("ValidationException", 400, part):
             times.create_schedule(**{"Name": "bad", **plain, **wanted})
 
+    old = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(minutes=6)
+    refuses("5 minutes", ScheduleExpression="cron(0 12 * * ? *)", StartDate=old)
     refuses("time zone", ScheduleExpressionTimezone="Europe/Nowhere")
     refuses("does not say when", ScheduleExpression="tomorrow")
     refuses("six fields", ScheduleExpression="cron(* * * * *)")
