@@ -69,6 +69,13 @@ impl Call {
     }
 }
 
+/// Whether the proxy in front was asked over TLS: it says so, and whoever asks
+/// without one deceives himself only.
+pub(crate) fn is_https(headers: &HeaderMap) -> bool {
+    let scheme = headers.get("x-forwarded-proto");
+    scheme.is_some_and(|scheme| scheme == "https")
+}
+
 /// A random UUID (RFC 9562 §5.4).
 pub(crate) fn uuid() -> String {
     let mut bytes = [0; 16];

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt as _;
 
 use super::Front;
 use super::body;
-use super::call::{Call, Reply, invalid};
+use super::call::{Call, Reply, invalid, is_https};
 use super::record::{Configuration, ZipCode};
 use super::state::missing;
 use crate::deploy::{Overlay, Wish};
@@ -176,9 +176,9 @@ impl Front {
 
     /// A URL from which this path can be had for a while without a key.
     pub(crate) fn location(&self, call: &Call, path: &str) -> String {
-        let scheme = match call.header("x-forwarded-proto") {
-            Some("https") => "https",
-            _ => "http",
+        let scheme = match is_https(&call.headers) {
+            true => "https",
+            false => "http",
         };
         let host = call.header("host").unwrap_or_default();
         let scope = Scope {

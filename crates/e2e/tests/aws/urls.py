@@ -152,7 +152,7 @@ def requests():
     with refused("InvalidParameterValueException", 400, "FunctionUrlAuthType"):
         aws.add_permission(FunctionName="web", **{**OPEN, "StatementId": "x", "Action": "lambda:InvokeFunction"})
 
-    headers = [("X-Many", "1"), ("X-Many", "2"), ("Cookie", "a=1; b=2"), ("User-Agent", "test")]
+    headers = [("X-Many", "1"), ("X-Many", "2"), ("Cookie", "a=1; b=2"), ("User-Agent", "test"), ("X-Forwarded-For", "6.6.6.6")]
     for by_path in (False, True):
         reply, body = ask(url, "/a%20b/c?x=1&x=2&y=%2B", headers=headers, by_path=by_path)
         event = json.loads(body)["event"]
@@ -161,6 +161,9 @@ def requests():
         assert (event["rawPath"], event["rawQueryString"]) == ("/a%20b/c", "x=1&x=2&y=%2B"), event
         assert event["queryStringParameters"] == {"x": "1,2", "y": "+"}, event
         assert event["headers"]["x-many"] == "1,2" and event["cookies"] == ["a=1", "b=2"], event
+        told, port = event["headers"], (NETLOC if by_path else host_of(url)).split(":")[1]
+        assert (told["x-forwarded-for"], told["x-forwarded-proto"]) == ("127.0.0.1", "http"), told
+        assert told["x-forwarded-port"] == port and told["x-amzn-trace-id"].startswith("Root=1-"), told
         context = event["requestContext"]
         assert context["http"] == {
             "method": "GET", "path": "/a%20b/c", "protocol": "HTTP/1.1", "sourceIp": "127.0.0.1", "userAgent": "test",
@@ -169,6 +172,9 @@ def requests():
         assert context["apiId"] == context["domainPrefix"] == host_of(url).split(".")[0], context
         assert context["requestId"] == reply.headers["x-amzn-requestid"] and context["timeEpoch"] > 0, context
         assert "body" not in event and event["isBase64Encoded"] is False, event
+    proxied = [("X-Forwarded-Proto", "https"), ("X-Amzn-Trace-Id", "Root=1-2-3")]
+    told = json.loads(ask(url, headers=proxied)[1])["event"]["headers"]
+    assert (told["x-forwarded-proto"], told["x-amzn-trace-id"]) == ("https", "Root=1-2-3"), told
     text = [("Content-Type", "text/plain; charset=utf-8")]
     event = json.loads(ask(url, "/", "POST", "ä".encode(), text)[1])["event"]
     assert event["body"] == "ä" and not event["isBase64Encoded"], event

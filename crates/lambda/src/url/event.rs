@@ -27,6 +27,12 @@ const LEFT_OUT: [&str; 8] = [
     "transfer-encoding",
     "upgrade",
 ];
+/// Headers that say how the request came, which nobody says for himself.
+const FORWARDED_FOR: &str = "x-forwarded-for";
+const FORWARDED_PORT: &str = "x-forwarded-port";
+const FORWARDED_PROTO: &str = "x-forwarded-proto";
+const TRACE: &str = "x-amzn-trace-id";
+const OWN: [&str; 4] = [FORWARDED_FOR, FORWARDED_PORT, FORWARDED_PROTO, TRACE];
 
 /// A request to a function's URL.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +64,10 @@ pub struct UrlContext<'a> {
     pub request_id: &'a str,
     /// When the request came.
     pub now_unix_ms: u64,
+    /// Whether it came over TLS.
+    pub is_https: bool,
+    /// `Root=1-…`.
+    pub trace_id: &'a str,
     /// Who has signed it; nobody has to for a URL of the type NONE.
     pub caller: Option<UrlCaller<'a>>,
 }
@@ -169,7 +179,7 @@ impl UrlRequest<'_> {
             raw_path: self.path,
             raw_query_string: self.query,
             cookies: self.cookies(),
-            headers: self.headers(context.caller.is_some()),
+            headers: self.headers(context),
             query_string_parameters: parameters(self.query),
             request_context: self.context(context),
             body,
@@ -228,17 +238,29 @@ impl UrlRequest<'_> {
         cookies.filter(|cookie| !cookie.is_empty()).collect()
     }
 
-    /// Those of one name joined by commas; a signature is nothing to the
-    /// function.
-    fn headers(&self, is_signed: bool) -> BTreeMap<&str, String> {
+    /// Those of one name joined by commas, and those that AWS adds; a signature
+    /// is nothing to the function.
+    fn headers(&self, context: &UrlContext<'_>) -> BTreeMap<&str, String> {
+        let is_signed = context.caller.is_some();
         let mut joined: BTreeMap<&str, String> = BTreeMap::new();
         for (name, value) in self.headers {
             let is_signature = is_signed && name == "authorization";
-            if is_signature || LEFT_OUT.contains(&name.as_str()) {
+            let is_own = OWN.contains(&name.as_str());
+            if is_signature || is_own || LEFT_OUT.contains(&name.as_str()) {
                 continue;
             }
             join(joined.entry(name), value);
         }
+        let (scheme, usual) = match context.is_https {
+            true => ("https", 443),
+            false => ("http", 80),
+        };
+        let port = self.header("host").and_then(|host| host.rsplit_once(':'));
+        let port = port.and_then(|(_, port)| port.parse::<u16>().ok());
+        joined.insert(FORWARDED_FOR, self.source_ip.to_owned());
+        joined.insert(FORWARDED_PORT, port.unwrap_or(usual).to_string());
+        joined.insert(FORWARDED_PROTO, scheme.to_owned());
+        joined.insert(TRACE, context.trace_id.to_owned());
         joined
     }
 
@@ -341,6 +363,8 @@ mod tests {
             domain: "abc.lambda-url.us-east-1.skiff.localhost",
             request_id: "r-1",
             now_unix_ms: 1_583_348_638_390,
+            is_https: false,
+            trace_id: "Root=1-2-3",
             caller: None,
         }
     }
@@ -391,6 +415,10 @@ mod tests {
                 "user-agent": "curl",
                 "authorization": "Bearer x",
                 "content-type": "text/plain; charset=utf-8",
+                "x-amzn-trace-id": "Root=1-2-3",
+                "x-forwarded-for": "127.0.0.1",
+                "x-forwarded-port": "9090",
+                "x-forwarded-proto": "http",
             },
             "queryStringParameters": {"a": "1,2", "b": "x y+", "c": ""},
             "requestContext": {
@@ -432,12 +460,36 @@ mod tests {
             ..context()
         };
         let event = event(&request(&headers, b""), &context);
-        assert_eq!(event["headers"], json!({}));
+        assert!(event["headers"].get("authorization").is_none());
         assert_eq!(event["requestContext"]["accountId"], "000000000001");
         let iam = &event["requestContext"]["authorizer"]["iam"];
         assert_eq!(iam["userArn"], "arn:aws:iam::000000000001:root");
         assert_eq!(iam["accessKey"], "SKIF1");
         assert!(event.get("body").is_none() && event.get("cookies").is_none());
+    }
+
+    #[test]
+    fn nobody_says_for_himself_how_a_request_came() {
+        let forged = OWN.map(|name| (name, "forged"));
+        let told = |host: &str, is_https| {
+            let headers = headers(&[&[("host", host)], &forged[..]].concat());
+            let context = UrlContext {
+                is_https,
+                ..context()
+            };
+            let event = event(&request(&headers, b""), &context);
+            let of = |name: &str| event["headers"][name].as_str().unwrap().to_owned();
+            assert_eq!(
+                (of(FORWARDED_FOR), of(TRACE)),
+                ("127.0.0.1".into(), "Root=1-2-3".into())
+            );
+            (of(FORWARDED_PROTO), of(FORWARDED_PORT))
+        };
+        let said = |scheme: &str, port: &str| (scheme.to_owned(), port.to_owned());
+        assert_eq!(told("a.test", false), said("http", "80"));
+        assert_eq!(told("a.test", true), said("https", "443"));
+        assert_eq!(told("[::1]", false), said("http", "80"));
+        assert_eq!(told("[::1]:8443", true), said("https", "8443"));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::http::Peer;
 use crate::key;
 use crate::lambda::Front;
 use crate::lambda::cache::View;
+use crate::lambda::call::is_https;
 use crate::lambda::invoke::{Begun, FUNCTION_ERROR, Invocation, Place, TRACE_ID, Way};
 use crate::lambda::links::Link;
 use crate::lambda::operation::Api;
@@ -238,6 +239,7 @@ impl Front {
             None => body,
         };
         let told = Told {
+            trace_id: trace_id(&parts.headers, now_ms),
             parts: &parts,
             request_id,
             now_ms,
@@ -334,6 +336,7 @@ fn response(head: UrlHead, body: Body) -> Response {
 /// What a function is told of a request.
 struct Told<'a> {
     parts: &'a Parts,
+    trace_id: String,
     request_id: &'a str,
     now_ms: u64,
 }
@@ -359,6 +362,8 @@ impl Told<'_> {
             domain,
             request_id: self.request_id,
             now_unix_ms: self.now_ms,
+            is_https: is_https(&parts.headers),
+            trace_id: &self.trace_id,
             caller: signer.as_ref().map(|signer| UrlCaller {
                 access_key: &signer.id,
                 account: signer.key.project.id.as_str(),
@@ -381,18 +386,22 @@ impl Told<'_> {
     }
 
     fn invocation(&self, payload: Bytes) -> Invocation {
-        let trace = self.parts.headers.get(TRACE_ID);
-        let trace = trace.filter(|trace| trace.len() <= TRACE_BYTES_MAX);
-        let trace = trace.and_then(|trace| trace.to_str().ok());
         Invocation {
             request_id: self.request_id.to_owned(),
             payload,
-            told: trace
-                .map(|trace| (TRACE_ID, trace.to_owned()))
-                .into_iter()
-                .collect(),
+            told: vec![(TRACE_ID, self.trace_id.clone())],
         }
     }
+}
+
+/// The caller's trace, or a new one (AWS X-Ray, "Tracing header").
+fn trace_id(headers: &HeaderMap, now_ms: u64) -> String {
+    let trace = headers.get(TRACE_ID).and_then(|trace| trace.to_str().ok());
+    if let Some(trace) = trace.filter(|trace| trace.len() <= TRACE_BYTES_MAX) {
+        return trace.to_owned();
+    }
+    let (high, low) = (skiff_base::random::u64(), skiff_base::random::u32());
+    format!("Root=1-{:08x}-{high:016x}{low:08x}", now_ms / 1000)
 }
 
 /// A streamed answer; what is held, is held until it has come.
@@ -454,6 +463,19 @@ mod tests {
         let request = http::Request::builder().uri(path).header("host", host);
         let place = UrlPlace::of(&request.body(()).unwrap())?;
         Some((place.id, place.path))
+    }
+
+    #[test]
+    fn a_request_without_a_trace_begins_one() {
+        let mut headers = HeaderMap::new();
+        let begun = trace_id(&headers, 0x5759_e988_u64 * 1000);
+        let unique = begun.strip_prefix("Root=1-5759e988-").unwrap();
+        assert!(unique.len() == 24 && unique.bytes().all(|b| b.is_ascii_hexdigit()));
+        headers.insert(TRACE_ID, HeaderValue::from_static("Root=1-2-3"));
+        assert_eq!(trace_id(&headers, 0), "Root=1-2-3");
+        let long = "x".repeat(TRACE_BYTES_MAX + 1);
+        headers.insert(TRACE_ID, HeaderValue::from_str(&long).unwrap());
+        assert!(trace_id(&headers, 0).starts_with("Root=1-00000000-"));
     }
 
     #[test]
