@@ -5,13 +5,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::sigv4::SKEW_S;
+use crate::sigv4::Signature;
 
 /// For so long after its first use a signature is taken again, seconds.
 const REPEAT_S: u64 = 5;
-/// Signatures remembered at once. Over it the oldest are forgotten, and with
-/// them whatever is signed as early: the window shrinks, nothing is taken twice.
+/// Signatures remembered at once. Over it those that end first are forgotten,
+/// and with them whatever ends as early: the window shrinks, nothing is taken
+/// twice.
 const REPLAYS_MAX: usize = 1 << 20;
+/// The same of presigned requests, which may live for days.
+const PRESIGNED_MAX: usize = 1 << 18;
 /// Signatures are forgotten by spans of so many seconds.
 const SPAN_S: u64 = 10;
 
@@ -22,9 +25,40 @@ const SPAN_S: u64 = 10;
 )]
 pub struct Replayed;
 
-/// Signatures that were taken, by when they were made.
+/// Signatures that were taken. Those of presigned requests are apart: what
+/// lives for days takes no room of what lives for minutes, nor the other way.
 #[derive(Debug)]
 pub struct Replays {
+    headers: Taken,
+    presigned: Taken,
+}
+
+impl Default for Replays {
+    fn default() -> Self {
+        Self {
+            headers: Taken::new(REPLAYS_MAX),
+            presigned: Taken::new(PRESIGNED_MAX),
+        }
+    }
+}
+
+impl Replays {
+    /// Takes a verified signature, unless it was first taken too long ago.
+    ///
+    /// # Errors
+    /// When it was taken, or may have been.
+    pub fn take(&mut self, signature: &Signature, now_unix_s: u64) -> Result<(), Replayed> {
+        let taken = match signature.is_presigned() {
+            true => &mut self.presigned,
+            false => &mut self.headers,
+        };
+        taken.take(signature.bytes(), signature.ends_unix_s(), now_unix_s)
+    }
+}
+
+/// Signatures of one kind, by when they end: from then on nobody believes them.
+#[derive(Debug)]
+struct Taken {
     /// With the second of each one's first use.
     spans: BTreeMap<u64, HashMap<[u8; 16], u64>>,
     count: usize,
@@ -33,14 +67,8 @@ pub struct Replays {
     floor: u64,
 }
 
-impl Default for Replays {
-    fn default() -> Self {
-        Self::new(REPLAYS_MAX)
-    }
-}
-
-impl Replays {
-    fn new(most: usize) -> Self {
+impl Taken {
+    const fn new(most: usize) -> Self {
         Self {
             spans: BTreeMap::new(),
             count: 0,
@@ -49,23 +77,19 @@ impl Replays {
         }
     }
 
-    /// Takes a verified signature, unless it was first taken too long ago.
-    ///
-    /// # Errors
-    /// When it was taken, or may have been.
-    pub fn take(
+    fn take(
         &mut self,
         signature: &[u8; 32],
-        signed_unix_s: u64,
+        ends_unix_s: u64,
         now_unix_s: u64,
     ) -> Result<(), Replayed> {
-        let expired = now_unix_s.saturating_sub(SKEW_S) / SPAN_S;
+        let ended = now_unix_s / SPAN_S;
         while let Some((span, _)) = self.spans.first_key_value()
-            && *span < expired
+            && *span < ended
         {
             self.forget_first();
         }
-        let span = signed_unix_s / SPAN_S;
+        let span = ends_unix_s / SPAN_S;
         if span <= self.floor {
             return Err(Replayed);
         }
@@ -95,28 +119,61 @@ impl Replays {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Request, Scope, Secret, presigned_query};
 
     #[test]
-    fn a_signature_is_taken_for_a_moment_and_forgotten_when_it_is_too_old_anyway() {
-        let mut replays = Replays::default();
-        assert_eq!(replays.take(&[1; 32], 10_000, 10_000), Ok(()));
-        assert_eq!(replays.take(&[1; 32], 10_000, 10_005), Ok(()));
-        assert_eq!(replays.take(&[1; 32], 10_000, 10_006), Err(Replayed));
-        assert_eq!(replays.take(&[1; 32], 10_000, 10_890), Err(Replayed));
-        assert_eq!(replays.take(&[2; 32], 10_000, 10_900), Ok(()));
-        assert_eq!(replays.take(&[3; 32], 20_000, 20_000), Ok(()));
-        assert_eq!(replays.count, 1);
+    fn a_signature_is_taken_for_a_moment_and_forgotten_when_it_has_ended() {
+        let mut taken = Taken::new(REPLAYS_MAX);
+        assert_eq!(taken.take(&[1; 32], 10_900, 10_000), Ok(()));
+        assert_eq!(taken.take(&[1; 32], 10_900, 10_005), Ok(()));
+        assert_eq!(taken.take(&[1; 32], 10_900, 10_006), Err(Replayed));
+        assert_eq!(taken.take(&[1; 32], 10_900, 10_900), Err(Replayed));
+        assert_eq!(taken.take(&[2; 32], 10_900, 10_900), Ok(()));
+        assert_eq!(taken.take(&[3; 32], 20_900, 20_000), Ok(()));
+        assert_eq!(taken.count, 1);
     }
 
     #[test]
     fn more_than_fit_shrink_the_window() {
-        let mut replays = Replays::new(2);
+        let mut taken = Taken::new(2);
         for number in 0..3u8 {
-            let signed = 10_000 + u64::from(number) * 10;
-            assert_eq!(replays.take(&[number; 32], signed, 10_020), Ok(()));
+            let ends = 10_900 + u64::from(number) * 10;
+            assert_eq!(taken.take(&[number; 32], ends, 10_020), Ok(()));
         }
-        assert_eq!(replays.take(&[0; 32], 10_000, 10_020), Err(Replayed));
-        assert_eq!(replays.take(&[9; 32], 10_009, 10_020), Err(Replayed));
-        assert_eq!(replays.take(&[9; 32], 10_011, 10_020), Ok(()));
+        assert_eq!(taken.take(&[0; 32], 10_900, 10_020), Err(Replayed));
+        assert_eq!(taken.take(&[9; 32], 10_909, 10_020), Err(Replayed));
+        assert_eq!(taken.take(&[9; 32], 10_911, 10_020), Ok(()));
+    }
+
+    fn presigned(signed_unix_s: u64, path: &str) -> Signature {
+        let scope = Scope {
+            region: "us-east-1",
+            service: "lambda",
+        };
+        let secret = Secret("secret".to_owned());
+        let key = ("SKIF1", &secret);
+        let query = presigned_query(("h", path), key, scope, signed_unix_s, 86_400);
+        let request = Request {
+            method: "GET",
+            path,
+            query: &query,
+            headers: &[("host".to_owned(), "h".to_owned())],
+        };
+        Signature::of(&request, scope).unwrap()
+    }
+
+    #[test]
+    fn a_presigned_request_lives_as_long_as_it_says_however_busy_the_server_is() {
+        let mut replays = Replays::default();
+        let signed = 1_700_000_000;
+        let (first, second) = (presigned(signed, "/a"), presigned(signed, "/b"));
+        assert_eq!(replays.take(&first, signed), Ok(()));
+        for hour in 1..20 {
+            let now = signed + hour * 3600;
+            assert_eq!(replays.take(&presigned(now, "/c"), now), Ok(()));
+            assert_eq!(replays.headers.take(&[7; 32], now + 900, now), Ok(()));
+            assert_eq!(replays.take(&first, now), Err(Replayed));
+        }
+        assert_eq!(replays.take(&second, signed + 20 * 3600), Ok(()));
     }
 }

@@ -193,10 +193,15 @@ impl Signature {
         &self.access_key
     }
 
-    /// When it was made, seconds since 1970.
-    #[must_use]
-    pub const fn unix_s(&self) -> u64 {
-        self.unix_s
+    /// Whether it stands in the query, with an end of its own.
+    pub(crate) const fn is_presigned(&self) -> bool {
+        self.expires_s.is_some()
+    }
+
+    /// When it is believed for the last time, seconds since 1970.
+    pub(crate) fn ends_unix_s(&self) -> u64 {
+        let lives = self.expires_s.unwrap_or(SKEW_S);
+        self.unix_s.saturating_add(lives)
     }
 
     /// The signature itself.

@@ -138,9 +138,8 @@ impl Front {
 
     /// Takes a signature that was not there before.
     pub(crate) fn take_once(&self, signed: &Signed, now_s: u64) -> Result<(), LambdaError> {
-        let signature = &signed.signature;
         let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = replays.take(signature.bytes(), signature.unix_s(), now_s);
+        let taken = replays.take(&signed.signature, now_s);
         taken.map_err(|error| LambdaError::new(Code::InvalidSignature, error.to_string()))
     }
 }
