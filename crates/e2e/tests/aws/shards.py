@@ -3,7 +3,10 @@
 
     first ─▶ second     ended, and its child
     other               beside them
-    aged                its record is an hour old
+    aged                its first record is an hour old, its second a deletion
+                        by DynamoDB itself
+
+Each record says how often it was read.
 """
 
 import http.server
@@ -35,11 +38,19 @@ def record(number, id, age=0, **more):
     }
 
 
+def expired(number, id):
+    """What DynamoDB tells of an item whose time to live is over."""
+    told = record(number, id)
+    del told["dynamodb"]["NewImage"]
+    identity = {"PrincipalId": "dynamodb.amazonaws.com", "Type": "Service"}
+    return {**told, "eventName": "REMOVE", "userIdentity": identity}
+
+
 SHARDS = {
     "shardId-first": [record(1, "f1"), record(2, "f2", fail=1_000_000)],
     "shardId-second": [record(3, "s1"), record(4, "s2")],
     "shardId-other": [record(5, "o1"), record(6, "o2"), record(7, "o3")],
-    "shardId-aged": [record(8, "old", age=AN_HOUR)],
+    "shardId-aged": [record(8, "old", age=AN_HOUR), expired(9, "ttl")],
 }
 PARENTS = {"shardId-second": "shardId-first"}
 ENDED = {"shardId-first"}

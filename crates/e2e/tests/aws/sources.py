@@ -611,6 +611,19 @@ def shards():
     assert "old" not in order, order
     aws.delete_event_source_mapping(UUID=made["UUID"])
 
+    # AWS's own filter of what DynamoDB has deleted.
+    create(aws, "by-owner", Environment={"Variables": {"STAGE": "whole"}}, **run_by(STREAM_HANDLER))
+    aws.create_event_source_mapping(
+        EventSourceArn=stream,
+        FunctionName="by-owner",
+        StartingPosition="TRIM_HORIZON",
+        FilterCriteria={"Filters": [{"Pattern": json.dumps({"userIdentity": {"type": ["Service"]}})}]},
+    )
+    saw("by-owner", ["ttl"])
+    assert given("by-owner") == [("ttl", "REMOVE")], given("by-owner")
+    identity = lines("by-owner", "record")[0]["userIdentity"]
+    assert identity == {"principalId": "dynamodb.amazonaws.com", "type": "Service"}, identity
+
 
 def before_the_tries_crashes():
     """A record that its function never takes."""

@@ -19,7 +19,7 @@ use futures_util::FutureExt as _;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use skiff_base::{Backoff, UtcTime};
 use skiff_lambda::{batch_event, batch_failures};
 use skiff_queue::Address;
@@ -648,6 +648,21 @@ fn first_failure(answer: &[u8], records: &[StreamRecord]) -> Option<usize> {
     }
 }
 
+/// The stream names who has deleted an item otherwise than Lambda's events do.
+fn rename_identity(fields: &mut Map<String, Value>) {
+    let identity = fields
+        .get_mut("userIdentity")
+        .and_then(Value::as_object_mut);
+    let Some(identity) = identity else {
+        return;
+    };
+    for (streams, own) in [("PrincipalId", "principalId"), ("Type", "type")] {
+        if let Some(value) = identity.remove(streams) {
+            identity.insert(own.to_owned(), value);
+        }
+    }
+}
+
 fn read_record(place: &Place<'_>, mut value: Value) -> Result<StreamRecord, StreamError> {
     let missing = |field| wrong("GetRecords", field);
     let change = value.get("dynamodb").ok_or_else(|| missing("dynamodb"))?;
@@ -661,6 +676,7 @@ fn read_record(place: &Place<'_>, mut value: Value) -> Result<StreamRecord, Stre
     let created_unix_ms = created.and_then(|time| u64::try_from(time.as_millis()).ok());
     let fields = value.as_object_mut().ok_or_else(|| missing("dynamodb"))?;
     fields.insert("eventSourceARN".to_owned(), json!(place.stream.text));
+    rename_identity(fields);
     let is_new = created_unix_ms.is_none_or(|created| created >= place.rules.from_unix_ms);
     Ok(StreamRecord {
         sequence,
