@@ -15,6 +15,7 @@ mod observe;
 mod projects;
 mod schedules;
 mod secrets;
+mod sources;
 mod store;
 mod support;
 mod traffic;

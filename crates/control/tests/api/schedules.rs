@@ -1,49 +1,14 @@
 //! Schedules whose server ended in the middle.
 
-use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skiff_control::port::Revisions;
-use skiff_control::{EventSettings, LambdaConfig, LambdaFront};
+use skiff_control::LambdaFront;
 use skiff_queue::{Event, EventLog, FunctionKey, Phase, State, Write};
-use skiff_store::{Op, Txn};
 use skiff_types::ProjectId;
 
 use crate::support::*;
-
-/// A gateway that nobody gets to.
-#[derive(Debug)]
-struct Nowhere;
-
-impl Revisions for Nowhere {
-    fn connect(&self) -> io::Result<UnixStream> {
-        Err(io::ErrorKind::NotConnected.into())
-    }
-}
-
-fn config(folder: &Path) -> LambdaConfig {
-    LambdaConfig {
-        region: "us-east-1".into(),
-        egress: false,
-        events: EventSettings {
-            folder: folder.into(),
-            retry_ms: 10,
-            backoff_ms: 10,
-            per_function: 16,
-            at_once: 1,
-            bytes_max: 1_000_000,
-            destinations: vec![],
-            sqs: None,
-            streams: None,
-        },
-        runtimes: Default::default(),
-        objects: None,
-    }
-}
 
 const TIME: u64 = 1_700_000_000_000;
 const EXPRESSION: &str = "at(2023-11-14T22:13:20)";
@@ -95,19 +60,12 @@ fn leave_event(folder: &Path, name: &str) {
 /// A server with the schedule and its event; its API is served as long as the
 /// other part is there.
 async fn left(world: &World, name: &str, schedule: Value) -> (Server, LambdaFront) {
-    let folder = world.dir.path().join("events");
+    let folder = world.events();
     let place = format!("{}/schedule/{name}", ProjectId::default_project());
-    let stored = json!({"v": 1, "record": schedule}).to_string();
-    let put = Op::Put(place.into_bytes(), stored.into_bytes());
-    let txn = Txn {
-        ops: vec![put],
-        ..Txn::default()
-    };
-    world.store.open().txn(txn).await.unwrap();
+    world.store.put(place, &schedule).await;
     leave_event(&folder, name);
     let server = world.start().await;
-    let front = server.control.lambda(config(&folder), Arc::new(Nowhere));
-    let front = front.await.unwrap();
+    let front = server.lambda(None).await;
     (server, front)
 }
 

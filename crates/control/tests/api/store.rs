@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
 use skiff_store::{
-    KeyValue, MemoryStore, Range, Ranged, Store, StoreError, Txn, TxnOutcome, Watch,
+    KeyValue, MemoryStore, Op, Range, Ranged, Store, StoreError, Txn, TxnOutcome, Watch,
 };
 
 /// The stored state, which outlives each server that opens it.
@@ -88,6 +89,17 @@ impl TestStore {
             .unwrap();
         assert!(!all.more);
         all.items
+    }
+
+    /// Stores a record as a former server did.
+    pub async fn put(&self, key: String, record: &Value) {
+        let stored = json!({"v": 1, "record": record}).to_string();
+        let ops = vec![Op::Put(key.into_bytes(), stored.into_bytes())];
+        let txn = Txn {
+            ops,
+            compares: vec![],
+        };
+        self.disk.txn(txn).await.unwrap();
     }
 
     pub async fn keys(&self) -> Vec<String> {

@@ -14,7 +14,9 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use skiff_control::port::*;
-use skiff_control::{Config, Control, Resolver};
+use skiff_control::{
+    Config, Control, EventSettings, LambdaConfig, LambdaFront, Resolver, ServiceSettings,
+};
 use skiff_gateway::{RevisionRoute, ServiceRoute};
 use skiff_types::api::{ColdStart, Instance, LogLine, Pruned, Quota, Usage, UsageCheck};
 use skiff_types::{
@@ -498,6 +500,16 @@ impl UsageSource for Records {
     }
 }
 
+/// A gateway that nobody gets to.
+#[derive(Debug)]
+struct Nowhere;
+
+impl Revisions for Nowhere {
+    fn connect(&self) -> std::io::Result<std::os::unix::net::UnixStream> {
+        Err(std::io::ErrorKind::NotConnected.into())
+    }
+}
+
 /// What outlives a server: its store, its images and its key.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -540,6 +552,11 @@ impl World {
             roles: BTreeMap::new(),
             import_bytes_max: 1_000_000,
         }
+    }
+
+    /// The folder of events.
+    pub fn events(&self) -> PathBuf {
+        self.dir.path().join("events")
     }
 
     pub fn key_file(&self) -> PathBuf {
@@ -694,6 +711,30 @@ impl Server {
 
     pub async fn get(&self, path: &str) -> Answer {
         self.call("GET", path, Value::Null).await
+    }
+
+    /// Begins with what AWS Lambda's API does by itself: events, schedules, and
+    /// sources, which may be streams that are there.
+    pub async fn lambda(&self, streams: Option<ServiceSettings>) -> LambdaFront {
+        let config = LambdaConfig {
+            region: "us-east-1".into(),
+            egress: false,
+            events: EventSettings {
+                folder: self.world.events(),
+                retry_ms: 10,
+                backoff_ms: 10,
+                per_function: 16,
+                at_once: 1,
+                bytes_max: 1_000_000,
+                destinations: vec![],
+                sqs: None,
+                streams,
+            },
+            runtimes: BTreeMap::new(),
+            objects: None,
+        };
+        let front = self.control.lambda(config, Arc::new(Nowhere));
+        front.await.unwrap()
     }
 
     /// Deploys into the default project.

@@ -31,7 +31,7 @@ use super::part::{After, Part, StreamRecord, Tried};
 use super::poll::{FAILED, OK, Outcome, PROBLEM_FIRST, PROBLEM_LONGEST, Problem, THROTTLED};
 use super::stream::{StreamError, wrong};
 use super::{Mapping, Poller, count};
-use crate::db::Change;
+use crate::db::{Change, Found};
 use crate::error::ControlError;
 use crate::key;
 use crate::lambda::events::{CourierError, Message};
@@ -179,7 +179,8 @@ impl Front {
         while running.next().await.is_some() {}
     }
 
-    /// Shards that are not read and whose parents are.
+    /// Shards that are not read and whose parents are. Those that are read and
+    /// that the stream does not have any more are forgotten.
     async fn open_shards(
         &self,
         poller: &Poller,
@@ -194,6 +195,13 @@ impl Front {
             .collect();
         let is_read = |id: &str| read.get(id).copied().unwrap_or(false);
         let ids: HashSet<&str> = shards.iter().map(|shard| shard.shard_id.as_str()).collect();
+        let is_over = |found: &&Found<ShardRecord>| {
+            found.record.is_read && !ids.contains(key::last_part(&found.key))
+        };
+        for gone in known.iter().filter(is_over) {
+            let change = Change::default().delete(&gone.key);
+            self.control.db().commit(change).await?;
+        }
         let is_open = |shard: &&super::stream::Shard| {
             let parent = shard.parent_shard_id.as_deref();
             let waits = parent.is_some_and(|parent| ids.contains(parent) && !is_read(parent));
