@@ -148,8 +148,8 @@ impl ScheduleRecord {
 
     /// The next time that it fires, unless it does not.
     pub(crate) fn next(&self, now: u64) -> Option<u64> {
-        let expression = self.expression().ok().filter(|_| self.spec.is_enabled)?;
-        expression.next(now, self.window())
+        let due = self.due(now).ok().flatten();
+        due.filter(|_| self.spec.is_enabled)
     }
 }
 
@@ -462,6 +462,7 @@ mod tests {
     fn a_rate_fires_at_once_and_keeps_its_times_until_it_is_another() {
         let mut rate = record("rate(1 hour)");
         assert_eq!(rate.due(MADE).unwrap(), Some(MADE));
+        assert_eq!(rate.next(MADE), Some(MADE));
         rate.fired_unix_ms = Some(MADE);
         assert_eq!(rate.due(MADE).unwrap(), Some(MADE + HOUR));
         let now = MADE + HOUR / 2;
