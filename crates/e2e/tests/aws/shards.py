@@ -79,6 +79,9 @@ def iterator(asked):
 def records(asked):
     name, start = json.loads(asked["ShardIterator"])
     found = SHARDS[name][start : start + asked["Limit"]]
+    for one in found:
+        reads = one["dynamodb"]["Keys"].setdefault("reads", {"N": "0"})
+        reads["N"] = str(int(reads["N"]) + 1)
     told = {"Records": found}
     end = start + len(found)
     if name not in ENDED or end < len(SHARDS[name]):

@@ -571,6 +571,25 @@ def stream_failures():
     tried = [[id for id, _ in batch] for batch in batches("resumes")]
     assert tried == [["a", "b", "again", "c"], ["again", "c"]], tried
 
+    # Where the answer says from where, that is where a batch is cut.
+    table = Table("cut")
+    table.put("a", "b")
+    table.put("again", fail=1)
+    table.put("c")
+    create(aws, "cuts", Environment={"Variables": {"STAGE": "partial"}}, **run_by(STREAM_HANDLER))
+    mapped(
+        aws,
+        table,
+        "cuts",
+        StartingPosition="TRIM_HORIZON",
+        FunctionResponseTypes=["ReportBatchItemFailures"],
+        BisectBatchOnFunctionError=True,
+        MaximumRetryAttempts=0,
+    )
+    until("it is tried from there", lambda: len(batches("cuts")) >= 2)
+    tried = [[id for id, _ in batch] for batch in batches("cuts")]
+    assert tried == [["a", "b", "again", "c"], ["again", "c"]], tried
+
 
 def shards():
     """Of `shards.py`'s stream."""
@@ -601,6 +620,9 @@ def shards():
     saw("by-shards", ["o1", "o2", "o3"])
     until("it fails again", lambda: [id for id, _ in given("by-shards")].count("f2") >= 2)
     assert not {"s1", "s2", "old"} & {id for id, _ in given("by-shards")}, given("by-shards")
+    # Its record is not kept for the next try, but read again.
+    keys = [record["dynamodb"]["Keys"] for record in lines("by-shards", "record")]
+    assert len({key["reads"]["N"] for key in keys if key["id"]["S"] == "f2"}) > 1, keys
     aws.update_event_source_mapping(UUID=made["UUID"], MaximumRetryAttempts=1)
     ended = until("it is given up", lambda: arrived("RetryAttemptsExhausted"))
     assert ended["DDBStreamBatchInfo"]["shardId"] == "shardId-first", ended

@@ -100,11 +100,32 @@ impl Watch {
     }
 }
 
+/// How far a shard's turns have come, in memory.
+struct Standing {
+    /// Where the next records are; without it, behind what is done.
+    iterator: Option<String>,
+    /// What failed and is tried again. Its records are not kept meanwhile: they
+    /// would hold the room of others for as long as the function fails.
+    again: Option<Tried>,
+    backoff: Backoff,
+}
+
 /// What a turn of a shard came to.
 enum Turn {
     Some,
     Nothing,
+    /// It goes on after so long.
+    Later(Duration),
     Ended,
+}
+
+/// What became of records.
+enum Handed {
+    All,
+    /// Some are tried again after so long.
+    Later(Duration),
+    /// Nobody wants them handed over any more.
+    Over,
 }
 
 /// What the function made of a part.
@@ -214,10 +235,18 @@ impl Front {
     /// Takes turns until the shard has ended or all is over; its id.
     async fn follow_shard(&self, place: Place<'_>) -> String {
         let mut backoff = Backoff::new(PROBLEM_FIRST, PROBLEM_LONGEST);
-        let mut iterator = None;
+        let mut standing = Standing {
+            iterator: None,
+            again: None,
+            backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
+        };
         while !place.watch.is_over() {
-            match self.shard_turn(&place, &mut iterator).await {
+            match self.shard_turn(&place, &mut standing).await {
                 Ok(Turn::Some) => backoff.reset(),
+                Ok(Turn::Later(wait)) => {
+                    backoff.reset();
+                    place.watch.pause(wait).await;
+                }
                 Ok(Turn::Nothing) => {
                     backoff.reset();
                     place.watch.pause(POLL_EVERY).await;
@@ -225,7 +254,7 @@ impl Front {
                 Ok(Turn::Ended) => break,
                 Err(problem) => {
                     // Iterators end after a while: the next turn gets another.
-                    iterator = None;
+                    standing.iterator = None;
                     self.tell_problem(place.poller, &problem);
                     let wait = backoff.next(skiff_base::random::u32());
                     place.watch.pause(wait).await;
@@ -238,14 +267,15 @@ impl Front {
     async fn shard_turn(
         &self,
         place: &Place<'_>,
-        iterator: &mut Option<String>,
+        standing: &mut Standing,
     ) -> Result<Turn, Problem> {
         self.check_open(place.mapping).await?;
-        let from = match iterator.take() {
+        let from = match standing.iterator.take() {
             Some(from) => from,
             None => self.iterator_of(place).await?,
         };
-        let read = self.gather_records(place, from).await;
+        let again = standing.again.as_ref().map(|tried| tried.last.as_str());
+        let read = self.gather_records(place, from, again).await;
         let (records, next) = match read {
             Err(error) if error.is_trimmed() => {
                 tracing::warn!(mapping = %place.poller.id, shard = place.shard, "records of a stream were not kept until they were read: it goes on with the oldest that there are");
@@ -260,14 +290,18 @@ impl Front {
             read => read?,
         };
         let is_empty = records.is_empty();
-        if !self.hand_over_records(place, records).await? {
-            return Ok(Turn::Some);
+        if !is_empty {
+            match self.hand_over_records(place, records, standing).await? {
+                Handed::All => standing.backoff.reset(),
+                Handed::Later(wait) => return Ok(Turn::Later(wait)),
+                Handed::Over => return Ok(Turn::Some),
+            }
         }
         if next.is_none() {
             self.store_shard(place, None, None).await?;
             return Ok(Turn::Ended);
         }
-        *iterator = next;
+        standing.iterator = next;
         match is_empty {
             true => Ok(Turn::Nothing),
             false => Ok(Turn::Some),
@@ -286,12 +320,14 @@ impl Front {
         }
     }
 
-    /// What one page gives, or what comes within the mapping's window; and
-    /// where the next are.
+    /// What one page gives, or what comes within the mapping's window, and
+    /// where the next are. What is tried again up to a record waits for that
+    /// one only.
     async fn gather_records(
         &self,
         place: &Place<'_>,
         from: String,
+        again: Option<&str>,
     ) -> Result<(Vec<StreamRecord>, Option<String>), StreamError> {
         let record = &place.mapping.record;
         let size = usize::try_from(record.batch_size).unwrap_or(PAGE_MAX);
@@ -307,7 +343,8 @@ impl Front {
                 .map(|value| read_record(place, value))
                 .collect::<Result<_, _>>()?;
             let more = new.iter().map(|record| record.json.len()).sum();
-            let room = self.room(more, records.is_empty()).await;
+            let (rooms, project) = (&self.sources().rooms, &place.mapping.project);
+            let room = rooms.take(project, more, records.is_empty()).await;
             for record in &mut new {
                 record.room.clone_from(&room);
             }
@@ -316,7 +353,11 @@ impl Front {
             let window_ms = u64::from(record.window_s) * 1000;
             let until = *until.get_or_insert(self.now() + window_ms);
             let is_full = records.len() >= size || bytes >= EVENT_BYTES_MAX;
-            if records.is_empty() || is_full || self.now() >= until || place.watch.is_over() {
+            let is_due = match again {
+                Some(last) => is_empty || records.iter().any(|record| record.sequence == last),
+                None => self.now() >= until,
+            };
+            if records.is_empty() || is_full || is_due || place.watch.is_over() {
                 break;
             }
             if is_empty {
@@ -326,76 +367,74 @@ impl Front {
         Ok((records, next))
     }
 
-    /// Gives records to the function in order; whether all are done.
+    /// Gives records to the function in order.
     async fn hand_over_records(
         &self,
         place: &Place<'_>,
         records: Vec<StreamRecord>,
-    ) -> Result<bool, StreamError> {
+        standing: &mut Standing,
+    ) -> Result<Handed, StreamError> {
         let counts = &self.sources().counts;
         count(&counts.received, records.len());
         let last = records.last().map(|record| record.sequence.clone());
         let others = records.iter().filter(|record| !record.is_taken).count();
         count(&counts.filtered, others);
         let mut parts = Part::all_of(records.into_iter().filter(|record| record.is_taken));
-        if place.rules.retries.is_some()
-            && let Some(tried) = self.shard_record(place).await?.tried
-        {
+        let tried = match (standing.again.take(), place.rules.retries) {
+            (None, Some(_)) => self.shard_record(place).await?.tried,
+            (again, _) => again,
+        };
+        if let Some(tried) = tried {
             parts = Part::resumed(parts, &tried);
         }
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         while let Some(part) = parts.pop_front() {
             if place.watch.is_over() {
-                return Ok(false);
+                return Ok(Handed::Over);
             }
             let (old, part) = part.aged(place.rules.age_s, self.now());
             if let Some(old) = old
                 && !self.give_up(place, old, EXPIRED).await?
             {
-                return Ok(false);
+                return Ok(Handed::Over);
             }
             let Some(mut part) = part else {
                 continue;
             };
             if part.is_exhausted(place.rules) {
                 if !self.give_up(place, part, EXHAUSTED).await? {
-                    return Ok(false);
+                    return Ok(Handed::Over);
                 }
                 continue;
             }
             self.store_try(place, &part, part.failures + 1).await?;
             let failed = match self.try_part(place, &part).await {
                 Answer::Took => {
-                    backoff.reset();
+                    standing.backoff.reset();
                     count(&counts.done, part.records.len());
                     self.store_part(place, &part).await?;
                     continue;
                 }
                 Answer::Throttled => {
                     self.store_try(place, &part, part.failures).await?;
-                    parts.push_front(part);
-                    place
-                        .watch
-                        .pause(backoff.next(skiff_base::random::u32()))
-                        .await;
-                    continue;
+                    After::Again(part)
                 }
                 Answer::Failed(from) => {
-                    if let Some(done) = part.done(from) {
+                    let done = part.done(from);
+                    let is_rest = done.is_some();
+                    if let Some(done) = done {
                         count(&counts.done, from);
-                        let tried = part.tried(place.rules, 1);
+                        let begun = u32::from(!place.rules.bisects);
+                        let tried = part.tried(place.rules, begun);
                         self.store_shard(place, Some(done), tried).await?;
                     }
-                    part.failed(place.rules)
+                    part.failed(place.rules, is_rest)
                 }
             };
             match failed {
                 After::Again(part) => {
-                    parts.push_front(part);
-                    place
-                        .watch
-                        .pause(backoff.next(skiff_base::random::u32()))
-                        .await;
+                    standing.again = part.begun(part.failures);
+                    let wait = standing.backoff.next(skiff_base::random::u32());
+                    return Ok(Handed::Later(wait));
                 }
                 After::Halves(first, second) => {
                     parts.push_front(second);
@@ -403,18 +442,15 @@ impl Front {
                 }
                 After::GivenUp(part) => {
                     if !self.give_up(place, part, EXHAUSTED).await? {
-                        return Ok(false);
+                        return Ok(Handed::Over);
                     }
                 }
             }
         }
-        match last {
-            Some(last) => self
-                .store_shard(place, Some(last), None)
-                .await
-                .map(|()| true),
-            None => Ok(true),
+        if let Some(last) = last {
+            self.store_shard(place, Some(last), None).await?;
         }
+        Ok(Handed::All)
     }
 
     /// One invocation with the part, and what it says of it.

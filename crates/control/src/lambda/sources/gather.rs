@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use skiff_lambda::SqsMessage;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 
 use super::mapping::{QueueArn, RECEIVE_MAX};
 use super::queue::QueueError;
+use super::room::Room;
 use super::{Mapping, count};
 use crate::lambda::Front;
 use crate::lambda::sign::EVENT_BYTES_MAX;
@@ -25,7 +26,7 @@ pub(super) struct Record {
     pub handle: String,
     pub json: String,
     /// Of what was received together with it.
-    _room: Option<Arc<OwnedSemaphorePermit>>,
+    _room: Option<Arc<Room>>,
 }
 
 /// Messages that go to the function together.
@@ -122,7 +123,8 @@ impl Front {
         count(&counts.filtered, others.len());
         let _left = self.delete(queue, others).await;
         let bytes = taken.iter().map(|(_, json)| json.len()).sum();
-        let room = self.room(bytes, batch.records.is_empty()).await;
+        let (rooms, project) = (&self.sources().rooms, &mapping.project);
+        let room = rooms.take(project, bytes, batch.records.is_empty()).await;
         batch.bytes += bytes;
         batch
             .records
@@ -132,22 +134,6 @@ impl Front {
                 json,
                 _room: room.clone(),
             }));
-    }
-
-    /// Room for so many bytes. Who holds some waits for none: a batch grows
-    /// without it by one receive.
-    pub(super) async fn room(
-        &self,
-        bytes: usize,
-        waits: bool,
-    ) -> Option<Arc<OwnedSemaphorePermit>> {
-        let kib = u32::try_from(bytes / 1024 + 1).ok()?;
-        let room = Arc::clone(&self.sources().room);
-        let taken = match waits {
-            true => room.acquire_many_owned(kib).await.ok(),
-            false => room.try_acquire_many_owned(kib).ok(),
-        };
-        taken.map(Arc::new)
     }
 }
 

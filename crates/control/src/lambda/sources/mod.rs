@@ -10,7 +10,7 @@
 //! A message is deleted only after its function has taken it: what ends the
 //! server leaves it where it is, and it is delivered again. Each mapping has
 //! one poller; what is under way of it is bounded by its own concurrency, and
-//! what all hold in memory by [`ROOM_KIB`]. A stream is followed shard by shard,
+//! what all hold in memory by [`Rooms`]. A stream is followed shard by shard,
 //! see [`follow`].
 
 mod api;
@@ -21,6 +21,7 @@ mod pace;
 mod part;
 mod poll;
 mod queue;
+mod room;
 mod stream;
 
 use std::collections::HashMap;
@@ -31,7 +32,7 @@ use serde_json::Value;
 use skiff_base::prometheus::metric;
 use skiff_lambda::{EventPattern, LambdaError, SqsMessage};
 use skiff_types::ProjectId;
-use tokio::sync::{Notify, OnceCell, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 
 use super::Front;
 use crate::error::ControlError;
@@ -39,21 +40,20 @@ use crate::key;
 use crate::record::ProjectRecord;
 use mapping::{MappingRecord, Source};
 use pace::Pace;
+use queue::Visibility;
+use room::Rooms;
 
-/// Memory for the messages of batches that are gathered or under way, KiB. A
-/// poller that has found none waits with one receive's messages in its hands.
-const ROOM_KIB: usize = 256 * 1024;
 const NOTHING_YET: &str = "No records processed";
 
 /// The mappings that are polled.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Sources {
     pollers: Mutex<Pollers>,
     changed: Notify,
     /// Held from when a mapping is stored until its poller knows: the last
     /// word of one is that of the other.
     changes: tokio::sync::Mutex<()>,
-    room: Arc<Semaphore>,
+    rooms: Rooms,
     counts: Counts,
 }
 
@@ -85,8 +85,8 @@ struct Mapping {
     patterns: Vec<EventPattern>,
     /// Whether a pattern looks into messages' bodies.
     into_body: bool,
-    /// How long a message that was received is nobody else's, seconds.
-    visibility_s: OnceCell<u64>,
+    /// How long a message that was received is nobody else's, if it was asked.
+    visibility: tokio::sync::Mutex<Option<Visibility>>,
 }
 
 /// What has happened since the server's start.
@@ -108,18 +108,6 @@ fn count(counter: &AtomicU64, more: usize) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
 
-impl Default for Sources {
-    fn default() -> Self {
-        Self {
-            pollers: Mutex::default(),
-            changed: Notify::new(),
-            changes: tokio::sync::Mutex::default(),
-            room: Arc::new(Semaphore::new(ROOM_KIB)),
-            counts: Counts::default(),
-        }
-    }
-}
-
 impl Mapping {
     fn new(project: &ProjectId, record: MappingRecord) -> Result<Self, LambdaError> {
         let source = api::source_of(&record.source)?;
@@ -130,7 +118,7 @@ impl Mapping {
             patterns,
             source,
             record,
-            visibility_s: OnceCell::new(),
+            visibility: tokio::sync::Mutex::default(),
         })
     }
 

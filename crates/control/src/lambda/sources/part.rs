@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::mapping::StreamRules;
+use super::room::Room;
 use crate::lambda::sign::EVENT_BYTES_MAX;
 
 /// What an event has beside its records, bytes.
@@ -24,7 +24,7 @@ pub(super) struct StreamRecord {
     /// Whether it is for the function.
     pub is_taken: bool,
     /// Of what was read together with it.
-    pub room: Option<Arc<OwnedSemaphorePermit>>,
+    pub room: Option<Arc<Room>>,
 }
 
 /// Records that are tried together, in order; never none.
@@ -75,8 +75,8 @@ impl Part {
         parts
     }
 
-    /// The parts as they were before a restart: what was tried is a part of
-    /// its own, and its tries count.
+    /// The parts as they were before they were read again: what was tried is a
+    /// part of its own, and its tries count.
     pub(super) fn resumed(mut parts: VecDeque<Self>, tried: &Tried) -> VecDeque<Self> {
         let Some(front) = parts.front_mut() else {
             return parts;
@@ -99,11 +99,15 @@ impl Part {
     /// What is stored when so many of its tries have begun; nothing where a
     /// try that fails counts for nothing.
     pub(super) fn tried(&self, rules: &StreamRules, begun: u32) -> Option<Tried> {
-        let (first, last) = (self.records.first()?, self.records.last()?);
         let counts = rules.retries.is_some() && !self.is_halved(rules);
-        counts.then(|| Tried {
-            first: first.sequence.clone(),
-            last: last.sequence.clone(),
+        self.begun(begun).filter(|_| counts)
+    }
+
+    /// What it is known by when it is read again, with so many tries.
+    pub(super) fn begun(&self, begun: u32) -> Option<Tried> {
+        Some(Tried {
+            first: self.records.first()?.sequence.clone(),
+            last: self.records.last()?.sequence.clone(),
             begun,
         })
     }
@@ -151,8 +155,12 @@ impl Part {
         Some(last)
     }
 
-    /// A try failed. Halving is no try, as with AWS.
-    pub(super) fn failed(mut self, rules: &StreamRules) -> After {
+    /// A try failed; `is_rest` when the function took what came before. Where
+    /// parts are halved, that is where it is cut: neither is a try, as with AWS.
+    pub(super) fn failed(mut self, rules: &StreamRules, is_rest: bool) -> After {
+        if is_rest && rules.bisects {
+            return After::Again(self);
+        }
         if self.is_halved(rules) {
             let half = self.records.split_off(self.records.len().div_ceil(2));
             let failures = self.failures;
@@ -198,18 +206,18 @@ mod tests {
     fn a_part_is_tried_as_often_as_it_may_be() {
         let mut tried = part(&[0, 0]);
         for _ in 0..2 {
-            let After::Again(again) = tried.failed(&rules(Some(2), false)) else {
+            let After::Again(again) = tried.failed(&rules(Some(2), false), false) else {
                 panic!("it may be tried again");
             };
             tried = again;
         }
-        let After::GivenUp(tried) = tried.failed(&rules(Some(2), false)) else {
+        let After::GivenUp(tried) = tried.failed(&rules(Some(2), false), false) else {
             panic!("it may not be tried again");
         };
         assert_eq!((names(&tried).as_str(), tried.failures), ("01", 3));
-        let endless = part(&[0]).failed(&rules(None, false));
+        let endless = part(&[0]).failed(&rules(None, false), false);
         assert!(matches!(endless, After::Again(_)));
-        let never = part(&[0]).failed(&rules(Some(0), false));
+        let never = part(&[0]).failed(&rules(Some(0), false), false);
         assert!(matches!(never, After::GivenUp(_)));
     }
 
@@ -255,7 +263,8 @@ mod tests {
 
     #[test]
     fn halves_keep_the_order_and_count_as_no_try() {
-        let After::Halves(first, second) = part(&[0; 5]).failed(&rules(Some(0), true)) else {
+        let After::Halves(first, second) = part(&[0; 5]).failed(&rules(Some(0), true), false)
+        else {
             panic!("it is halved");
         };
         assert_eq!(
@@ -263,8 +272,23 @@ mod tests {
             ("012".to_owned(), "34".to_owned())
         );
         assert_eq!((first.failures, second.failures), (0, 0));
-        let single = part(&[0]).failed(&rules(Some(0), true));
+        let single = part(&[0]).failed(&rules(Some(0), true), false);
         assert!(matches!(single, After::GivenUp(_)));
+    }
+
+    #[test]
+    fn where_it_is_cut_it_is_not_halved() {
+        let mut tried = part(&[0; 5]);
+        assert!(tried.done(2).is_some());
+        let After::Again(rest) = tried.failed(&rules(Some(0), true), true) else {
+            panic!("the rest is tried again");
+        };
+        assert_eq!((names(&rest).as_str(), rest.failures), ("234", 0));
+        let halved = rest.failed(&rules(Some(0), true), false);
+        assert!(matches!(halved, After::Halves(..)));
+        // Without halving, the rest has been tried.
+        let given_up = part(&[0; 2]).failed(&rules(Some(0), false), true);
+        assert!(matches!(given_up, After::GivenUp(_)));
     }
 
     #[test]

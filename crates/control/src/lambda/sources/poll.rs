@@ -134,8 +134,8 @@ impl Front {
     ) -> Result<(), Problem> {
         // What nobody could take is not received: receives are counted.
         self.check_open(mapping).await?;
-        let ask = || self.visibility_s(queue);
-        let visibility_s = *mapping.visibility_s.get_or_try_init(ask).await?;
+        let known = &mapping.visibility;
+        let visibility_s = self.recent_visibility_s(queue, known).await?;
         let batch = self.gather(mapping, queue, wanted).await?;
         if batch.records.is_empty() {
             return Ok(());

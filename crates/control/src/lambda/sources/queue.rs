@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use skiff_base::Backoff;
 use skiff_lambda::SqsMessage;
+use tokio::sync::Mutex;
 
 use super::mapping::QueueArn;
 use crate::lambda::Front;
@@ -19,6 +20,9 @@ const RECEIVED_BYTES_MAX: usize = 32 * 1024 * 1024;
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Messages that are deleted by one request (SQS's limit).
 const DELETE_MAX: usize = 10;
+/// For so long a queue's visibility timeout is believed, milliseconds: it may
+/// be changed.
+const VISIBILITY_MS: u64 = 60_000;
 /// How often messages are tried to be deleted.
 const DELETE_TRIES: u32 = 5;
 const DELETE_FIRST: Duration = Duration::from_millis(100);
@@ -39,6 +43,20 @@ pub(super) enum QueueError {
         #[source]
         source: serde_json::Error,
     },
+}
+
+/// A queue's visibility timeout as it was told.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Visibility {
+    seconds: u64,
+    told_unix_ms: u64,
+}
+
+impl Visibility {
+    /// Seconds, while they are believed.
+    fn believed_s(self, now_ms: u64) -> Option<u64> {
+        (now_ms.saturating_sub(self.told_unix_ms) < VISIBILITY_MS).then_some(self.seconds)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -162,6 +180,26 @@ impl Front {
         })
     }
 
+    /// The same as it was told a short while ago, or is now.
+    pub(super) async fn recent_visibility_s(
+        &self,
+        queue: &QueueArn,
+        known: &Mutex<Option<Visibility>>,
+    ) -> Result<u64, QueueError> {
+        let mut known = known.lock().await;
+        let told_unix_ms = self.now();
+        let believed = known.and_then(|known| known.believed_s(told_unix_ms));
+        if let Some(seconds) = believed {
+            return Ok(seconds);
+        }
+        let seconds = self.visibility_s(queue).await?;
+        *known = Some(Visibility {
+            seconds,
+            told_unix_ms,
+        });
+        Ok(seconds)
+    }
+
     async fn ask_queue(
         &self,
         operation: &'static str,
@@ -191,4 +229,19 @@ fn read<T: DeserializeOwned + Default>(
         return Ok(T::default());
     }
     serde_json::from_slice(answer).map_err(|source| QueueError::Answer { operation, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_visibility_timeout_is_asked_for_again_after_a_minute() {
+        let told = Visibility {
+            seconds: 30,
+            told_unix_ms: 1_000_000,
+        };
+        assert_eq!(told.believed_s(1_059_999), Some(30));
+        assert_eq!(told.believed_s(1_060_000), None);
+    }
 }
