@@ -1,8 +1,9 @@
 //! AWS Lambda's API with AWS's own clients: boto3, botocore's signers and the
-//! AWS CLI. The cases are in `aws/clients.py`, `aws/zips.py`, `aws/urls.py`,
-//! `aws/logs.py`, `aws/extensions.py` and `aws/cli.py`.
+//! AWS CLI. The cases are in `aws/clients.py`, `aws/names.py`, `aws/zips.py`,
+//! `aws/urls.py`, `aws/logs.py`, `aws/extensions.py` and `aws/cli.py`.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -53,6 +54,12 @@ impl World {
     fn code(&self, name: &str) {
         let bootstrap = format!("BOOTSTRAP={}", bootstrap().display());
         self.case_of("zips.py", name, &[bootstrap]);
+    }
+
+    /// A case of functions' names, beside a service's.
+    fn name(&self, name: &str, service: &str) {
+        let more = ["SINK=".to_owned(), format!("SERVICE={service}")];
+        self.case_of("names.py", name, &more);
     }
 
     /// A case of functions' URLs.
@@ -120,6 +127,41 @@ fn shared() -> (Held, &'static World) {
 fn functions_are_made_changed_and_deleted() {
     let (_server, world) = shared();
     world.case("functions");
+}
+
+#[test]
+fn functions_have_names_that_no_service_can_have() {
+    let mut server = Server::start(options());
+    let mut world = World::of(&server);
+    world.name("made", "");
+    let listed = server.cli(&["ls"]).ok();
+    let rows = listed.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        Some((words.next_back()?, words.next()?.to_owned()))
+    });
+    let services: HashMap<&str, String> = rows.collect();
+    let service = services["MyStack-Handler_1A2B"].clone();
+    let other = &services["mystack-handler_1a2b"];
+    let stem = "mystack-handler-1a2b-";
+    assert!(service.starts_with(stem) && other.starts_with(stem) && service != *other);
+    server.kill();
+    server.launch(&[]);
+    world.endpoint = endpoint(&server);
+    world.name("kept", "");
+    world.name("service", &service);
+    world.name("gone", "");
+    let sent = ["invoke", &service, "--event", "-d", "\"typed\""];
+    let _id = server.cli(&sent).ok();
+    let daily = ["schedule", "create", "typed", "rate(1 day)"];
+    let _out = server
+        .cli(&[&daily[..], &["--function", &service]].concat())
+        .ok();
+    assert!(!server.cli(&["ls"]).ok().contains(stem));
+    server.import("testapp");
+    let _host = server.deploy(&service, &[]);
+    world.name("taken", "");
+    let shown = server.cli(&["describe", &service]).ok();
+    assert!(!shown.contains("function"), "{shown}");
 }
 
 #[test]

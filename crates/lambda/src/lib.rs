@@ -6,13 +6,14 @@
 //! time and the bytes. Bytes of clients are hostile: nothing here panics on
 //! them or keeps more than a named bound.
 //!
-//! Entry points: [`FunctionRef::parse`], [`LambdaError`], [`Signature::of`],
-//! [`Replays`], [`event_stream`], [`UrlRequest::event`], [`UrlReply::read`],
+//! Entry points: [`FunctionRef::parse`], [`FunctionName`], [`LambdaError`],
+//! [`Signature::of`], [`Replays`], [`event_stream`], [`UrlRequest::event`], [`UrlReply::read`],
 //! [`EventPattern`], [`SqsMessage::record`], [`S3Notification::read`].
 
 mod arn_like;
 mod error;
 pub mod event_stream;
+mod function_name;
 mod layer;
 mod log_filter;
 mod log_name;
@@ -28,6 +29,7 @@ mod url;
 
 pub use arn_like::arn_like;
 pub use error::{Code, LambdaError};
+pub use function_name::{FunctionName, NotAName};
 pub use layer::{LayerNameError, LayerRef};
 pub use log_filter::{FilterError, parse_filter};
 pub use log_name::{LogGroup, log_group, log_stream, log_stream_instance};

@@ -1,13 +1,15 @@
 //! Names of functions' log groups and of instances' log streams.
 
 use skiff_base::{Date, UtcTime};
-use skiff_types::{InstanceId, ProjectId, ServiceName};
+use skiff_types::{InstanceId, ProjectId};
+
+use crate::function_name::FunctionName;
 
 const GROUP: &str = "/aws/lambda/";
 
 /// A function's log group.
 #[must_use]
-pub fn log_group(function: &ServiceName) -> String {
+pub fn log_group(function: &FunctionName) -> String {
     format!("{GROUP}{function}")
 }
 
@@ -32,7 +34,7 @@ pub fn log_stream_instance(name: &str) -> Option<InstanceId> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogGroup {
     /// Whose it is.
-    pub function: ServiceName,
+    pub function: FunctionName,
     /// Of an ARN.
     pub region: Option<String>,
     /// Of an ARN.

@@ -5,7 +5,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use skiff_types::{ProjectId, ServiceName};
+use skiff_types::ProjectId;
+
+use crate::function_name::{FunctionName, NotAName};
 
 /// The longest text that names a function, bytes (botocore's model).
 const REFERENCE_BYTES_MAX: usize = 170;
@@ -22,10 +24,8 @@ pub enum NameError {
     )]
     Form(String),
     /// The name itself.
-    #[error(
-        "the function name `{0}` is not served: 1 to 50 of a-z, 0-9 and -, a letter first, no - at the end, are expected"
-    )]
-    Name(String),
+    #[error("`{0}` is not a function's name: {1}")]
+    Name(String, NotAName),
     /// What follows the name.
     #[error("`{0}` is not a qualifier: $LATEST, a version or an alias is expected")]
     Qualifier(String),
@@ -84,7 +84,7 @@ pub struct FunctionRef {
     /// Its project, when an ARN says so.
     pub account: Option<ProjectId>,
     /// Its name.
-    pub name: ServiceName,
+    pub name: FunctionName,
     /// Its version or alias, when the text says so.
     pub qualifier: Option<Qualifier>,
 }
@@ -123,7 +123,9 @@ impl FunctionRef {
         Ok(Self {
             region,
             account,
-            name: name.parse().map_err(|_| NameError::Name(short(name)))?,
+            name: name
+                .parse()
+                .map_err(|error| NameError::Name(short(name), error))?,
             qualifier,
         })
     }
@@ -145,20 +147,20 @@ pub struct Arns {
 impl Arns {
     /// Of a function, without a qualifier.
     #[must_use]
-    pub fn function(&self, name: &ServiceName) -> String {
+    pub fn function(&self, name: &FunctionName) -> String {
         let Self { region, account } = self;
         format!("arn:aws:lambda:{region}:{account}:function:{name}")
     }
 
     /// Of a version or an alias.
     #[must_use]
-    pub fn qualified(&self, name: &ServiceName, qualifier: &Qualifier) -> String {
+    pub fn qualified(&self, name: &FunctionName, qualifier: &Qualifier) -> String {
         format!("{}:{qualifier}", self.function(name))
     }
 
     /// Of a function as it is named: with a qualifier, or without.
     #[must_use]
-    pub fn named(&self, name: &ServiceName, qualifier: Option<&Qualifier>) -> String {
+    pub fn named(&self, name: &FunctionName, qualifier: Option<&Qualifier>) -> String {
         match qualifier {
             Some(qualifier) => self.qualified(name, qualifier),
             None => self.function(name),
@@ -227,8 +229,7 @@ mod tests {
             "",
             ":",
             "a:b:c",
-            "Hello",
-            "a_b",
+            "a.b",
             "hello:",
             "hello:0",
             "hello:01",
@@ -253,7 +254,7 @@ mod tests {
             region: "us-east-1".to_owned(),
             account: ProjectId::default_project(),
         };
-        let name: ServiceName = "hello".parse().unwrap();
+        let name: FunctionName = "hello".parse().unwrap();
         let text = arns.qualified(&name, &Qualifier::Version(3));
         assert_eq!(
             text,

@@ -1,5 +1,6 @@
 use axum::extract::State;
 use http::StatusCode;
+use skiff_lambda::{FunctionName, Qualifier};
 use skiff_types::ProjectName;
 use skiff_types::api::{ApiError, CreateSchedule, Schedule};
 
@@ -41,7 +42,10 @@ pub(crate) async fn create(
     Json(wanted): Json<CreateSchedule>,
 ) -> Answer<axum::Json<Schedule>> {
     let name = wanted.name.clone();
-    let spec = spec(wanted)?;
+    let function = &wanted.function;
+    let known = api.control.function_name(&project.id, function).await?;
+    let function = known.unwrap_or_else(|| function.clone().into());
+    let spec = spec(wanted, function)?;
     let record = api
         .control
         .create_schedule(&project, &name, spec, None)
@@ -75,9 +79,9 @@ pub(crate) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn spec(wanted: CreateSchedule) -> Result<ScheduleSpec, ControlError> {
+fn spec(wanted: CreateSchedule, function: FunctionName) -> Result<ScheduleSpec, ControlError> {
     let qualifier = wanted.qualifier.as_deref();
-    let qualifier = qualifier.map(str::parse::<skiff_lambda::Qualifier>);
+    let qualifier = qualifier.map(str::parse::<Qualifier>);
     let qualifier = qualifier.transpose();
     let qualifier = qualifier.map_err(|error| invalid(error.to_string()))?;
     Ok(ScheduleSpec {
@@ -87,7 +91,7 @@ fn spec(wanted: CreateSchedule) -> Result<ScheduleSpec, ControlError> {
         end_unix_ms: None,
         description: wanted.description.unwrap_or_default(),
         is_enabled: true,
-        function: wanted.function,
+        function,
         qualifier: qualifier.map(|qualifier| qualifier.to_string()),
         role: String::new(),
         input: wanted.input,
@@ -107,7 +111,7 @@ fn to_api(control: &Control, name: &str, record: ScheduleRecord) -> Schedule {
             "" => "UTC".to_owned(),
             _ => spec.timezone,
         },
-        function: spec.function,
+        function: spec.function.service().clone(),
         qualifier: spec.qualifier,
         description: spec.description,
         enabled: spec.is_enabled,

@@ -2,8 +2,7 @@
 
 use http::StatusCode;
 use serde_json::Value;
-use skiff_lambda::{Code, LambdaError, Qualifier};
-use skiff_types::ServiceName;
+use skiff_lambda::{Code, FunctionName, LambdaError, Qualifier};
 
 use super::body;
 use super::call::{Call, Reply, body as parse, invalid};
@@ -105,7 +104,7 @@ impl Front {
     fn shown(
         &self,
         call: &Call,
-        function: &ServiceName,
+        function: &FunctionName,
         record: &FunctionRecord,
         name: &str,
     ) -> Result<Value, LambdaError> {

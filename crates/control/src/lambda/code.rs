@@ -208,7 +208,7 @@ impl Front {
         let mut found = is_of(&record.latest);
         for number in record.versions.keys() {
             if found.is_none() {
-                let place = key::function_version(&call.project.id, &name, *number);
+                let place = key::function_version(&call.project.id, name.service(), *number);
                 let version = self.control.db().get::<Configuration>(&place).await?;
                 found = version.and_then(|version| is_of(&version.record));
             }

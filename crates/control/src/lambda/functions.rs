@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use skiff_lambda::{Code, FunctionRef, LambdaError, Qualifier};
+use skiff_lambda::{Code, FunctionName, FunctionRef, LambdaError, Qualifier};
 use skiff_types::api::{Deploy, DeployContainer, DeployEvent};
 use skiff_types::{
     CpuMode, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, ProjectId, Protocol,
@@ -97,7 +97,9 @@ impl Front {
         self.settle_code(&mut config)?;
         let tags = wanted.tags.unwrap_or_default();
         check_tags(&tags)?;
+        let is_services = name.as_str() == name.service().as_str();
         let record = FunctionRecord {
+            name: (!is_services).then(|| name.clone()),
             latest: config.clone(),
             last_version: 0,
             versions: BTreeMap::new(),
@@ -120,23 +122,24 @@ impl Front {
     async fn store_new(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         record: &FunctionRecord,
     ) -> Result<(), LambdaError> {
-        let place = key::function(&call.project.id, name);
+        let service = name.service();
+        let place = key::function(&call.project.id, service);
         let _projects = self.control.inner.projects.read().await;
         let project = key::project(&call.project.id);
         if !self.control.db().exists(&project).await? {
             return Err(LambdaError::new(Code::AccessDenied, "the project is gone"));
         }
         let change = Change::default()
-            .expect_absent(key::service(&call.project.id, name))
+            .expect_absent(key::service(&call.project.id, service))
             .expect_absent(&place)
             .put(&place, record)?;
         if self.control.db().try_commit(change).await? {
             return Ok(());
         }
-        let message = format!("Function already exist: {name} (or a service of that name)");
+        let message = format!("Function already exist: {name} (or there is a service {service})");
         Err(LambdaError::new(Code::ResourceConflict, message))
     }
 
@@ -145,17 +148,21 @@ impl Front {
     async fn deploy(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         config: &Configuration,
         before: Option<Configuration>,
     ) -> Result<Settled, LambdaError> {
         let (teller, listener) = events();
-        let arn = self.arns(&call.project.id).function(name);
-        let wish = self.wish(config, self.wanted(config, arn))?;
+        let spec = FunctionSpec {
+            name: name.to_string(),
+            arn: self.arns(&call.project.id).function(name),
+            ..FunctionSpec::default()
+        };
+        let wish = self.wish(config, self.wanted(config, spec))?;
         let control = &self.control;
         let project = call.project.clone();
         let begun = control
-            .begin_deploy(project, name.clone(), wish, teller)
+            .begin_deploy(project, name.service().clone(), wish, teller)
             .await;
         if let Err(error) = begun {
             self.undo(call, name, &config.revision_id, before).await?;
@@ -180,14 +187,17 @@ impl Front {
     async fn undo(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         revision_id: &str,
         before: Option<Configuration>,
     ) -> Result<(), LambdaError> {
         let Some(before) = before else {
             let change = Change::default();
             let project = &call.project.id;
-            let change = self.control.without_function(change, project, name).await?;
+            let change = self
+                .control
+                .without_function(change, project, name.service());
+            let change = change.await?;
             return Ok(self.control.db().commit(change).await?);
         };
         let back = |record: &mut FunctionRecord| {
@@ -199,7 +209,7 @@ impl Front {
         self.change(call, name, back).await.map(|_| ())
     }
 
-    fn wanted(&self, config: &Configuration, arn: String) -> Deploy {
+    fn wanted(&self, config: &Configuration, function: FunctionSpec) -> Deploy {
         let variable = |(name, value): (&String, &String)| EnvVar {
             name: name.clone(),
             value: EnvValue::Value(value.clone()),
@@ -229,10 +239,7 @@ impl Front {
             timeout_s: config.timeout_s,
             egress: self.egress,
             isolation: IsolationRequest::Auto,
-            function: Some(FunctionSpec {
-                arn,
-                ..FunctionSpec::default()
-            }),
+            function: Some(function),
             tag: None,
             no_traffic: false,
             force: false,
@@ -244,7 +251,7 @@ impl Front {
     async fn told(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         settled: Settled,
         publish: bool,
         status: StatusCode,
@@ -291,7 +298,7 @@ impl Front {
     async fn version(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         record: &FunctionRecord,
         qualifier: Option<&Qualifier>,
     ) -> Result<(String, Configuration), LambdaError> {
@@ -306,7 +313,7 @@ impl Front {
         let Some(number) = number else {
             return Ok(("$LATEST".to_owned(), record.latest.clone()));
         };
-        let place = key::function_version(&call.project.id, name, number);
+        let place = key::function_version(&call.project.id, name.service(), number);
         let found = self.control.db().get::<Configuration>(&place).await?;
         let found = found.ok_or_else(|| missing(name))?;
         Ok((number.to_string(), found.record))
@@ -332,7 +339,8 @@ impl Front {
         let mut last = String::new();
         for found in &found {
             last = key::last_part(&found.key).to_owned();
-            let name: ServiceName = last.parse().map_err(invalid)?;
+            let service: ServiceName = last.parse().map_err(invalid)?;
+            let name = found.record.name_of(&service);
             shown.push(show::latest(&arns, &name, &found.record));
         }
         Ok(Reply::page("Functions", shown, more.then_some(last)))
@@ -368,7 +376,7 @@ impl Front {
         while shown.len() < limit
             && let Some(number) = numbers.next()
         {
-            let place = key::function_version(&call.project.id, &name, *number);
+            let place = key::function_version(&call.project.id, name.service(), *number);
             let found = self.control.db().get::<Configuration>(&place).await?;
             let config = found.ok_or_else(|| missing(&name))?.record;
             let version = Qualifier::Version(*number);
@@ -430,7 +438,7 @@ impl Front {
     async fn dry_update(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         expected: Option<&str>,
         set: impl Fn(&mut Configuration) -> Result<(), LambdaError>,
     ) -> Result<Reply, LambdaError> {
@@ -481,7 +489,7 @@ impl Front {
     async fn update(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         expected: Option<&str>,
         id: &str,
         set: impl Fn(&mut Configuration) -> Result<(), LambdaError>,
@@ -522,26 +530,28 @@ impl Front {
         Ok(Reply::json(StatusCode::OK, json!({"StatusCode": 204})))
     }
 
-    async fn delete_whole(&self, call: &Call, name: &ServiceName) -> Result<(), LambdaError> {
+    async fn delete_whole(&self, call: &Call, name: &FunctionName) -> Result<(), LambdaError> {
         let record = self.record(call, name).await?;
         check_settled(&record, name)?;
-        let place = key::service(&call.project.id, name);
+        let service = name.service();
+        let place = key::service(&call.project.id, service);
         if self.control.db().exists(&place).await? {
-            return Ok(self.control.delete_service(&call.project, name).await?);
+            return Ok(self.control.delete_service(&call.project, service).await?);
         }
         // Its first deployment never came to a revision.
         let change = Change::default().expect_absent(place);
         let project = &call.project.id;
-        let change = self.control.without_function(change, project, name).await?;
+        let change = self.control.without_function(change, project, service);
+        let change = change.await?;
         self.control.db().commit(change).await?;
-        self.control.forget_view(&call.project.id, name);
+        self.control.forget_view(project, service);
         Ok(())
     }
 
     async fn delete_version(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         number: u32,
     ) -> Result<(), LambdaError> {
         self.rekept(call, name, |record, service| {
@@ -565,7 +575,7 @@ impl Front {
             {
                 service.kept.remove(&revision);
             }
-            let place = key::function_version(&call.project.id, name, number);
+            let place = key::function_version(&call.project.id, name.service(), number);
             Ok(((), Change::default().delete(place)))
         })
         .await
@@ -586,7 +596,7 @@ impl Front {
     async fn publish(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         wanted: &body::PublishVersion,
     ) -> Result<Value, LambdaError> {
         let id = call.new_id();
@@ -626,7 +636,7 @@ impl Front {
                 };
                 record.versions.insert(number, version);
                 service.kept.insert(revision);
-                let place = key::function_version(&call.project.id, name, number);
+                let place = key::function_version(&call.project.id, name.service(), number);
                 let change = Change::default()
                     .expect_absent(&place)
                     .put(&place, &config)?;
@@ -636,7 +646,7 @@ impl Front {
         let config = match config {
             Some(config) => config,
             None => {
-                let place = key::function_version(&call.project.id, name, number);
+                let place = key::function_version(&call.project.id, name.service(), number);
                 let found = self.control.db().get::<Configuration>(&place).await?;
                 found.ok_or_else(|| missing(name))?.record
             }
@@ -658,16 +668,16 @@ impl Front {
     async fn rekept<T>(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         change: impl FnOnce(&mut FunctionRecord, &mut ServiceRecord) -> Result<(T, Change), LambdaError>,
     ) -> Result<T, LambdaError> {
         let control = &self.control;
         let project = &call.project;
         let function = control.function(&project.id, name).await?;
         check_settled(&function.record, name)?;
-        let _turn = control.turn(&project.id, name).await?;
+        let _turn = control.turn(&project.id, name.service()).await?;
         let function = control.function(&project.id, name).await?;
-        let service = control.service(&project.id, name).await?;
+        let service = control.service(&project.id, name.service()).await?;
         let before = service.record.routed();
         let (mut record, mut kept) = (function.record, service.record);
         let (answer, write) = change(&mut record, &mut kept)?;
@@ -676,7 +686,7 @@ impl Front {
             control.db(),
             config,
             project,
-            name,
+            name.service(),
             &before,
             &kept,
             &record.floors(),
@@ -688,7 +698,7 @@ impl Front {
             .put(&function.key, &record)?
             .put(&service.key, &kept)?;
         control.db().commit(write).await?;
-        control.forget_view(&project.id, name);
+        control.forget_view(&project.id, name.service());
         told.apply(&control.inner.ports);
         Ok(answer)
     }
@@ -730,7 +740,7 @@ impl Front {
 struct Settling {
     control: Control,
     project: ProjectId,
-    name: ServiceName,
+    name: FunctionName,
     revision_id: String,
 }
 
@@ -777,11 +787,14 @@ impl Settling {
 
     /// The newest ready revision and its image.
     async fn served(&self) -> Result<Option<(u32, skiff_types::Digest)>, LambdaError> {
-        let service = self.control.service(&self.project, &self.name).await?;
+        let service = self
+            .control
+            .service(&self.project, self.name.service())
+            .await?;
         let Some(number) = service.record.latest_ready else {
             return Ok(None);
         };
-        let id = revision_id(&self.project, &self.name, number);
+        let id = revision_id(&self.project, self.name.service(), number);
         let found = self
             .control
             .db()
@@ -802,7 +815,7 @@ fn reason(message: &str, log: &[String]) -> String {
     text.chars().take(1000).collect()
 }
 
-fn check_settled(record: &FunctionRecord, name: &ServiceName) -> Result<(), LambdaError> {
+fn check_settled(record: &FunctionRecord, name: &FunctionName) -> Result<(), LambdaError> {
     if record.latest.update == Update::InProgress {
         let message = format!(
             "The operation cannot be performed at this time. An update is in progress for the function {name}"
@@ -815,7 +828,7 @@ fn check_settled(record: &FunctionRecord, name: &ServiceName) -> Result<(), Lamb
 /// Nothing is under way, and the revision id is the expected one.
 fn check_changeable(
     record: &FunctionRecord,
-    name: &ServiceName,
+    name: &FunctionName,
     expected: Option<&str>,
 ) -> Result<(), LambdaError> {
     check_settled(record, name)?;

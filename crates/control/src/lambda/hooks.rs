@@ -27,6 +27,7 @@ use super::call::Reply;
 use super::policies::allows_s3;
 use super::record::FunctionRecord;
 use super::sign::read_into;
+use super::state::missing;
 use crate::record::HookRecord;
 
 /// Where hooks are: the project's id and the hook's name follow.
@@ -94,7 +95,7 @@ fn check_policy(
     let Some(refused) = buckets.find(|bucket| !allows_s3(record, place, project, bucket)) else {
         return Ok(());
     };
-    let function = &hook.function;
+    let function = record.name_of(&hook.function);
     let qualifier = match place {
         "" => String::new(),
         place => format!(" --qualifier {place}"),
@@ -162,7 +163,8 @@ impl Front {
         if event.payload.len() > PAYLOAD_BYTES_MAX {
             return Err(too_large());
         }
-        let view = self.control.function_view(&project, &hook.function).await?;
+        let view = self.control.service_view(&project, &hook.function).await?;
+        let view = view.ok_or_else(|| missing(&hook.function.clone().into()))?;
         check_policy(&view.record, &hook, &project, &event.buckets).inspect_err(|error| {
             tracing::info!(hook = %name, %error, "a notification is refused");
         })?;
@@ -171,7 +173,7 @@ impl Front {
         let target = FunctionRef {
             region: None,
             account: Some(project.clone()),
-            name: hook.function,
+            name: view.record.name_of(&hook.function),
             qualifier: qualifier
                 .map_err(|error| LambdaError::new(Code::Service, error.to_string()))?,
         };

@@ -309,7 +309,7 @@ impl Front {
         let arns = self.arns(&owner);
         let arn = arns.named(&target.name, target.qualifier.as_ref());
         Ok(Way {
-            key: (owner, target.name),
+            key: (owner, target.name.service().clone()),
             revision: chosen.revision,
             version: chosen.version,
             arn,

@@ -8,7 +8,8 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skiff_lambda::{
-    Code, LambdaError, LogGroup, log_group, log_stream, log_stream_instance, parse_filter,
+    Code, FunctionName, LambdaError, LogGroup, log_group, log_stream, log_stream_instance,
+    parse_filter,
 };
 use skiff_types::{
     InstanceId, LogEvent, LogPage, LogPosition, LogRange, LogSpan, LogStart, LogTerms, ServiceName,
@@ -299,7 +300,8 @@ impl Front {
                     .page::<FunctionRecord>(&prefix, after.as_deref(), PAGE_MAX);
             let page = page.await?;
             for found in &page.items {
-                let name: ServiceName = key::last_part(&found.key).parse().map_err(invalid)?;
+                let service: ServiceName = key::last_part(&found.key).parse().map_err(invalid)?;
+                let name = found.record.name_of(&service);
                 if !wanted.wants(&log_group(&name)) {
                     continue;
                 }
@@ -307,7 +309,7 @@ impl Front {
                     return Ok(paged(json!({"logGroups": shown}), last));
                 }
                 shown.push(self.shown_group(call, &name, found).await?);
-                last = Some(name.to_string());
+                last = Some(service.to_string());
             }
             after = page.items.last().map(|found| found.key.clone());
             if !page.more || after.is_none() {
@@ -319,10 +321,10 @@ impl Front {
     async fn shown_group(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         function: &Found<FunctionRecord>,
     ) -> Result<Value, LambdaError> {
-        let place = key::service(&call.project.id, name);
+        let place = key::service(&call.project.id, name.service());
         let service = self.control.db().get::<ServiceRecord>(&place).await?;
         let created = service.map_or(function.record.latest.modified_unix_ms, |found| {
             found.record.created_unix_ms
@@ -338,7 +340,7 @@ impl Front {
         }))
     }
 
-    fn group_arn(&self, call: &Call, name: &ServiceName) -> String {
+    fn group_arn(&self, call: &Call, name: &FunctionName) -> String {
         format!(
             "arn:aws:logs:{}:{}:log-group:{}",
             self.region,
@@ -353,7 +355,7 @@ impl Front {
         call: &Call,
         name: Option<&str>,
         identifier: Option<&str>,
-    ) -> Result<ServiceName, LambdaError> {
+    ) -> Result<FunctionName, LambdaError> {
         let (Some(named), None) = (name.or(identifier), name.and(identifier)) else {
             return Err(invalid(
                 "logGroupName or logGroupIdentifier is missing, or both are given",
@@ -368,10 +370,13 @@ impl Front {
             .account
             .as_ref()
             .is_none_or(|account| *account == call.project.id);
-        let place = key::function(&call.project.id, &group.function);
-        match is_here && is_ours && self.control.db().exists(&place).await? {
-            true => Ok(group.function),
-            false => Err(missing("group")),
+        if !is_here || !is_ours {
+            return Err(missing("group"));
+        }
+        match self.record(call, &group.function).await {
+            Ok(_) => Ok(group.function),
+            Err(error) if error.code == Code::ResourceNotFound => Err(missing("group")),
+            Err(error) => Err(error),
         }
     }
 
@@ -409,7 +414,7 @@ impl Front {
         let instance = instance.ok_or_else(|| missing("stream"))?;
         let range = LogRange {
             project: call.project.id.clone(),
-            service: function,
+            service: function.service().clone(),
             instances: Some(BTreeSet::from([instance])),
             since_unix_ms: wanted.start_time.unwrap_or(0),
             until_unix_ms: wanted.end_time.unwrap_or(u64::MAX),
@@ -465,7 +470,7 @@ impl Front {
         let range = LogRange {
             project: call.project.id.clone(),
             instances: self.instances(call, &wanted, &function).await?,
-            service: function,
+            service: function.service().clone(),
             since_unix_ms: since,
             until_unix_ms: wanted
                 .end_time
@@ -499,7 +504,7 @@ impl Front {
         &self,
         call: &Call,
         wanted: &FilterEvents,
-        function: &ServiceName,
+        function: &FunctionName,
     ) -> Result<Option<BTreeSet<InstanceId>>, LambdaError> {
         match (&wanted.log_stream_names, &wanted.log_stream_name_prefix) {
             (None, None) => Ok(None),
@@ -536,12 +541,12 @@ impl Front {
     async fn spans(
         &self,
         call: &Call,
-        function: &ServiceName,
+        function: &FunctionName,
     ) -> Result<Vec<LogSpan>, LambdaError> {
         let logs = &self.control.inner.ports.logs;
         let reading = async {
             let _turn = self.log_reads.acquire().await;
-            logs.spans(&call.project.id, function).await
+            logs.spans(&call.project.id, function.service()).await
         };
         let read = asked("the logs", Box::pin(reading)).await?;
         Ok(read.map_err(ControlError::from)?)

@@ -42,9 +42,9 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode};
 use serde_json::json;
-use skiff_lambda::{Arns, Code, FunctionRef, LambdaError, Replays, decode_query};
+use skiff_lambda::{Arns, Code, FunctionName, FunctionRef, LambdaError, Replays, decode_query};
 use skiff_queue::LogError;
-use skiff_types::{ProjectId, ServiceName};
+use skiff_types::ProjectId;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -408,7 +408,11 @@ impl Front {
     }
 
     /// What is stored of a function of the caller's project.
-    async fn record(&self, call: &Call, name: &ServiceName) -> Result<FunctionRecord, LambdaError> {
+    async fn record(
+        &self,
+        call: &Call,
+        name: &FunctionName,
+    ) -> Result<FunctionRecord, LambdaError> {
         Ok(self.control.function(&call.project.id, name).await?.record)
     }
 
@@ -416,7 +420,7 @@ impl Front {
     async fn change<T>(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         change: impl FnMut(&mut FunctionRecord) -> Result<T, LambdaError>,
     ) -> Result<(T, FunctionRecord), LambdaError> {
         self.control
@@ -425,7 +429,7 @@ impl Front {
     }
 
     /// The same, where a qualifier has no meaning.
-    fn unqualified(&self, call: &Call, text: &str) -> Result<ServiceName, LambdaError> {
+    fn unqualified(&self, call: &Call, text: &str) -> Result<FunctionName, LambdaError> {
         let target = self.target(call, text)?;
         match target.qualifier {
             None => Ok(target.name),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use skiff_base::Backoff;
-use skiff_lambda::{Code, FunctionRef, LambdaError, Qualifier};
+use skiff_lambda::{Code, FunctionName, FunctionRef, LambdaError, Qualifier};
 use skiff_types::{ErrorKind, ServiceName};
 
 use super::call::{Call, Reply, body as parse, invalid};
@@ -223,7 +223,8 @@ impl Front {
         let mut tried = self.record(call, &target.name).await?;
         tried.provision(&target, &place, config.clone(), &arn)?;
         let shares = tried.warm_revisions(&place, requested);
-        self.check_room(call, &target.name, &shares).await?;
+        self.check_room(call, target.name.service(), &shares)
+            .await?;
         let change =
             |record: &mut FunctionRecord| record.provision(&target, &place, config.clone(), &arn);
         self.change(call, &target.name, change).await?;
@@ -330,14 +331,14 @@ impl Front {
     fn warm_state(
         &self,
         call: &Call,
-        name: &ServiceName,
+        name: &FunctionName,
         record: &FunctionRecord,
         place: &str,
         config: &Provisioned,
     ) -> WarmState {
         let mut state = WarmState::default();
         for (number, share) in record.warm_revisions(place, config.requested) {
-            let id = revision_id(&call.project.id, name, number);
+            let id = revision_id(&call.project.id, name.service(), number);
             let standing = self.control.inner.ports.fleet.standing(&id);
             let there = standing.ready.saturating_add(standing.starting).min(share);
             state.available += standing.ready.min(share);
@@ -355,12 +356,12 @@ impl Front {
 
     /// Tells the fleet what is kept warm of a function, once nobody else
     /// changes its service. A caller does not wait for that.
-    pub(crate) fn retell(&self, project: &ProjectRecord, name: &ServiceName) {
+    pub(crate) fn retell(&self, project: &ProjectRecord, name: &FunctionName) {
         let retelling = Retelling {
             control: self.control.clone(),
             due: Arc::clone(&self.retelling),
             project: project.clone(),
-            name: name.clone(),
+            service: name.service().clone(),
         };
         if retelling.is_first() {
             let tasks = &self.control.inner.tasks;
@@ -377,7 +378,7 @@ struct Retelling {
     control: Control,
     due: Due,
     project: ProjectRecord,
-    name: ServiceName,
+    service: ServiceName,
 }
 
 impl Retelling {
@@ -386,7 +387,7 @@ impl Retelling {
     }
 
     fn key(&self) -> ServiceKey {
-        (self.project.id.clone(), self.name.clone())
+        (self.project.id.clone(), self.service.clone())
     }
 
     /// Otherwise another one has still to look at what is stored.
@@ -397,7 +398,7 @@ impl Retelling {
     async fn run(self) {
         let mut waits = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
         let ticket = loop {
-            match self.control.ticket(&self.project.id, &self.name) {
+            match self.control.ticket(&self.project.id, &self.service) {
                 Ok(ticket) => break ticket,
                 // The line is full; it moves.
                 Err(_) => tokio::time::sleep(waits.next(skiff_base::random::u32())).await,
@@ -405,7 +406,7 @@ impl Retelling {
         };
         let _turn = ticket.wait().await;
         self.due().remove(&self.key());
-        let function = &self.name;
+        let function = &self.service;
         for _ in 0..RETELL_TRIES {
             match self.control.tell_service(&self.project, function).await {
                 Ok(()) => return,
@@ -440,24 +441,13 @@ impl From<PlaceError> for LambdaError {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+    use crate::lambda::record::tests::bare;
     use crate::lambda::record::{Alias, Version};
 
     /// Versions 1 to 3, of the revisions 11 to 13, and the alias `live`.
     fn record(alias: &str, second: Option<(u32, f64)>) -> FunctionRecord {
-        let latest = json!({
-            "revision_id": "r", "modified_unix_ms": 0, "description": "", "role": "",
-            "timeout_s": 3, "memory_mib": 128, "environment": {}, "image_uri": "i",
-            "entry_point": [], "command": [], "revision": 13, "digest": null,
-            "update": "done",
-        });
-        let record = json!({
-            "latest": latest, "last_version": 3, "versions": {}, "aliases": {}, "tags": {},
-            "reserved_concurrency": null, "policies": {},
-        });
-        let mut record: FunctionRecord = serde_json::from_value(record).unwrap();
+        let mut record = bare();
         for number in 1..=3 {
             let version = Version {
                 revision: number + 10,

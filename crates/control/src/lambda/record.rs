@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use skiff_lambda::FunctionName;
 use skiff_types::{Digest, ProjectId, ServiceName};
 
 /// A function: `$LATEST`, what its versions and aliases are, and who may
 /// invoke it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct FunctionRecord {
+    /// What AWS's clients call it; absent is what its service is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<FunctionName>,
     pub latest: Configuration,
     /// The last number given to a version; never given again.
     pub last_version: u32,
@@ -29,6 +33,22 @@ pub(crate) struct FunctionRecord {
     /// What is kept warm, by version or alias.
     #[serde(default)]
     pub provisioned: BTreeMap<String, Provisioned>,
+}
+
+impl FunctionRecord {
+    /// What it is called, whose service this is.
+    pub(crate) fn name_of(&self, service: &ServiceName) -> FunctionName {
+        let service = || service.clone().into();
+        self.name.clone().unwrap_or_else(service)
+    }
+
+    /// Whether it is the one of that name, and does not only have its service.
+    pub(crate) fn is_named(&self, name: &FunctionName) -> bool {
+        match &self.name {
+            Some(own) => own == name,
+            None => name.as_str() == name.service().as_str(),
+        }
+    }
 }
 
 /// Instances of a version or an alias that are there whatever the demand.
@@ -237,4 +257,39 @@ pub(crate) struct Statement {
     /// Whether it holds for calls of a URL only, or only for others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub via_url: Option<bool>,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// One without versions, as it was stored when there was least to say.
+    pub(crate) fn bare() -> FunctionRecord {
+        let stored = json!({
+            "latest": {
+                "revision_id": "r", "modified_unix_ms": 0, "description": "", "role": "",
+                "timeout_s": 3, "memory_mib": 128, "environment": {}, "image_uri": "i",
+                "entry_point": [], "command": [], "revision": 13, "digest": null,
+                "update": "done",
+            },
+            "last_version": 0, "versions": {}, "aliases": {}, "tags": {},
+            "reserved_concurrency": null, "policies": {},
+        });
+        serde_json::from_value(stored).unwrap()
+    }
+
+    #[test]
+    fn a_function_has_its_services_name_unless_it_says_another() {
+        let mut record = bare();
+        let name: FunctionName = "My_Function".parse().unwrap();
+        let own = FunctionName::from(name.service().clone());
+        assert!(record.is_named(&own) && !record.is_named(&name));
+        assert_eq!(record.name_of(name.service()), own);
+        record.name = Some(name.clone());
+        assert!(record.is_named(&name) && !record.is_named(&own));
+        let stored = serde_json::to_value(&record).unwrap();
+        assert_eq!(stored["name"], "My_Function");
+    }
 }

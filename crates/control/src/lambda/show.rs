@@ -4,8 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use skiff_base::UtcTime;
-use skiff_lambda::{Arns, Qualifier};
-use skiff_types::{Digest, ServiceName};
+use skiff_lambda::{Arns, FunctionName, Qualifier, log_group};
+use skiff_types::Digest;
 
 use super::provisioned::WarmState;
 use super::record::{
@@ -14,14 +14,14 @@ use super::record::{
 };
 
 /// `FunctionConfiguration` of `$LATEST`, which nobody has asked for by name.
-pub(crate) fn latest(arns: &Arns, name: &ServiceName, record: &FunctionRecord) -> Value {
+pub(crate) fn latest(arns: &Arns, name: &FunctionName, record: &FunctionRecord) -> Value {
     configuration(arns, name, None, "$LATEST", &record.latest)
 }
 
 /// `FunctionConfiguration` of a version, as it was asked for.
 pub(crate) fn configuration(
     arns: &Arns,
-    name: &ServiceName,
+    name: &FunctionName,
     asked: Option<&Qualifier>,
     version: &str,
     config: &Configuration,
@@ -44,7 +44,7 @@ pub(crate) fn configuration(
         "Architectures": ["x86_64"],
         "EphemeralStorage": {"Size": 512},
         "SnapStart": {"ApplyOn": "None", "OptimizationStatus": "Off"},
-        "LoggingConfig": {"LogFormat": "Text", "LogGroup": format!("/aws/lambda/{name}")},
+        "LoggingConfig": {"LogFormat": "Text", "LogGroup": log_group(name)},
     });
     let Some(fields) = shown.as_object_mut() else {
         return shown;
@@ -225,7 +225,7 @@ fn repository(reference: &str) -> &str {
 }
 
 /// `AliasConfiguration`.
-pub(crate) fn alias(arns: &Arns, function: &ServiceName, name: &str, alias: &Alias) -> Value {
+pub(crate) fn alias(arns: &Arns, function: &FunctionName, name: &str, alias: &Alias) -> Value {
     let qualifier = Qualifier::Alias(name.to_owned());
     let mut shown = json!({
         "AliasArn": arns.qualified(function, &qualifier),

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use skiff_lambda::{Code, LambdaError};
+use skiff_lambda::{Code, FunctionName, LambdaError};
 use skiff_types::{Digest, ProjectId, ServiceName};
 
 use super::cache::View;
@@ -27,7 +27,7 @@ impl From<ControlError> for LambdaError {
     }
 }
 
-pub(crate) fn missing(name: &ServiceName) -> LambdaError {
+pub(crate) fn missing(name: &FunctionName) -> LambdaError {
     let message = format!("Function not found: {name}");
     LambdaError::new(Code::ResourceNotFound, message)
 }
@@ -100,30 +100,58 @@ impl Control {
     pub(crate) async fn function(
         &self,
         project: &ProjectId,
-        name: &ServiceName,
+        name: &FunctionName,
     ) -> Result<Found<FunctionRecord>, LambdaError> {
-        let found = self.db().get(&key::function(project, name)).await?;
+        let place = key::function(project, name.service());
+        let found = self.db().get::<FunctionRecord>(&place).await?;
+        let found = found.filter(|found| found.record.is_named(name));
         found.ok_or_else(|| missing(name))
+    }
+
+    /// What AWS's clients call a service, if it is a function of theirs.
+    pub(crate) async fn function_name(
+        &self,
+        project: &ProjectId,
+        service: &ServiceName,
+    ) -> Result<Option<FunctionName>, ControlError> {
+        let place = key::function(project, service);
+        let found = self.db().get::<FunctionRecord>(&place).await?;
+        Ok(found.map(|found| found.record.name_of(service)))
     }
 
     /// The function as invocations see it.
     pub(crate) async fn function_view(
         &self,
         project: &ProjectId,
-        name: &ServiceName,
+        name: &FunctionName,
     ) -> Result<Arc<View>, LambdaError> {
-        let key = (project.clone(), name.clone());
+        let view = self.service_view(project, name.service()).await?;
+        let view = view.filter(|view| view.record.is_named(name));
+        view.ok_or_else(|| missing(name))
+    }
+
+    /// The same of the function that a service is, whatever it is called.
+    pub(crate) async fn service_view(
+        &self,
+        project: &ProjectId,
+        service: &ServiceName,
+    ) -> Result<Option<Arc<View>>, LambdaError> {
+        let key = (project.clone(), service.clone());
         let changes = match self.inner.views.get(&key) {
-            Ok(view) => return Ok(view),
+            Ok(view) => return Ok(Some(view)),
             Err(changes) => changes,
         };
-        let record = self.function(project, name).await?.record;
-        let place = key::service(project, name);
+        let place = key::function(project, service);
+        let Some(function) = self.db().get::<FunctionRecord>(&place).await? else {
+            return Ok(None);
+        };
+        let record = function.record;
+        let place = key::service(project, service);
         let service = self.db().get::<ServiceRecord>(&place).await?;
         let latest = service.and_then(|found| found.record.latest_ready);
         let view = Arc::new(View { record, latest });
         self.inner.views.keep(key, &view, changes);
-        Ok(view)
+        Ok(Some(view))
     }
 
     /// Invocations look again: something of it has changed.
@@ -136,7 +164,7 @@ impl Control {
     pub(crate) async fn change_function<T>(
         &self,
         project: &ProjectId,
-        name: &ServiceName,
+        name: &FunctionName,
         mut change: impl FnMut(&mut FunctionRecord) -> Result<T, LambdaError>,
     ) -> Result<(T, FunctionRecord), LambdaError> {
         for _ in 0..TRIES {
@@ -147,10 +175,10 @@ impl Control {
             let write = Change::default()
                 .expect(&found.key, found.version)
                 .put(&found.key, &record)?;
-            let write = with_urls(write, (project, name), &urls, &record.urls)?;
+            let write = with_urls(write, (project, name.service()), &urls, &record.urls)?;
             let committed = self.db().try_commit(write).await;
             // Also when nobody knows whether it happened.
-            self.forget_view(project, name);
+            self.forget_view(project, name.service());
             if committed? {
                 return Ok((changed, record));
             }

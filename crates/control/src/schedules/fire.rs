@@ -197,7 +197,7 @@ impl Front {
         let event = Event {
             function: FunctionKey {
                 project: project.clone(),
-                name: spec.function.clone(),
+                name: spec.function.service().clone(),
             },
             qualifier: qualifier.map(|qualifier| qualifier.to_string()),
             arn,

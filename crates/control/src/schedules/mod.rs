@@ -19,13 +19,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use skiff_types::{ProjectId, ServiceName};
+use skiff_lambda::FunctionName;
+use skiff_types::ProjectId;
 use tokio::sync::Notify;
 
 use crate::control::Control;
 use crate::db::{Change, Found, Page};
 use crate::error::{ControlError, conflict, exhausted, invalid, not_found, unsupported};
 use crate::key;
+use crate::lambda::FunctionRecord;
 use crate::record::ProjectRecord;
 
 pub(crate) use expression::Expression;
@@ -57,7 +59,7 @@ pub(crate) struct ScheduleSpec {
     pub end_unix_ms: Option<u64>,
     pub description: String,
     pub is_enabled: bool,
-    pub function: ServiceName,
+    pub function: FunctionName,
     /// A version or an alias.
     pub qualifier: Option<String>,
     /// Kept and told; it gives nothing.
@@ -417,8 +419,9 @@ impl Control {
             let read = serde_json::from_str::<serde::de::IgnoredAny>(input);
             read.map_err(|error| invalid(format!("the input is not JSON: {error}")))?;
         }
-        let function = key::function(project, &spec.function);
-        if !self.db().exists(&function).await? {
+        let place = key::function(project, spec.function.service());
+        let found = self.db().get::<FunctionRecord>(&place).await?;
+        if !found.is_some_and(|found| found.record.is_named(&spec.function)) {
             return Err(invalid(format!("there is no function {}", spec.function)));
         }
         Ok(expression)

@@ -218,8 +218,8 @@ def functions():
 def failures():
     """What is refused at once, and what fails later."""
     aws = client()
-    with refused("InvalidParameterValueException", 400, "Name_"):
-        aws.create_function(FunctionName="Name_", **FUNCTION)
+    with refused("InvalidParameterValueException", 400, "a.name"):
+        aws.create_function(FunctionName="a.name", **FUNCTION)
     with refused("InvalidParameterValueException", 400, "VpcConfig"):
         aws.create_function(FunctionName="vpc", VpcConfig={"SubnetIds": ["a"]}, **FUNCTION)
     with refused("InvalidParameterValueException", 400, "Could not unzip"):

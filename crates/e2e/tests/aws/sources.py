@@ -164,11 +164,11 @@ def state(aws, id, wanted):
 def mappings():
     """Made, looked at, listed, changed and deleted."""
     aws, jobs, others = client(), Queue("jobs"), Queue("others")
-    create(aws, "works", **IMAGE)
+    create(aws, "Works_1", **IMAGE)
     pattern = json.dumps({"body": {"a": [{"numeric": [">", 5]}]}})
     made = aws.create_event_source_mapping(
         EventSourceArn=jobs.arn,
-        FunctionName="works",
+        FunctionName="Works_1",
         Enabled=False,
         BatchSize=100,
         MaximumBatchingWindowInSeconds=5,
@@ -186,7 +186,7 @@ def mappings():
         "UUID": id,
         "EventSourceMappingArn": f"arn:aws:lambda:{REGION}:{ACCOUNT}:event-source-mapping:{id}",
         "EventSourceArn": jobs.arn,
-        "FunctionArn": arn("works"),
+        "FunctionArn": arn("Works_1"),
         "BatchSize": 100,
         "MaximumBatchingWindowInSeconds": 5,
         "FilterCriteria": {"Filters": [{"Pattern": pattern}]},
@@ -196,12 +196,12 @@ def mappings():
         "StateTransitionReason": "USER_INITIATED",
     }, got
     with refused("ResourceConflictException", 409, id):
-        aws.create_event_source_mapping(EventSourceArn=jobs.arn, FunctionName=arn("works"))
+        aws.create_event_source_mapping(EventSourceArn=jobs.arn, FunctionName=arn("Works_1"))
 
-    aws.publish_version(FunctionName="works")
-    aws.create_alias(FunctionName="works", Name="live", FunctionVersion="1")
-    second = mapped(aws, jobs, "works:live", Enabled=False)
-    third = mapped(aws, others, arn("works", "1"), Enabled=False)
+    aws.publish_version(FunctionName="Works_1")
+    aws.create_alias(FunctionName="Works_1", Name="live", FunctionVersion="1")
+    second = mapped(aws, jobs, "Works_1:live", Enabled=False)
+    third = mapped(aws, others, arn("Works_1", "1"), Enabled=False)
     listed(aws, jobs, [id, second, third])
 
     changed = aws.update_event_source_mapping(
@@ -211,15 +211,15 @@ def mappings():
     got = aws.get_event_source_mapping(UUID=id)
     assert "FilterCriteria" not in got and "ScalingConfig" not in got and got["FunctionResponseTypes"] == [], got
     with refused("ResourceConflictException", 409, second):
-        aws.update_event_source_mapping(UUID=id, FunctionName="works:live")
-    moved = aws.update_event_source_mapping(UUID=id, FunctionName="works:1")
-    assert moved["FunctionArn"] == arn("works", "1"), moved
-    again = mapped(aws, jobs, "works", Enabled=False)
+        aws.update_event_source_mapping(UUID=id, FunctionName="Works_1:live")
+    moved = aws.update_event_source_mapping(UUID=id, FunctionName="Works_1:1")
+    assert moved["FunctionArn"] == arn("Works_1", "1"), moved
+    again = mapped(aws, jobs, "Works_1", Enabled=False)
     for gone in [id, second, third, again]:
         assert aws.delete_event_source_mapping(UUID=gone)["State"] == "Deleting"
         with refused("ResourceNotFoundException", 404, "does not exist"):
             aws.get_event_source_mapping(UUID=gone)
-    for function in ["works", "works:1", "works:live"]:
+    for function in ["Works_1", "Works_1:1", "Works_1:live"]:
         assert aws.list_event_source_mappings(FunctionName=function)["EventSourceMappings"] == []
 
 
@@ -232,10 +232,10 @@ def listed(aws, jobs, ids):
     # There may be others.
     assert [id for id in of() if id in ids] == sorted(ids)
     assert of(EventSourceArn=jobs.arn) == sorted([first, second])
-    assert of(FunctionName="works") == [first]
-    assert of(FunctionName=arn("works", "live")) == [second]
-    assert of(FunctionName="works:1", EventSourceArn=jobs.arn) == []
-    assert of(FunctionName="works:1") == [third]
+    assert of(FunctionName="Works_1") == [first]
+    assert of(FunctionName=arn("Works_1", "live")) == [second]
+    assert of(FunctionName="Works_1:1", EventSourceArn=jobs.arn) == []
+    assert of(FunctionName="Works_1:1") == [third]
     assert of(FunctionName="nobody") == []
 
 

@@ -250,7 +250,10 @@ pub async fn list(scope: &Scope) -> anyhow::Result<()> {
     }
     output::show(scope.output, &services, |services| {
         let rows: Vec<_> = services.iter().map(summary).collect();
-        output::table(&["NAME", "URL", "REVISION", "INSTANCES", "CLASS"], &rows);
+        output::table(
+            &["NAME", "URL", "REVISION", "INSTANCES", "CLASS", "FUNCTION"],
+            &rows,
+        );
     })
 }
 
@@ -263,7 +266,14 @@ fn summary(service: &Service) -> Vec<String> {
         shares.join(","),
         service.instances.len().to_string(),
         classes(service),
+        function(service).unwrap_or("–").to_owned(),
     ]
+}
+
+/// What AWS's clients call it, if it is a function.
+fn function(service: &Service) -> Option<&str> {
+    let function = service.revisions.first()?.spec.function.as_ref()?;
+    Some(&function.name)
 }
 
 /// The classes of its instances, with the reason of each.
@@ -300,6 +310,9 @@ pub async fn describe(scope: &Scope, name: &ServiceName) -> anyhow::Result<()> {
 fn show_service(scope: &Scope, service: &Service) -> anyhow::Result<()> {
     output::show(scope.output, service, |service| {
         output::line(format!("{}  {}", service.name, service.url));
+        if let Some(function) = function(service) {
+            output::line(format!("function: {function}"));
+        }
         let shares: Vec<String> = service.traffic.iter().map(share).collect();
         output::line(format!("traffic: {}", shares.join(", ")));
         output::line("");

@@ -168,14 +168,13 @@ impl Front {
         if body.len() > PAYLOAD_BYTES_MAX {
             return Err(DeliveryError::TooLarge);
         }
-        let function = FunctionKey {
-            project: of.function.project.clone(),
-            name: target.name,
-        };
-        let view = self
-            .control
-            .function_view(&function.project, &function.name);
+        let project = &of.function.project;
+        let view = self.control.function_view(project, &target.name);
         view.await.map_err(DeliveryError::Function)?;
+        let function = FunctionKey {
+            project: project.clone(),
+            name: target.name.service().clone(),
+        };
         let event = Event {
             function,
             qualifier: target.qualifier.as_ref().map(Qualifier::to_string),

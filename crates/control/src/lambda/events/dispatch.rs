@@ -80,12 +80,10 @@ impl Front {
     async fn try_event(&self, turn: Turn, stored: Stored) {
         let event = &stored.event;
         let (function, now) = (&event.function, self.now());
-        let view = self
-            .control
-            .function_view(&function.project, &function.name);
+        let view = self.control.service_view(&function.project, &function.name);
         let view = match view.await {
-            Ok(view) => view,
-            Err(error) if error.code == Code::ResourceNotFound => {
+            Ok(Some(view)) => view,
+            Ok(None) => {
                 return self.drop_event(turn, &stored, "its function is gone").await;
             }
             Err(error) => {
@@ -138,12 +136,13 @@ impl Front {
     fn ready(&self, stored: &Stored, view: &View) -> Result<(Way, Option<Place>), LambdaError> {
         let event = &stored.event;
         let qualifier = event.qualifier.as_deref().map(str::parse::<Qualifier>);
-        let missing = |_| super::super::state::missing(&event.function.name);
+        let name = view.record.name_of(&event.function.name);
+        let missing = |_| super::super::state::missing(&name);
         let target = FunctionRef {
             region: None,
             account: Some(event.function.project.clone()),
-            name: event.function.name.clone(),
             qualifier: qualifier.transpose().map_err(missing)?,
+            name,
         };
         let way = self.way_to(event.function.project.clone(), target, view)?;
         let place = Place::take(&self.running, &way)?;

@@ -9,7 +9,6 @@ use skiff_types::{ProjectId, ServiceName};
 use super::Refused;
 use crate::control::Control;
 use crate::error::{ControlError, exhausted, internal, invalid, not_found, too_large, unsupported};
-use crate::key;
 use crate::lambda::invoke::CLIENT_CONTEXT_BYTES_MAX;
 use crate::lambda::uuid;
 
@@ -48,11 +47,12 @@ impl Control {
             false => payload,
         };
         check(&payload, client_context.as_deref())?;
-        if !self.db().exists(&key::function(project, function)).await? {
-            return Err(not_found(format!(
+        let name = self.function_name(project, function).await?;
+        let name = name.ok_or_else(|| {
+            not_found(format!(
                 "no function {function} takes events: those do that were made over AWS Lambda's API"
-            )));
-        }
+            ))
+        })?;
         let arns = Arns {
             region: events.region.clone(),
             account: project.clone(),
@@ -64,7 +64,7 @@ impl Control {
                 name: function.clone(),
             },
             qualifier: None,
-            arn: arns.function(function),
+            arn: arns.function(&name),
             request_id: request_id.clone(),
             accepted_unix_ms: self.inner.base.now(),
             client_context,

@@ -3,8 +3,8 @@
 //! mapping").
 
 use serde::{Deserialize, Serialize};
-use skiff_lambda::{EventPattern, LambdaError};
-use skiff_types::{ProjectId, ServiceName};
+use skiff_lambda::{EventPattern, FunctionName, LambdaError};
+use skiff_types::ProjectId;
 
 use crate::lambda::body;
 use crate::lambda::call::invalid;
@@ -38,7 +38,7 @@ const QUEUE_BYTES_MAX: usize = 80;
 pub(crate) struct MappingRecord {
     /// The ARN of what is polled.
     pub source: String,
-    pub function: ServiceName,
+    pub function: FunctionName,
     /// A version or an alias.
     pub qualifier: Option<String>,
     pub is_enabled: bool,
@@ -166,7 +166,7 @@ impl QueueArn {
 
 impl MappingRecord {
     /// One that does what AWS's does unless told.
-    pub(super) fn new(source: &str, function: ServiceName, qualifier: Option<String>) -> Self {
+    pub(super) fn new(source: &str, function: FunctionName, qualifier: Option<String>) -> Self {
         let is_stream = matches!(Source::parse(source), Some(Source::Stream(_)));
         Self {
             source: source.to_owned(),

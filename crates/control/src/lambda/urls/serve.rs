@@ -151,7 +151,7 @@ impl Target {
         FunctionRef {
             region: None,
             account: Some(self.owner.project.clone()),
-            name: self.owner.function.clone(),
+            name: self.view.record.name_of(&self.owner.function),
             qualifier: qualifier(&self.owner.alias),
         }
     }
@@ -204,11 +204,8 @@ impl Front {
                 owner
             }
         };
-        let view = self.control.function_view(&owner.project, &owner.function);
-        let view = match view.await {
-            Err(error) if error.code == Code::ResourceNotFound => return Err(Denied::Unknown),
-            view => view?,
-        };
+        let view = self.control.service_view(&owner.project, &owner.function);
+        let view = view.await?.ok_or(Denied::Unknown)?;
         // An id is never given again, so only the URL itself may be gone.
         let config = view.record.urls.get(&owner.alias).cloned();
         let config = config.filter(|config| config.id == id);
