@@ -19,6 +19,24 @@ const EPHEMERAL_MIB: u32 = 512;
 const DESCRIPTION_CHARS_MAX: usize = 256;
 const ENVIRONMENT_BYTES_MAX: usize = 4096;
 const TAGS_MAX: usize = 50;
+/// What AWS keeps for itself of an environment, but for credentials: those are
+/// a function's own to set where its role gives none.
+const RESERVED: [&str; 14] = [
+    "_HANDLER",
+    "_X_AMZN_TRACE_ID",
+    "AWS_DEFAULT_REGION",
+    "AWS_EXECUTION_ENV",
+    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
+    "AWS_LAMBDA_FUNCTION_NAME",
+    "AWS_LAMBDA_FUNCTION_VERSION",
+    "AWS_LAMBDA_INITIALIZATION_TYPE",
+    "AWS_LAMBDA_LOG_GROUP_NAME",
+    "AWS_LAMBDA_LOG_STREAM_NAME",
+    "AWS_LAMBDA_RUNTIME_API",
+    "AWS_REGION",
+    "LAMBDA_RUNTIME_DIR",
+    "LAMBDA_TASK_ROOT",
+];
 
 /// The package type is the one that the code is of.
 pub(crate) fn check_package(package: Option<&str>, source: &Source) -> Result<(), LambdaError> {
@@ -107,6 +125,7 @@ pub(crate) fn apply(
     }
     if let Some(environment) = wanted.environment {
         let variables = environment.variables;
+        check_variables(&variables)?;
         let bytes: usize = variables
             .iter()
             .map(|(name, value)| name.len() + value.len())
@@ -142,6 +161,25 @@ pub(crate) fn apply(
         )));
     }
     Ok(())
+}
+
+fn check_variables(variables: &BTreeMap<String, String>) -> Result<(), LambdaError> {
+    let is_reserved = |name: &&String| RESERVED.contains(&name.as_str());
+    if let Some(name) = variables.keys().find(is_reserved) {
+        return Err(invalid(format!(
+            "Lambda was unable to configure your environment variables because the environment variables you have provided contains reserved keys that are currently not supported for modification. Reserved keys used in this request: {name}"
+        )));
+    }
+    let is_plain = |name: &&String| {
+        let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        name.len() > 1 && name.as_bytes()[0].is_ascii_alphabetic() && name.bytes().all(good)
+    };
+    match variables.keys().find(|name| !is_plain(name)) {
+        None => Ok(()),
+        Some(name) => Err(invalid(format!(
+            "Environment: `{name}` is no variable's name: a letter and then one or more of a-z, A-Z, 0-9 and _ are expected"
+        ))),
+    }
 }
 
 /// Sets what only functions from zip files have.
@@ -183,6 +221,37 @@ mod tests {
         ] {
             let checked = check_package(package, &source);
             assert_eq!(checked.is_ok(), good, "{package:?} {source:?}");
+        }
+    }
+
+    #[test]
+    fn a_variable_has_a_name_and_not_one_of_awss() {
+        let check = |name: &str| {
+            let variables = BTreeMap::from([(name.to_owned(), String::new())]);
+            check_variables(&variables)
+        };
+        for good in [
+            "STAGE",
+            "a1",
+            "Ab_c",
+            "AWS_ACCESS_KEY_ID",
+            "AWS_LAMBDA_EXEC_WRAPPER",
+        ] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "AWS_REGION",
+            "_HANDLER",
+            "A",
+            "",
+            "1A",
+            "_A",
+            "A-B",
+            "A B",
+            "Ä1",
+        ] {
+            let error = check(bad).unwrap_err();
+            assert!(error.message.contains(bad), "{bad}: {error}");
         }
     }
 

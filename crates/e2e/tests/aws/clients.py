@@ -220,6 +220,9 @@ def failures():
     aws = client()
     with refused("InvalidParameterValueException", 400, "a.name"):
         aws.create_function(FunctionName="a.name", **FUNCTION)
+    for reserved in ["AWS_REGION", "a-b"]:
+        with refused("InvalidParameterValueException", 400, reserved):
+            aws.create_function(FunctionName="told", Environment={"Variables": {reserved: "x"}}, **FUNCTION)
     with refused("InvalidParameterValueException", 400, "VpcConfig"):
         aws.create_function(FunctionName="vpc", VpcConfig={"SubnetIds": ["a"]}, **FUNCTION)
     with refused("InvalidParameterValueException", 400, "Could not unzip"):
