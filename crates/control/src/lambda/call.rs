@@ -98,13 +98,16 @@ pub(crate) fn body<T: DeserializeOwned>(call: &Call) -> Result<T, LambdaError> {
         [] => b"{}",
         bytes => bytes,
     };
-    serde_json::from_slice(bytes).map_err(|error| {
-        let message = format!("the body is not what this operation takes here: {error}");
-        match error.is_data() {
-            true => invalid(message),
-            false => LambdaError::new(Code::InvalidRequestContent, message),
-        }
-    })
+    serde_json::from_slice(bytes).map_err(|error| unread(&error))
+}
+
+/// A body is not of its shape.
+pub(crate) fn unread(error: &serde_json::Error) -> LambdaError {
+    let message = format!("the body is not what this operation takes here: {error}");
+    match error.is_data() {
+        true => invalid(message),
+        false => LambdaError::new(Code::InvalidRequestContent, message),
+    }
 }
 
 pub(crate) fn invalid(message: impl ToString) -> LambdaError {

@@ -24,7 +24,7 @@ use super::body::{self, CreateFunction};
 use super::call::{Call, Reply, body as parse, invalid};
 use super::record::{self, Configuration, FunctionRecord, Update, Version};
 use super::settings::{
-    MEMORY_MIB, TIMEOUT_S, apply, check_architectures, check_package, check_same_package,
+    Given, MEMORY_MIB, TIMEOUT_S, apply, check_architectures, check_package, check_same_package,
     check_tags,
 };
 use super::{Front, show, state::missing};
@@ -46,13 +46,14 @@ type Settled = oneshot::Receiver<Result<(), LambdaError>>;
 
 impl Front {
     pub(crate) async fn create_function(&self, call: &Call) -> Result<Reply, LambdaError> {
-        let wanted: CreateFunction = parse(call)?;
+        let (wanted, given) = Given::apart::<CreateFunction>(call)?;
         let target = FunctionRef::parse(&wanted.function_name).map_err(invalid)?;
         let target = self.own(call, target)?;
         if target.qualifier.is_some() {
             return Err(invalid("a new function's name has no qualifier"));
         }
         let name = target.name;
+        given.check(&name)?;
         check_architectures(wanted.architectures.as_deref())?;
         let source = wanted.code.source()?;
         check_package(wanted.package_type.as_deref(), &source)?;
@@ -455,9 +456,10 @@ impl Front {
         call: &Call,
         text: &str,
     ) -> Result<Reply, LambdaError> {
-        let mut wanted: body::UpdateFunctionConfiguration = parse(call)?;
+        let (mut wanted, given) = Given::apart::<body::UpdateFunctionConfiguration>(call)?;
         self.check_dead_letter(call, wanted.dead_letter_config.as_ref())?;
         let name = self.unqualified(call, text)?;
+        given.check(&name)?;
         let layers = wanted.layers.as_deref();
         let (used, _pins) = self.used_layers(call, layers).await?;
         wanted.used = used;

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use skiff_lambda::LambdaError;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use skiff_lambda::{FunctionName, LambdaError, log_group};
 
 use super::body::{self, ImageConfig};
-use super::call::invalid;
+use super::call::{self, Call, invalid};
 use super::code::Source;
 use super::record::{Configuration, UsedLayer};
 
@@ -37,6 +39,72 @@ const RESERVED: [&str; 14] = [
     "LAMBDA_RUNTIME_DIR",
     "LAMBDA_TASK_ROOT",
 ];
+
+/// What no function can have otherwise than all others.
+const FIXED: [&str; 6] = [
+    "FileSystemConfigs",
+    "KMSKeyArn",
+    "LoggingConfig",
+    "SnapStart",
+    "TracingConfig",
+    "VpcConfig",
+];
+
+/// How that is told of a function of this name; null is left out.
+pub(crate) fn fixed(name: &FunctionName) -> [(&'static str, Value); FIXED.len()] {
+    FIXED.map(|field| {
+        let told = match field {
+            "LoggingConfig" => json!({"LogFormat": "Text", "LogGroup": log_group(name)}),
+            "SnapStart" => json!({"ApplyOn": "None", "OptimizationStatus": "Off"}),
+            "TracingConfig" => json!({"Mode": "PassThrough"}),
+            _ => Value::Null,
+        };
+        (field, told)
+    })
+}
+
+/// What a call gives of that: it is taken as it is told, or empty.
+#[derive(Debug)]
+pub(crate) struct Given(Map<String, Value>);
+
+impl Given {
+    /// Takes it out of a body, whose rest is of a known shape.
+    pub(crate) fn apart<T: DeserializeOwned>(call: &Call) -> Result<(T, Self), LambdaError> {
+        let (mut known, mut given) = (call::body::<Map<String, Value>>(call)?, Map::new());
+        for field in FIXED {
+            given.extend(known.remove_entry(field));
+        }
+        let known = serde_json::from_value(Value::Object(known));
+        Ok((known.map_err(|error| call::unread(&error))?, Self(given)))
+    }
+
+    /// Nothing else is asked for than there is.
+    pub(crate) fn check(&self, name: &FunctionName) -> Result<(), LambdaError> {
+        for (field, told) in fixed(name) {
+            if self.0.get(field).is_none_or(|given| is_told(given, &told)) {
+                continue;
+            }
+            return Err(invalid(match told {
+                Value::Null => format!("{field} is not served: leave it out, or empty"),
+                told => format!("{field}: {told} is served"),
+            }));
+        }
+        Ok(())
+    }
+}
+
+/// Whether nothing is given, or what is told.
+fn is_told(given: &Value, told: &Value) -> bool {
+    match given {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) if text.is_empty() => true,
+        Value::Array(items) if items.is_empty() => true,
+        Value::Object(fields) => fields
+            .iter()
+            .all(|(field, given)| is_told(given, &told[field])),
+        _ => given == told,
+    }
+}
 
 /// The package type is the one that the code is of.
 pub(crate) fn check_package(package: Option<&str>, source: &Source) -> Result<(), LambdaError> {
@@ -190,7 +258,8 @@ fn apply_package(
     layers: Option<Vec<UsedLayer>>,
 ) -> Result<(), LambdaError> {
     let Some(code) = &mut config.code else {
-        if runtime.is_some() || handler.is_some() || layers.is_some() {
+        let has_layers = layers.is_some_and(|layers| !layers.is_empty());
+        if runtime.is_some() || handler.is_some() || has_layers {
             return Err(invalid(
                 "Runtime, Handler and Layers are for functions of PackageType Zip",
             ));
@@ -221,6 +290,42 @@ mod tests {
         ] {
             let checked = check_package(package, &source);
             assert_eq!(checked.is_ok(), good, "{package:?} {source:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_told_of_every_function_may_be_given_and_nothing_else() {
+        let name: FunctionName = "My_Function".parse().unwrap();
+        let check = |field: &str, given: Value| {
+            Given(Map::from_iter([(field.to_owned(), given)])).check(&name)
+        };
+        for (field, told) in fixed(&name) {
+            assert_eq!(check(field, told), Ok(()), "{field}");
+        }
+        let vpc =
+            json!({"SubnetIds": [], "SecurityGroupIds": [], "Ipv6AllowedForDualStack": false});
+        for (field, given) in [
+            ("VpcConfig", json!({})),
+            ("VpcConfig", vpc),
+            ("KMSKeyArn", json!("")),
+            ("FileSystemConfigs", json!([])),
+            ("SnapStart", json!({"ApplyOn": "None"})),
+            ("LoggingConfig", json!({"LogFormat": "Text"})),
+        ] {
+            assert_eq!(check(field, given.clone()), Ok(()), "{field} {given}");
+        }
+        for (field, given) in [
+            ("VpcConfig", json!({"SubnetIds": ["a"]})),
+            ("KMSKeyArn", json!("arn")),
+            ("FileSystemConfigs", json!([{}])),
+            ("TracingConfig", json!({"Mode": "Active"})),
+            ("SnapStart", json!({"ApplyOn": "PublishedVersions"})),
+            ("LoggingConfig", json!({"LogFormat": "JSON"})),
+            ("LoggingConfig", json!({"LogGroup": "/aws/lambda/other"})),
+            ("LoggingConfig", json!({"SystemLogLevel": "WARN"})),
+        ] {
+            let error = check(field, given.clone()).unwrap_err();
+            assert!(error.message.starts_with(field), "{given}: {error}");
         }
     }
 

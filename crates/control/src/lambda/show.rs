@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use skiff_base::UtcTime;
-use skiff_lambda::{Arns, FunctionName, Qualifier, log_group};
+use skiff_lambda::{Arns, FunctionName, Qualifier};
 use skiff_types::Digest;
 
 use super::provisioned::WarmState;
@@ -12,6 +12,7 @@ use super::record::{
     Alias, Configuration, EventConfig, FunctionRecord, Policy, Provisioned, Statement, Update,
     UrlConfig,
 };
+use super::settings::fixed;
 
 /// `FunctionConfiguration` of `$LATEST`, which nobody has asked for by name.
 pub(crate) fn latest(arns: &Arns, name: &FunctionName, record: &FunctionRecord) -> Value {
@@ -38,17 +39,16 @@ pub(crate) fn configuration(
         "LastModified": time(config.modified_unix_ms),
         "CodeSha256": code_sha256(config),
         "Version": version,
-        "TracingConfig": {"Mode": "PassThrough"},
         "RevisionId": config.revision_id,
         "PackageType": if config.code.is_some() { "Zip" } else { "Image" },
         "Architectures": ["x86_64"],
         "EphemeralStorage": {"Size": 512},
-        "SnapStart": {"ApplyOn": "None", "OptimizationStatus": "Off"},
-        "LoggingConfig": {"LogFormat": "Text", "LogGroup": log_group(name)},
     });
     let Some(fields) = shown.as_object_mut() else {
         return shown;
     };
+    let fixed = fixed(name).into_iter().filter(|(_, told)| !told.is_null());
+    fields.extend(fixed.map(|(field, told)| (field.to_owned(), told)));
     if !config.environment.is_empty() {
         let variables = json!({"Variables": config.environment});
         fields.insert("Environment".to_owned(), variables);

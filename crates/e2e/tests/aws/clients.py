@@ -174,7 +174,11 @@ def ask(aws, name, event=None, **more):
 def functions():
     """Made, looked at, changed, tagged, listed and deleted."""
     aws = client()
-    made = create(aws, "first", Description="one", Tags={"a": "b"}, Environment={"Variables": {"STAGE": "x=1"}})
+    # What is asked for nothing, as Zappa and its like do.
+    nothing = {"VpcConfig": {}, "KMSKeyArn": "", "FileSystemConfigs": [], "Layers": []}
+    plain = {"TracingConfig": {"Mode": "PassThrough"}, "SnapStart": {"ApplyOn": "None"}}
+    environment = {"Variables": {"STAGE": "x=1"}}
+    made = create(aws, "first", Description="one", Tags={"a": "b"}, Environment=environment, **nothing, **plain)
     assert made["FunctionArn"] == arn("first") and made["Version"] == "$LATEST", made
     assert made["State"] == "Pending" and made["StateReasonCode"] == "Creating", made
     with refused("ResourceConflictException", 409):
@@ -187,7 +191,13 @@ def functions():
     assert ask(aws, "first")[1]["stage"] == "x=1"
 
     changed = aws.update_function_configuration(
-        FunctionName="first", MemorySize=256, Environment={"Variables": {"STAGE": "y"}}, RevisionId=config["RevisionId"]
+        FunctionName="first",
+        MemorySize=256,
+        Environment={"Variables": {"STAGE": "y"}},
+        RevisionId=config["RevisionId"],
+        **nothing,
+        # What was told can be given back.
+        **{field: config[field] for field in ["TracingConfig", "LoggingConfig", "EphemeralStorage"]},
     )
     assert changed["LastUpdateStatus"] == "InProgress" and changed["MemorySize"] == 256, changed
     assert changed["RevisionId"] != config["RevisionId"]
@@ -223,6 +233,8 @@ def failures():
     for reserved in ["AWS_REGION", "a-b"]:
         with refused("InvalidParameterValueException", 400, reserved):
             aws.create_function(FunctionName="told", Environment={"Variables": {reserved: "x"}}, **FUNCTION)
+    with refused("InvalidParameterValueException", 400, "TracingConfig"):
+        aws.create_function(FunctionName="traced", TracingConfig={"Mode": "Active"}, **FUNCTION)
     with refused("InvalidParameterValueException", 400, "VpcConfig"):
         aws.create_function(FunctionName="vpc", VpcConfig={"SubnetIds": ["a"]}, **FUNCTION)
     with refused("InvalidParameterValueException", 400, "Could not unzip"):
