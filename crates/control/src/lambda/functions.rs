@@ -39,7 +39,7 @@ use crate::traffic::revision_id;
 /// Versions of one function.
 const VERSIONS_MAX: usize = 100;
 /// Functions or versions in one reply.
-const PAGE_MAX: usize = 50;
+pub(crate) const PAGE_MAX: usize = 50;
 
 /// How a deployment ended, for who waits for it.
 type Settled = oneshot::Receiver<Result<(), LambdaError>>;
@@ -296,7 +296,7 @@ impl Front {
     }
 
     /// The version that a qualifier means, and its configuration.
-    async fn version(
+    pub(crate) async fn version(
         &self,
         call: &Call,
         name: &FunctionName,
@@ -322,7 +322,7 @@ impl Front {
 
     pub(crate) async fn list_functions(&self, call: &Call) -> Result<Reply, LambdaError> {
         if call.param("FunctionVersion").is_some() {
-            return Err(invalid("FunctionVersion is not served: $LATEST is listed"));
+            return self.list_all_versions(call).await;
         }
         let limit = call.page(PAGE_MAX)?;
         let marker = call.param("Marker").map(str::parse::<ServiceName>);

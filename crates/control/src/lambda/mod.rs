@@ -19,6 +19,7 @@ mod hooks;
 mod invoke;
 mod layers;
 mod links;
+mod list;
 mod logs;
 mod operation;
 mod policies;

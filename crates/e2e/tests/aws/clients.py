@@ -363,7 +363,11 @@ def versions():
     pages = aws.get_paginator("list_versions_by_function").paginate(
         FunctionName="staged", PaginationConfig={"PageSize": 1}
     )
-    assert [v["Version"] for page in pages for v in page["Versions"]] == ["$LATEST", "1", "2"]
+    versions = [(v["Version"], v["FunctionArn"]) for page in pages for v in page["Versions"]]
+    assert [version for version, _ in versions] == ["$LATEST", "1", "2"], versions
+    pages = aws.get_paginator("list_functions").paginate(FunctionVersion="ALL", PaginationConfig={"PageSize": 2})
+    listed = [one for page in pages for one in page["Functions"]]
+    assert versions == [(v["Version"], v["FunctionArn"]) for v in listed if v["FunctionName"] == "staged"], listed
     assert aws.get_function(FunctionName="staged", Qualifier="1")["Configuration"]["Description"] == "first"
 
     live = aws.create_alias(FunctionName="staged", Name="live", FunctionVersion="1")
