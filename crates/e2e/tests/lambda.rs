@@ -144,18 +144,20 @@ fn functions_have_names_that_no_service_can_have() {
     let other = &services["mystack-handler_1a2b"];
     let stem = "mystack-handler-1a2b-";
     assert!(service.starts_with(stem) && other.starts_with(stem) && service != *other);
+    let shown = server.json(&["describe", &service]);
+    assert_eq!(shown["revisions"][0]["spec"]["scaling"]["max"], 1000);
     server.kill();
     server.launch(&[]);
     world.endpoint = endpoint(&server);
     world.name("kept", "");
-    world.name("service", &service);
-    world.name("gone", "");
     let sent = ["invoke", &service, "--event", "-d", "\"typed\""];
     let _id = server.cli(&sent).ok();
     let daily = ["schedule", "create", "typed", "rate(1 day)"];
     let _out = server
         .cli(&[&daily[..], &["--function", &service]].concat())
         .ok();
+    world.name("service", &service);
+    world.name("gone", "");
     assert!(!server.cli(&["ls"]).ok().contains(stem));
     server.import("testapp");
     let _host = server.deploy(&service, &[]);

@@ -27,7 +27,7 @@ use super::settings::{
     Given, MEMORY_MIB, TIMEOUT_S, apply, check_architectures, check_package, check_same_package,
     check_tags,
 };
-use super::{Front, show, state::missing};
+use super::{CONCURRENT_EXECUTIONS, Front, executions, show, state::missing};
 use crate::control::Control;
 use crate::db::Change;
 use crate::events::events;
@@ -159,7 +159,8 @@ impl Front {
             arn: self.arns(&call.project.id).function(name),
             ..FunctionSpec::default()
         };
-        let wish = self.wish(config, self.wanted(config, spec))?;
+        let most = max_instances(executions(&call.project));
+        let wish = self.wish(config, self.wanted(config, spec, most))?;
         let control = &self.control;
         let project = call.project.clone();
         let begun = control
@@ -210,7 +211,7 @@ impl Front {
         self.change(call, name, back).await.map(|_| ())
     }
 
-    fn wanted(&self, config: &Configuration, function: FunctionSpec) -> Deploy {
+    fn wanted(&self, config: &Configuration, function: FunctionSpec, most: u32) -> Deploy {
         let variable = |(name, value): (&String, &String)| EnvVar {
             name: name.clone(),
             value: EnvValue::Value(value.clone()),
@@ -235,6 +236,7 @@ impl Front {
             },
             scaling: Scaling {
                 concurrency: 1,
+                max: most,
                 ..Scaling::default()
             },
             timeout_s: config.timeout_s,
@@ -807,6 +809,15 @@ impl Settling {
     }
 }
 
+/// Of one function, whose project may invoke so many at once: a lower quota
+/// holds by itself, and may be raised later.
+fn max_instances(executions: u32) -> u32 {
+    executions.clamp(
+        CONCURRENT_EXECUTIONS,
+        skiff_types::limits::INSTANCES_RANGE.1,
+    )
+}
+
 /// One text of at most a kilobyte: why, and what its instance wrote last.
 fn reason(message: &str, log: &[String]) -> String {
     let mut text = message.to_owned();
@@ -847,4 +858,16 @@ pub(crate) fn same_revision(
         return Err(LambdaError::new(Code::PreconditionFailed, message));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_has_as_many_instances_as_its_project_may_invoke() {
+        for (executions, expected) in [(0, 1000), (1000, 1000), (3000, 3000), (20_000, 10_000)] {
+            assert_eq!(max_instances(executions), expected, "{executions}");
+        }
+    }
 }

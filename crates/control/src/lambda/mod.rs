@@ -53,6 +53,7 @@ use crate::control::{Control, ServiceKey};
 use crate::error::ControlError;
 use crate::key;
 use crate::port::{Objects, Revisions};
+use crate::record::ProjectRecord;
 use call::{Call, Reply, invalid};
 use hooks::HookPlace;
 use links::Links;
@@ -346,7 +347,7 @@ impl Front {
         let reserved = functions
             .iter()
             .filter_map(|found| found.record.reserved_concurrency);
-        let most = call.project.quota.requests.unwrap_or(CONCURRENT_EXECUTIONS);
+        let most = executions(&call.project);
         let open = most.saturating_sub(reserved.fold(0, u32::saturating_add));
         let reply = json!({
             "AccountLimit": {
@@ -437,6 +438,11 @@ impl Front {
             Some(_) => Err(invalid("this operation takes no version and no alias")),
         }
     }
+}
+
+/// Concurrent executions of a project.
+fn executions(project: &ProjectRecord) -> u32 {
+    project.quota.requests.unwrap_or(CONCURRENT_EXECUTIONS)
 }
 
 /// Whether there is such a function is not told.
