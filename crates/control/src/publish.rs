@@ -131,6 +131,7 @@ pub(crate) fn revision_route(
         protocol: first.protocol,
         concurrency: spec.scaling.concurrency,
         timeout_ms: timeout_ms(spec),
+        outlives_client: spec.function.is_some(),
         queue_requests: config.queue_requests,
         queue_ms: queue_ms(config, spec),
         liveness_period_ms: u64::from(first.probe.liveness_period_s) * 1000,
@@ -152,7 +153,7 @@ fn queue_ms(config: &Config, spec: &RevisionSpec) -> u64 {
 
 /// A function's own limit is kept by whoever hands it its events, who can say
 /// so in AWS's words; behind that, an invocation may first wait for a slow
-/// init, or for the end of one that its caller has left.
+/// init.
 fn timeout_ms(spec: &RevisionSpec) -> u64 {
     let seconds = u64::from(spec.timeout_s);
     match &spec.function {

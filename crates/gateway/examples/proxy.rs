@@ -96,6 +96,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         protocol: Protocol::Http1,
         concurrency: 1000,
         timeout_ms: 300_000,
+        outlives_client: false,
         queue_requests: 1000,
         queue_ms: 30_000,
         liveness_period_ms: 0,

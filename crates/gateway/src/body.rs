@@ -99,16 +99,28 @@ impl Download {
         loop {
             let item = tokio::select! {
                 item = std::future::poll_fn(|cx| self.poll_item(cx)) => item,
-                () = sender.closed() => return,
+                () = sender.closed() => return self.read_over().await,
             };
             let last = !matches!(item, Some(Ok(_)));
             let left = self.deadline.since(self.visit.lane.shared.clock.now());
             match tokio::time::timeout(left, sender.send(item)).await {
                 Ok(Ok(())) if !last => {}
-                Ok(_) => return,
+                Ok(Ok(())) => return,
+                Ok(Err(_)) => return self.read_over().await,
                 Err(_) => return self.time_out(),
             }
         }
+    }
+
+    /// The client has gone: what its instance goes on with keeps its slot until
+    /// it is over.
+    pub(crate) async fn read_over(&mut self) {
+        let slot = self.visit.slot();
+        let outlives = slot.is_some_and(|slot| slot.revision.route.outlives_client);
+        if !outlives || !self.upload.has_ended() {
+            return;
+        }
+        while let Some(Ok(_)) = std::future::poll_fn(|cx| self.poll_item(cx)).await {}
     }
 
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {

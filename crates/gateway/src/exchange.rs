@@ -23,6 +23,7 @@ use crate::h1::write::{self, Framing, Reply};
 use crate::http1::{Call, Conn, Then, UploadError, Waited};
 use crate::lane::Word;
 use crate::link::{Link, LinkError, Piece};
+use crate::orphan::Orphan;
 use crate::tunnel;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -38,6 +39,12 @@ enum Attempt {
     Own(Own),
     /// Nothing of the request was processed.
     Elsewhere,
+    /// The client has gone, and the instance goes on with its request.
+    Left {
+        link: Box<Link>,
+        has_head: bool,
+        deadline: Monotonic,
+    },
 }
 
 /// How the exchange on one connection ended.
@@ -51,7 +58,9 @@ enum Ended {
     NotBegun(Vec<u8>),
     /// Before any of an answer was sent.
     Own(Own),
-    /// The client has gone, or its answer cannot be completed.
+    /// The client has gone.
+    Gone,
+    /// Its answer cannot be completed.
     Broken,
 }
 
@@ -68,6 +77,21 @@ pub(crate) async fn run(client: &Client, conn: &mut Conn, mut call: Call) -> The
         match attempt(client, conn, &mut call).await {
             Attempt::Over(then) => return then,
             Attempt::Own(own) => break own,
+            Attempt::Left {
+                link,
+                has_head,
+                deadline,
+            } => {
+                let orphan = Orphan {
+                    link,
+                    visit: call.visit,
+                    deadline,
+                    asked_head: call.asked_head,
+                    has_head,
+                };
+                orphan.start();
+                return Then::Cut;
+            }
             Attempt::Elsewhere => {
                 call.visit.leave();
                 left -= 1;
@@ -114,7 +138,9 @@ async fn attempt(client: &Client, conn: &mut Conn, call: &mut Call) -> Attempt {
             deaf: false,
             phase: Phase::Head,
         };
-        match std::future::poll_fn(|cx| relay.poll(cx)).await {
+        let ended = std::future::poll_fn(|cx| relay.poll(cx)).await;
+        let left = relay.left();
+        match ended {
             Ended::Answered if call.keeps && conn.has_read_body() => {
                 return Attempt::Over(Then::Next);
             }
@@ -132,6 +158,16 @@ async fn attempt(client: &Client, conn: &mut Conn, call: &mut Call) -> Attempt {
                 client.lane.shared.metrics.retries.up();
             }
             Ended::Own(own) => return Attempt::Own(own),
+            Ended::Gone => {
+                return match left {
+                    Some((link, has_head)) => Attempt::Left {
+                        link,
+                        has_head,
+                        deadline,
+                    },
+                    None => Attempt::Over(Then::Cut),
+                };
+            }
             Ended::Broken => return Attempt::Over(Then::Cut),
         }
     }
@@ -170,7 +206,7 @@ impl Relay<'_> {
             return Poll::Ready(ended);
         }
         if !self.uploads && self.conn.poll_gone(cx) {
-            return Poll::Ready(Ended::Broken);
+            return Poll::Ready(Ended::Gone);
         }
         let is_late = self.client.lane.ticked() > self.deadline;
         match self.phase {
@@ -181,6 +217,14 @@ impl Relay<'_> {
             }
             _ => Poll::Pending,
         }
+    }
+
+    /// What the instance goes on with when the client has gone, and whether
+    /// it has begun to answer: a whole request.
+    fn left(&mut self) -> Option<(Box<Link>, bool)> {
+        let outlives = self.call.revision.route.outlives_client && !self.uploads;
+        let link = self.link.take()?;
+        outlives.then_some((link, self.phase != Phase::Head))
     }
 
     /// Moves the request on as far as it goes.
@@ -231,7 +275,8 @@ impl Relay<'_> {
             UploadError::Bad(cause) if self.phase == Phase::Head => {
                 Ended::Own(forward::bad(self.client, format!("{error}: {cause}")))
             }
-            UploadError::Bad(_) | UploadError::Gone => Ended::Broken,
+            UploadError::Gone => Ended::Gone,
+            UploadError::Bad(_) => Ended::Broken,
         }
     }
 
@@ -251,7 +296,7 @@ impl Relay<'_> {
                 }
                 Phase::Flush => {
                     let sent = ready!(self.conn.outbox.poll_flush(&mut self.conn.io, cx));
-                    let ended = sent.map_or(Ended::Broken, |()| Ended::Answered);
+                    let ended = sent.map_or(Ended::Gone, |()| Ended::Answered);
                     return Poll::Ready(ended);
                 }
             }
@@ -265,7 +310,7 @@ impl Relay<'_> {
         // A 100 may wait.
         let io = &mut self.conn.io;
         if let Poll::Ready(Err(_)) = self.conn.outbox.poll_flush(io, cx) {
-            return Poll::Ready(Some(Ended::Broken));
+            return Poll::Ready(Some(Ended::Gone));
         }
         let (client, call, outbox) = (self.client, &mut *self.call, &mut self.conn.outbox);
         let asked_head = call.asked_head;
@@ -299,7 +344,7 @@ impl Relay<'_> {
                 return Poll::Ready(Some(Ended::Broken));
             };
             if conn.outbox.is_full() && ready!(conn.outbox.poll_flush(&mut conn.io, cx)).is_err() {
-                return Poll::Ready(Some(Ended::Broken));
+                return Poll::Ready(Some(Ended::Gone));
             }
             let piece = match link.poll_piece(cx) {
                 Poll::Ready(Ok(piece)) => piece,
@@ -307,7 +352,7 @@ impl Relay<'_> {
                 Poll::Pending => {
                     return match ready!(conn.outbox.poll_flush(&mut conn.io, cx)) {
                         Ok(()) => Poll::Pending,
-                        Err(_) => Poll::Ready(Some(Ended::Broken)),
+                        Err(_) => Poll::Ready(Some(Ended::Gone)),
                     };
                 }
             };
@@ -325,7 +370,7 @@ impl Relay<'_> {
                         let data = link.data(count);
                         match ready!(conn.outbox.poll_send(&mut conn.io, cx, data)) {
                             Ok(sent) => sent,
-                            Err(_) => return Poll::Ready(Some(Ended::Broken)),
+                            Err(_) => return Poll::Ready(Some(Ended::Gone)),
                         }
                     };
                     self.call.visit.add_out(took);

@@ -17,8 +17,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use skiff_base::{ByteStream, Monotonic};
 use skiff_types::{Protocol, limits};
+use tokio::sync::oneshot;
 
-use crate::answer::Own;
+use crate::answer::{self, Own};
 use crate::body::{AnswerBody, Download};
 use crate::forward::{self, Client, INSTANCES_TRIED};
 use crate::h1::body::{self, Decoder};
@@ -46,7 +47,7 @@ type Answer = Response<AnswerBody>;
 /// Serves a connection until it ends.
 pub(crate) async fn serve(client: Arc<Client>, stream: ByteStream, watched: &Watched) {
     let streams = Streams(client.lane.clone());
-    let service = service_fn(move |request| answer(client.clone(), request));
+    let service = service_fn(move |request| serve_stream(client.clone(), request));
     let connection = http2::Builder::new(streams)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
@@ -118,7 +119,10 @@ enum Attempt {
 }
 
 /// Serves one request; always answers.
-async fn answer(client: Arc<Client>, request: Request<Incoming>) -> Result<Answer, Infallible> {
+async fn serve_stream(
+    client: Arc<Client>,
+    request: Request<Incoming>,
+) -> Result<Answer, Infallible> {
     let mut visit = Visit::begin(&client.lane, &client.watched);
     let mut head = Vec::new();
     let (parts, body) = request.into_parts();
@@ -212,7 +216,11 @@ fn framing(method: &Method, body: &Incoming) -> Framing {
 fn refuse(mut visit: Visit, own: Own) -> Answer {
     visit.status = Some(own.status.as_u16());
     visit.finish();
-    let mut response = Response::new(AnswerBody::text(&own));
+    own_answer(&own)
+}
+
+fn own_answer(own: &Own) -> Answer {
+    let mut response = Response::new(AnswerBody::text(own));
     *response.status_mut() = own.status;
     let headers = response.headers_mut();
     let text = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -223,14 +231,24 @@ fn refuse(mut visit: Visit, own: Own) -> Answer {
     response
 }
 
-async fn run(client: &Client, mut call: Call) -> Answer {
+async fn run(client: &Arc<Client>, mut call: Call) -> Answer {
     let mut left = INSTANCES_TRIED;
     let own = loop {
         match call.revision.slot(call.visit.arrival).await {
             Ok(slot) => call.visit.enter(slot),
             Err(refusal) => break forward::refused(client, refusal),
         }
-        match attempt(client, &mut call).await {
+        let attempted = match call.revision.route.outlives_client {
+            true => match attempt_alone(client, call).await {
+                Some((back, attempted)) => {
+                    call = back;
+                    attempted
+                }
+                None => return own_answer(&stopping()),
+            },
+            false => attempt(client, &mut call).await,
+        };
+        match attempted {
             Attempt::Answered(response, link, deadline) => {
                 return respond(call, response, link, deadline);
             }
@@ -246,6 +264,31 @@ async fn run(client: &Client, mut call: Call) -> Answer {
         }
     };
     refuse(call.visit, own)
+}
+
+/// An attempt that its client's going does not end; `None` when the gateway
+/// stops.
+async fn attempt_alone(client: &Arc<Client>, mut call: Call) -> Option<(Call, Attempt)> {
+    let (sender, attempted) = oneshot::channel();
+    let own = client.clone();
+    client.lane.tasks.spawn("request", async move {
+        let attempted = attempt(&own, &mut call).await;
+        let unsent = sender.send((call, attempted));
+        if let Err((mut call, Attempt::Answered(_, link, deadline))) = unsent {
+            call.visit.status = None;
+            let mut download = Download::new(link, call.upload, call.visit, deadline);
+            download.read_over().await;
+        }
+    });
+    attempted.await.ok()
+}
+
+fn stopping() -> Own {
+    answer::later(
+        StatusCode::SERVICE_UNAVAILABLE,
+        1,
+        "the gateway is stopping",
+    )
 }
 
 async fn attempt(client: &Client, call: &mut Call) -> Attempt {

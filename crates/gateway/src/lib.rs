@@ -16,6 +16,8 @@
 //! Invariants
 //! - An instance never has more requests than its revision's concurrency.
 //! - A request is sent again only while no byte of it can have been processed.
+//! - Where an instance goes on with a request whose client has gone, it is busy
+//!   until that is over.
 //! - Whatever reached an instance is recorded exactly once, before the end of
 //!   its answer is sent.
 //! - Every queue and buffer has a bound; bodies are never held whole.
@@ -49,6 +51,7 @@ mod link2;
 mod load;
 mod metrics;
 mod mux;
+mod orphan;
 mod pool;
 mod port;
 mod pressure;

@@ -133,6 +133,8 @@ pub struct RevisionRoute {
     pub concurrency: u32,
     /// A request's whole time, milliseconds.
     pub timeout_ms: u64,
+    /// Its instances go on with a request whose client has gone, as functions do.
+    pub outlives_client: bool,
     /// Requests that may wait.
     pub queue_requests: u32,
     /// How long one may wait, milliseconds.

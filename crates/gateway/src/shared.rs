@@ -222,6 +222,7 @@ mod tests {
             protocol: Protocol::Http1,
             concurrency: 1,
             timeout_ms: 1000,
+            outlives_client: false,
             queue_requests: 1,
             queue_ms: 1000,
             liveness_period_ms: 0,

@@ -839,3 +839,103 @@ fn an_instance_of_an_unknown_revision_is_refused() {
             .is_err()
     );
 }
+
+/// A revision whose instances go on with what they have begun, and one such
+/// instance that answers when it is told to.
+fn outliving() -> (Rig, Arc<Barrier>) {
+    // One thread, so that it has seen the client go before the next one comes.
+    let rig = Rig::with(GatewayConfig::default(), 1, |route| {
+        route.concurrency = 1;
+        route.outlives_client = true;
+    });
+    let gate = Arc::new(Barrier::new(2));
+    let g = gate.clone();
+    rig.add(http_app(move |request| {
+        if request.text() == "slow" || request.head.starts_with("GET /slow") {
+            g.wait();
+            g.wait();
+        }
+        ok("one")
+    }));
+    (rig, gate)
+}
+
+/// The instance is busy for others though its client has gone, and free
+/// afterwards, with one record of the whole time.
+fn is_busy_until_it_is_over(rig: &Rig, gate: &Barrier) {
+    assert_eq!(rig.gateway.metrics().in_flight, 1);
+    let mut next = rig.client();
+    next.send(get("/next"));
+    wait_for("a place in the queue", || {
+        rig.fakes.last_waiting.load(Ordering::SeqCst) == 1
+    });
+    rig.add(http_app(|_| ok("two")));
+    assert_eq!(next.message().text(), "two");
+    assert!(rig.records().iter().all(|record| record.status == 200));
+    gate.wait();
+    wait_for("the end", || rig.gateway.metrics().in_flight == 0);
+    let gone = rig.records();
+    assert_eq!(gone.iter().filter(|record| record.status == 499).count(), 1);
+    assert_eq!(rig.gateway.metrics().client_gone, 1);
+    assert!(rig.dead().is_empty());
+    for _ in 0..2 {
+        assert_eq!(rig.get("/").status(), 200);
+    }
+}
+
+#[test]
+fn what_outlives_its_client_keeps_its_instance_busy() {
+    let (rig, gate) = outliving();
+    let mut client = rig.client();
+    client.send(get("/slow"));
+    gate.wait();
+    drop(client);
+    is_busy_until_it_is_over(&rig, &gate);
+}
+
+#[test]
+fn an_http2_stream_that_is_reset_keeps_its_instance_busy() {
+    let (rig, gate) = outliving();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut sender = h2(rig.address).await;
+        let mut slow = std::pin::pin!(sender.send_request(post("slow")));
+        let begun = async {
+            while rig.gateway.metrics().in_flight == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            _ = slow.as_mut() => panic!("it was answered"),
+            () = begun => {}
+        }
+    });
+    gate.wait();
+    drop(runtime);
+    is_busy_until_it_is_over(&rig, &gate);
+}
+
+#[test]
+fn an_answer_that_outlives_its_client_has_its_time_and_no_more() {
+    let rig = Rig::new(|route| {
+        route.concurrency = 1;
+        route.outlives_client = true;
+        route.timeout_ms = 300;
+    });
+    let instance = rig.add(app(|mut raw: Raw| {
+        raw.message();
+        raw.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf");
+        raw.rest();
+    }));
+    let mut client = rig.client();
+    client.send(get("/"));
+    assert_eq!(client.head().unwrap().status(), 200);
+    drop(client);
+    wait_for("its end", || !rig.dead().is_empty());
+    assert_eq!(rig.dead()[0].0, instance.id);
+    wait_for("out", || rig.gateway.instance_load(instance.id) == 0);
+    assert_eq!(rig.gateway.metrics().timeouts, 1);
+}

@@ -166,6 +166,7 @@ pub fn route(number: u32) -> RevisionRoute {
         protocol: Protocol::Http1,
         concurrency: 10,
         timeout_ms: 60_000,
+        outlives_client: false,
         queue_requests: 100,
         queue_ms: 60_000,
         liveness_period_ms: 0,
