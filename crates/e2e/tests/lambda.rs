@@ -185,6 +185,12 @@ fn no_more_run_at_once_than_are_reserved() {
 }
 
 #[test]
+fn an_invocation_outlives_its_caller_and_counts_until_it_is_over() {
+    let (_server, world) = shared();
+    world.case("hung_up");
+}
+
+#[test]
 fn an_invocation_ends_at_its_timeout() {
     let (_server, world) = shared();
     world.case("timeouts");

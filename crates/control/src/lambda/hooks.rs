@@ -121,10 +121,7 @@ impl Front {
         let taken = self.take_notification(place, &parts, body, request_id);
         let mut response = match taken.await {
             Ok(status) => status.into_response(),
-            Err(error) => {
-                let reply = Reply::error(&error);
-                (reply.status, reply.headers, reply.body).into_response()
-            }
+            Err(error) => Reply::error(&error).into_response(),
         };
         if let Ok(id) = HeaderValue::from_str(request_id) {
             response.headers_mut().insert("x-amzn-requestid", id);

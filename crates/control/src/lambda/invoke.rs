@@ -8,15 +8,16 @@ use axum::body::Body;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use futures_util::stream;
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use serde::de::IgnoredAny;
 use serde_json::json;
 use skiff_lambda::event_stream::{self, InvokeComplete};
 use skiff_lambda::{Code, FunctionRef, LambdaError, Qualifier};
 use skiff_types::ProjectId;
+use tokio::sync::mpsc;
 
 use super::cache::View;
 use super::call::{Call, Reply, invalid};
@@ -37,6 +38,8 @@ const LOG_BYTES_MAX: usize = 4096;
 /// Of a role's ARN in a log.
 const ROLE_CHARS_SHOWN: usize = 256;
 pub(crate) const CLIENT_CONTEXT_BYTES_MAX: usize = 3583;
+/// Of a streamed answer, on their way to its caller.
+const PIECES: usize = 4;
 const PATH: &str = "/2015-03-31/functions/function/invocations";
 
 const LOG_TYPE: &str = "x-amz-log-type";
@@ -87,12 +90,14 @@ impl From<Unanswered> for LambdaError {
 /// How a streamed answer has begun.
 #[derive(Debug)]
 pub(crate) enum Begun {
-    /// What comes is the function's, or its error if the head says so; the
-    /// connection is held until it has come.
-    Answer(Response<Incoming>, Link),
+    /// What comes is the function's, or its error if the head says so.
+    Answer(HeaderMap, Pieces),
     /// The function has failed, as this says.
     Failed(Reply),
 }
+
+/// A streamed answer's body, as it comes.
+pub(crate) type Pieces = mpsc::Receiver<Result<Bytes, hyper::Error>>;
 
 /// One invocation of a function with a reservation; dropping ends it.
 #[derive(Debug)]
@@ -221,8 +226,8 @@ impl Front {
         }
         let place = Place::take(&self.running, &way)?;
         let invocation = invocation(call, EVENT_BYTES_MAX)?;
-        let body = match self.begin_stream(&way, invocation).await? {
-            Begun::Answer(response, link) => Body::from_stream(framed(response, (place, link))),
+        let body = match self.begin_stream(&way, invocation, place).await? {
+            Begun::Answer(head, pieces) => Body::from_stream(framed(&head, pieces)),
             Begun::Failed(reply) => {
                 let body = reply.body.collect().await;
                 let body = body.map(|body| body.to_bytes()).unwrap_or_default();
@@ -240,6 +245,7 @@ impl Front {
         &self,
         way: &Way,
         invocation: Invocation,
+        place: Option<Place>,
     ) -> Result<Begun, LambdaError> {
         let id = invocation.request_id.clone();
         let sent = self.links.send(&*self.revisions, request(invocation, way)?);
@@ -248,12 +254,41 @@ impl Front {
             .map_err(|_| LambdaError::new(Code::Service, "the function did not answer in time"))?
             .map_err(|error| LambdaError::from(broken(error)))?;
         if response.status() == StatusCode::OK {
-            return Ok(Begun::Answer(response, link));
+            let (head, body) = response.into_parts();
+            return Ok(Begun::Answer(
+                head.headers,
+                self.pieces(body, (place, link)),
+            ));
         }
         let status = response.status();
         let read = Limited::new(response.into_body(), 4096).collect().await;
         let text = read.map(|read| read.to_bytes()).unwrap_or_default();
         Ok(Begun::Failed(refused(&id, way, status, &text)?))
+    }
+
+    /// Reads a streamed answer to its end, also when nobody takes it any more:
+    /// until then the invocation is under way. The gateway limits its time.
+    fn pieces(&self, mut body: Incoming, held: (Option<Place>, Link)) -> Pieces {
+        let (sender, pieces) = mpsc::channel(PIECES);
+        let tasks = &self.control.inner.tasks;
+        tasks.spawn("streamed answer", async move {
+            while let Some(frame) = body.frame().await {
+                let piece = match frame.map(Frame::into_data) {
+                    Ok(Ok(piece)) => Ok(piece),
+                    Ok(Err(_trailers)) => continue,
+                    Err(error) => Err(error),
+                };
+                let is_over = piece.is_err();
+                // Who has hung up needs no more of it.
+                sender.send(piece).await.ok();
+                if is_over {
+                    break;
+                }
+            }
+            // Before the end of the answer is seen.
+            drop(held);
+        });
+        pieces
     }
 
     /// Says at a log's end that its function has no credentials.
@@ -525,28 +560,25 @@ fn complete(error: Option<&str>, details: &[u8], log: Option<String>) -> Vec<u8>
 
 /// The answer in messages, as it comes; an error is told at the end.
 fn framed(
-    response: Response<Incoming>,
-    held: (Option<Place>, Link),
+    head: &HeaderMap,
+    pieces: Pieces,
 ) -> impl futures_util::Stream<Item = Result<Bytes, hyper::Error>> + Send + 'static {
-    let (parts, body) = response.into_parts();
-    let field = |name: &str| Some(parts.headers.get(name)?.to_str().ok()?.to_owned());
+    let field = |name: &str| Some(head.get(name)?.to_str().ok()?.to_owned());
     let (error, log) = (field(FUNCTION_ERROR), field(LOG_RESULT));
     let state = Framing {
-        body: body.into_data_stream().boxed(),
+        pieces,
         error,
         log,
         details: Vec::new(),
-        _held: held,
     };
     stream::unfold(Some(state), |state| async move { state?.next().await })
 }
 
 struct Framing {
-    body: stream::BoxStream<'static, Result<Bytes, hyper::Error>>,
+    pieces: Pieces,
     error: Option<String>,
     log: Option<String>,
     details: Vec<u8>,
-    _held: (Option<Place>, Link),
 }
 
 type Step = Option<(Result<Bytes, hyper::Error>, Option<Framing>)>;
@@ -554,7 +586,7 @@ type Step = Option<(Result<Bytes, hyper::Error>, Option<Framing>)>;
 impl Framing {
     async fn next(mut self) -> Step {
         loop {
-            match self.body.next().await {
+            match self.pieces.recv().await {
                 Some(Ok(piece)) if self.error.is_some() => {
                     let room = EVENT_BYTES_MAX.saturating_sub(self.details.len());
                     self.details.extend(&piece[..piece.len().min(room)]);

@@ -47,7 +47,7 @@ use skiff_lambda::{Arns, Code, FunctionName, FunctionRef, LambdaError, Replays, 
 use skiff_queue::LogError;
 use skiff_types::ProjectId;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::control::{Control, ServiceKey};
 use crate::error::ControlError;
@@ -78,6 +78,8 @@ const BODIES_KIB: usize = 256 * 1024;
 const UPLOADS_MAX: usize = 8;
 /// Clients' connections; each has one call at a time.
 const CONNECTIONS_MAX: usize = 4096;
+/// Calls under way, those whose callers have hung up too.
+const CALLS_MAX: usize = 2 * CONNECTIONS_MAX;
 /// Concurrent executions of a project without a quota, as is told.
 const CONCURRENT_EXECUTIONS: u32 = 1000;
 
@@ -122,6 +124,8 @@ pub(crate) struct Front {
     revisions: Arc<dyn Revisions>,
     links: Links,
     replays: Mutex<Replays>,
+    /// Calls under way.
+    calls: Arc<Semaphore>,
     bodies: Semaphore,
     /// Room for those of requests to URLs, which anyone may send.
     url_bodies: Semaphore,
@@ -164,6 +168,7 @@ impl Control {
             revisions,
             links: Links::default(),
             replays: Mutex::default(),
+            calls: Arc::new(Semaphore::new(CALLS_MAX)),
             bodies: Semaphore::new(BODIES_KIB),
             url_bodies: Semaphore::new(BODIES_KIB),
             uploads: Semaphore::new(UPLOADS_MAX),
@@ -198,7 +203,30 @@ impl LambdaFront {
     }
 }
 
+/// What a call has begun goes on when its caller hangs up: a function does, and
+/// a change is not left half done.
 async fn answer(State(front): State<Arc<Front>>, request: axum::extract::Request) -> Response {
+    let Ok(place) = Arc::clone(&front.calls).try_acquire_owned() else {
+        let message = format!("{CALLS_MAX} calls are under way: try again later");
+        let error = LambdaError::throttled("CallerRateLimitExceeded", message);
+        return Reply::error(&error).into_response();
+    };
+    let (sender, answered) = oneshot::channel();
+    let tasks = front.control.inner.tasks.clone();
+    tasks.spawn("call", async move {
+        let _place = place;
+        let response = answer_whole(front, request).await;
+        if sender.send(response).is_err() {
+            tracing::debug!("the caller has hung up");
+        }
+    });
+    answered.await.unwrap_or_else(|_| {
+        let error = LambdaError::new(Code::Service, "the server is stopping");
+        Reply::error(&error).into_response()
+    })
+}
+
+async fn answer_whole(front: Arc<Front>, request: axum::extract::Request) -> Response {
     let request_id = uuid();
     if let Some(place) = UrlPlace::of(&request) {
         return front.answer_url(place, request, &request_id).await;
@@ -213,7 +241,7 @@ async fn answer(State(front): State<Arc<Front>>, request: axum::extract::Request
         Api::Scheduler => scheduler::error(&error),
         Api::Logs => logs::error(&error),
     });
-    let mut response = (reply.status, reply.headers, reply.body).into_response();
+    let mut response = reply.into_response();
     if let Ok(id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert("x-amzn-requestid", id);
     }

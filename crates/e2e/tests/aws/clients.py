@@ -24,7 +24,7 @@ import botocore.auth
 import botocore.awsrequest
 import botocore.credentials
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ReadTimeoutError
 from botocore.validate import ParamValidator
 
 ENDPOINT = os.environ["AWS_ENDPOINT_URL_LAMBDA"]
@@ -111,7 +111,7 @@ def check_shape(parsed, model, http_response, **_):
 
 def client(key=None, secret=None, service="lambda", hooks="lambda", region=REGION, endpoint=None, **config):
     """Without an endpoint it is the environment's, as for any program."""
-    config = Config(retries={"max_attempts": 0}, read_timeout=120, **config)
+    config = Config(**{"retries": {"max_attempts": 0}, "read_timeout": 120, **config})
     made = boto3.client(
         service,
         region_name=region,
@@ -330,6 +330,29 @@ def reservations():
             seen |= set(pool.map(once, range(4)))
     assert seen == {"answered", "ReservedFunctionConcurrentInvocationLimitExceeded"}, seen
     ask(aws, "few", 1)
+
+
+def hung_up():
+    """An invocation whose caller has hung up goes on, and counts until it is over."""
+    aws, hasty = client(), client(read_timeout=2)
+    create(aws, "left")
+    aws.put_function_concurrency(FunctionName="left", ReservedConcurrentExecutions=1)
+
+    def is_free():
+        with contextlib.suppress(aws.exceptions.TooManyRequestsException):
+            return ask(aws, "left", 1)
+
+    for invoke in [hasty.invoke, hasty.invoke_with_response_stream]:
+        until("the last one's end", is_free)
+        try:
+            invoke(FunctionName="left", Payload=b'{"sleep": 8}')
+        except ReadTimeoutError:
+            pass
+        else:
+            raise AssertionError("it was answered in time")
+        with refused("TooManyRequestsException", 429, "reserved"):
+            ask(aws, "left", 1)
+    until("the last one's end", is_free)
 
 
 def timeouts():

@@ -308,11 +308,14 @@ def streams():
         assert ask(url, "/stream", "POST", bad)[0].status == 502, bad[:20]
 
     # It never ends: what comes of it has come before its end.
+    aws.put_function_concurrency(FunctionName="flows", ReservedConcurrentExecutions=1)
     connection = http.client.HTTPConnection(NETLOC, timeout=120)
     connection.request("POST", "/endless", b"{}", {"Host": host_of(url)})
     reply = connection.getresponse()
     assert (reply.status, reply.read(13)) == (200, b"firstsecond.."), reply.status
     connection.close()
+    # It goes on, and nobody else gets in before its time is over.
+    assert ask(url, "/plain")[0].status == 429
 
 
 def before_the_crash():

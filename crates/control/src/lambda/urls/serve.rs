@@ -10,7 +10,6 @@ use http::header::{CONTENT_TYPE, HOST as HOST_HEADER, ORIGIN};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use serde_json::json;
 use skiff_lambda::{
     Code, FunctionRef, LambdaError, Prelude, STREAM_TYPE, UrlCaller, UrlContext, UrlHead, UrlReply,
@@ -24,8 +23,7 @@ use crate::key;
 use crate::lambda::Front;
 use crate::lambda::cache::View;
 use crate::lambda::call::is_https;
-use crate::lambda::invoke::{Begun, FUNCTION_ERROR, Invocation, Place, TRACE_ID, Way};
-use crate::lambda::links::Link;
+use crate::lambda::invoke::{Begun, FUNCTION_ERROR, Invocation, Pieces, Place, TRACE_ID, Way};
 use crate::lambda::operation::Api;
 use crate::lambda::policies::allows_url;
 use crate::lambda::record::{InvokeMode, UrlAuth, UrlConfig, UrlRecord};
@@ -291,19 +289,18 @@ impl Front {
         invocation: Invocation,
         running: Option<Place>,
     ) -> Result<Response, Denied> {
-        let Begun::Answer(answer, link) = self.begin_stream(way, invocation).await? else {
+        let begun = self.begin_stream(way, invocation, running).await?;
+        let Begun::Answer(head, pieces) = begun else {
             return Err(Denied::Failed);
         };
-        let (told, body) = answer.into_parts();
-        if told.headers.contains_key(FUNCTION_ERROR) {
+        if head.contains_key(FUNCTION_ERROR) {
             return Err(Denied::Failed);
         }
         let mut streamed = Streamed {
-            body,
+            pieces,
             first: None,
-            _held: (running, link),
         };
-        let kind = told.headers.get(CONTENT_TYPE);
+        let kind = head.get(CONTENT_TYPE);
         let head = match kind {
             Some(kind) if kind == STREAM_TYPE => streamed.head().await?,
             kind => plain_head(kind),
@@ -401,12 +398,11 @@ fn trace_id(headers: &HeaderMap, now_ms: u64) -> String {
     format!("Root=1-{:08x}-{high:016x}{low:08x}", now_ms / 1000)
 }
 
-/// A streamed answer; what is held, is held until it has come.
+/// A streamed answer.
 struct Streamed {
-    body: Incoming,
+    pieces: Pieces,
     /// What has come already.
     first: Option<Bytes>,
-    _held: (Option<Place>, Link),
 }
 
 type Step = Option<(Result<Bytes, hyper::Error>, Option<Streamed>)>;
@@ -415,7 +411,7 @@ impl Streamed {
     /// Reads what stands before the body.
     async fn head(&mut self) -> Result<UrlHead, Denied> {
         let mut prelude = Prelude::default();
-        while let Some(piece) = self.piece().await {
+        while let Some(piece) = self.pieces.recv().await {
             let piece = piece.map_err(|_| Denied::Failed)?;
             if let Some((head, first)) = prelude.push(&piece)? {
                 self.first = Some(first.into());
@@ -425,25 +421,12 @@ impl Streamed {
         Err(Denied::Failed)
     }
 
-    async fn piece(&mut self) -> Option<Result<Bytes, hyper::Error>> {
-        loop {
-            match self.body.frame().await? {
-                Ok(frame) => {
-                    if let Ok(piece) = frame.into_data() {
-                        return Some(Ok(piece));
-                    }
-                }
-                Err(error) => return Some(Err(error)),
-            }
-        }
-    }
-
     /// An answer that breaks off breaks the reply off.
     async fn next(mut self) -> Step {
         if let Some(first) = self.first.take() {
             return Some((Ok(first), Some(self)));
         }
-        match self.piece().await? {
+        match self.pieces.recv().await? {
             Ok(piece) => Some((Ok(piece), Some(self))),
             Err(error) => Some((Err(error), None)),
         }
