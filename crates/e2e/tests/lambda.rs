@@ -298,6 +298,12 @@ fn urls_take_signatures_of_who_may_call() {
 }
 
 #[test]
+fn bodies_that_never_end_keep_no_others_out() {
+    let (_server, world) = shared();
+    world.url("crowds");
+}
+
+#[test]
 fn urls_stream_answers_as_they_come() {
     let (_server, world) = shared();
     world.url("streams");

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use skiff_lambda::{Code, LambdaError};
 
 use super::KnownKey;
+use super::room::Room;
 use super::upload::Gathered;
 use crate::record::ProjectRecord;
 
@@ -24,6 +25,8 @@ pub(crate) struct Call {
     pub query: Vec<(String, String)>,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
+    /// Memory that the body takes.
+    pub room: Option<Room>,
     /// The zip file that was in the body.
     pub zip: Option<Gathered>,
 }

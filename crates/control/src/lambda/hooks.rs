@@ -26,6 +26,7 @@ use super::Front;
 use super::call::Reply;
 use super::policies::allows_s3;
 use super::record::FunctionRecord;
+use super::room::Owner;
 use super::sign::read_into;
 use super::state::missing;
 use crate::record::HookRecord;
@@ -148,7 +149,12 @@ impl Front {
                 return Err(LambdaError::new(Code::InvalidRequestContent, message));
             }
         }
-        let (body, _room) = read_into(&self.bodies, parts, body, PAYLOAD_BYTES_MAX).await?;
+        let owner = Owner {
+            project: project.clone(),
+            url: None,
+        };
+        let room = self.bodies.room(owner);
+        let (body, mut room) = read_into(room, parts, body, PAYLOAD_BYTES_MAX).await?;
         if body.len() > PAYLOAD_BYTES_MAX {
             return Err(too_large());
         }
@@ -160,6 +166,8 @@ impl Front {
         if event.payload.len() > PAYLOAD_BYTES_MAX {
             return Err(too_large());
         }
+        // Held until its event is on the disk.
+        room.fit(event.payload.len()).await?;
         let view = self.control.service_view(&project, &hook.function).await?;
         let view = view.ok_or_else(|| missing(&hook.function.clone().into()))?;
         check_policy(&view.record, &hook, &project, &event.buckets).inspect_err(|error| {

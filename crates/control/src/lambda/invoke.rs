@@ -400,7 +400,7 @@ fn choose(view: &View, target: &FunctionRef) -> Result<Chosen, LambdaError> {
     })
 }
 
-/// What a call tells an instance, whose payload has a limit.
+/// What a call tells an instance, whose payload has a limit and keeps its room.
 pub(crate) fn invocation(call: &mut Call, bytes_max: usize) -> Result<Invocation, LambdaError> {
     if call.body.len() > bytes_max {
         let message = format!("Request must be smaller than {bytes_max} bytes");
@@ -408,7 +408,10 @@ pub(crate) fn invocation(call: &mut Call, bytes_max: usize) -> Result<Invocation
     }
     let payload = match std::mem::take(&mut call.body) {
         none if none.is_empty() => Bytes::from_static(b"{}"),
-        body => Bytes::from(body),
+        body => match call.room.take() {
+            Some(room) => room.hold(body),
+            None => Bytes::from(body),
+        },
     };
     serde_json::from_slice::<IgnoredAny>(&payload).map_err(|error| {
         let message = format!("Could not parse request body into json: {error}");

@@ -25,6 +25,7 @@ mod operation;
 mod policies;
 mod provisioned;
 mod record;
+mod room;
 mod scheduler;
 mod settings;
 mod show;
@@ -59,6 +60,7 @@ use hooks::HookPlace;
 use links::Links;
 use operation::{Api, Operation};
 use record::UrlRecord;
+use room::Rooms;
 use urls::UrlPlace;
 
 use cache::Cache;
@@ -71,9 +73,9 @@ pub(crate) use record::{FunctionRecord, LayerRecord};
 pub(crate) use sources::Sources;
 pub(crate) use state::CodeInUse;
 
-/// Memory for the bodies of all calls under way, KiB, and as much again for
+/// Memory for the bodies of all calls under way, bytes, and as much again for
 /// those of requests to functions' URLs.
-const BODIES_KIB: usize = 256 * 1024;
+const BODIES_BYTES: usize = 256 * 1024 * 1024;
 /// Zip files that arrive at once, each in a file of its own.
 const UPLOADS_MAX: usize = 8;
 /// Clients' connections; each has one call at a time.
@@ -126,9 +128,9 @@ pub(crate) struct Front {
     replays: Mutex<Replays>,
     /// Calls under way.
     calls: Arc<Semaphore>,
-    bodies: Semaphore,
+    bodies: Arc<Rooms>,
     /// Room for those of requests to URLs, which anyone may send.
-    url_bodies: Semaphore,
+    url_bodies: Arc<Rooms>,
     /// Zip files that are arriving.
     uploads: Semaphore,
     conversions: Semaphore,
@@ -169,8 +171,8 @@ impl Control {
             links: Links::default(),
             replays: Mutex::default(),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
-            bodies: Semaphore::new(BODIES_KIB),
-            url_bodies: Semaphore::new(BODIES_KIB),
+            bodies: Rooms::new(BODIES_BYTES),
+            url_bodies: Rooms::new(BODIES_BYTES),
             uploads: Semaphore::new(UPLOADS_MAX),
             conversions: Semaphore::new(code::CONVERSIONS_MAX),
             log_reads: Semaphore::new(logs::READS_MAX),
@@ -259,18 +261,19 @@ impl Front {
         let signed = self.signed(&parts, api).await?;
         let operation = Operation::of(&parts.method, parts.uri.path(), &parts.headers)?;
         let now_ms = self.control.inner.base.now();
-        let _room;
-        let (body, zip) = match operation.zip_member() {
+        let (body, room, zip) = match operation.zip_member() {
             Some((name, member)) => {
                 let uploaded = self.read_upload(&parts, body, name, member).await?;
                 self.verify_upload(&signed, &uploaded, now_ms)?;
-                (uploaded.json, uploaded.zip)
+                (uploaded.json, None, uploaded.zip)
             }
             None => {
-                let (read, room) = self.read(&parts, body, operation.invokes()).await?;
-                _room = room;
+                let project = signed.key.project.id.clone();
+                let (read, room) = self
+                    .read(project, &parts, body, operation.invokes())
+                    .await?;
                 let body = self.verify(&signed, read, operation.only_reads(), now_ms)?;
-                (body, None)
+                (body, Some(room), None)
             }
         };
         let query = decode_query(parts.uri.query().unwrap_or_default());
@@ -282,6 +285,7 @@ impl Front {
             query: query.ok_or_else(|| invalid("the query is not percent-encoded UTF-8"))?,
             headers: parts.headers,
             body,
+            room,
             zip,
         };
         self.run(operation, call).await

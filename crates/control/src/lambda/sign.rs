@@ -6,12 +6,12 @@ use axum::body::Body;
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::Body as _;
 use skiff_lambda::{Code, LambdaError, Request, Scope, Signature, SignatureError};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use skiff_types::ProjectId;
 
 use super::call::Signer;
 use super::operation::Api;
+use super::room::{Owner, Room};
 use super::{Front, KnownKey};
 use crate::limit::BODY_TIMEOUT;
 
@@ -106,15 +106,17 @@ impl Front {
     /// The body, in memory that all calls share.
     pub(crate) async fn read(
         &self,
+        project: ProjectId,
         parts: &Parts,
         body: Body,
         is_event: bool,
-    ) -> Result<(Vec<u8>, SemaphorePermit<'_>), LambdaError> {
+    ) -> Result<(Vec<u8>, Room), LambdaError> {
         let limit = match is_event {
             true => EVENT_BYTES_MAX,
             false => BODY_BYTES_MAX,
         };
-        read_into(&self.bodies, parts, body, limit).await
+        let owner = Owner { project, url: None };
+        read_into(self.bodies.room(owner), parts, body, limit).await
     }
 
     /// The body as it was meant. Where something may change, a signature is
@@ -144,14 +146,14 @@ impl Front {
     }
 }
 
-/// A body of at most `limit` bytes and its chunks' signatures, in this memory
-/// (KiB); what it turns out not to need is given back.
-pub(crate) async fn read_into<'a>(
-    bodies: &'a Semaphore,
+/// A body of at most `limit` bytes and its chunks' signatures, which takes its
+/// room as it comes.
+pub(crate) async fn read_into(
+    mut room: Room,
     parts: &Parts,
     body: Body,
     limit: usize,
-) -> Result<(Vec<u8>, SemaphorePermit<'a>), LambdaError> {
+) -> Result<(Vec<u8>, Room), LambdaError> {
     let most = limit + CHUNKS_BYTES_MAX;
     let too_large = || {
         let message = format!("Request must be smaller than {limit} bytes");
@@ -159,11 +161,7 @@ pub(crate) async fn read_into<'a>(
     };
     let length = parts.headers.get(CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    let length = match body.is_end_stream() {
-        true => 0,
-        false => length.unwrap_or(most),
-    };
-    if length > most {
+    if length.is_some_and(|length| length > most) {
         return Err(too_large());
     }
     let slow = |_| {
@@ -171,18 +169,22 @@ pub(crate) async fn read_into<'a>(
         LambdaError::new(Code::InvalidRequestContent, message)
     };
     let reading = async {
-        let asked = length / 1024 + 1;
-        let room = u32::try_from(asked).unwrap_or(u32::MAX);
-        let room = bodies.acquire_many(room).await;
-        let stopping = |_| LambdaError::new(Code::Service, "the server is stopping");
-        let mut room = room.map_err(stopping)?;
-        let read = Limited::new(body, length).collect().await;
-        let read = read.map_err(|error| match error.is::<LengthLimitError>() {
-            true => too_large(),
-            false => LambdaError::new(Code::InvalidRequestContent, "the body ended early"),
-        })?;
-        let read = Vec::from(read.to_bytes());
-        drop(room.split(asked - (read.len() / 1024 + 1)));
+        let mut body = Limited::new(body, most);
+        let mut read = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
+                true => too_large(),
+                false => LambdaError::new(Code::InvalidRequestContent, "the body ended early"),
+            })?;
+            let Ok(piece) = frame.into_data() else {
+                continue;
+            };
+            room.fit(read.len() + piece.len()).await?;
+            if read.is_empty() {
+                read.reserve_exact(length.unwrap_or_default());
+            }
+            read.extend_from_slice(&piece);
+        }
         Ok((read, room))
     };
     let read = tokio::time::timeout(BODY_TIMEOUT, reading);

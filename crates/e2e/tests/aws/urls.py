@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.parse
 
 import botocore.auth
@@ -316,6 +317,29 @@ def streams():
     connection.close()
     # It goes on, and nobody else gets in before its time is over.
     assert ask(url, "/plain")[0].status == 429
+
+
+def crowds():
+    """Bodies that never end keep no others out."""
+    aws = client()
+    create(aws, "calm", **URL_FUNCTION)
+    url = opened(aws, "calm")
+    assert ask(url)[0].status == 200
+    crowd = []
+    for _ in range(50):
+        connection = http.client.HTTPConnection(NETLOC, timeout=120)
+        connection.putrequest("POST", "/", skip_host=True)
+        connection.putheader("Host", host_of(url))
+        connection.putheader("Transfer-Encoding", "chunked")
+        connection.endheaders(b"1\r\n{\r\n")
+        crowd.append(connection)
+    begun = time.monotonic()
+    reply, body = answered(url, {"statusCode": 200, "body": "x" * (4 << 20)})
+    assert (reply.status, len(body)) == (200, 4 << 20), reply.status
+    # They have half a minute.
+    assert time.monotonic() - begun < 20, "it was waited for"
+    for connection in crowd:
+        connection.close()
 
 
 def before_the_crash():

@@ -429,6 +429,8 @@ impl Front {
         text: &str,
     ) -> Result<Reply, LambdaError> {
         let qualifier = self.named(call, text)?.qualifier;
+        // Held until the event is on the disk.
+        let _room = call.room.take();
         let Invocation {
             request_id,
             payload,

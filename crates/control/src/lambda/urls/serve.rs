@@ -27,6 +27,7 @@ use crate::lambda::invoke::{Begun, FUNCTION_ERROR, Invocation, Pieces, Place, TR
 use crate::lambda::operation::Api;
 use crate::lambda::policies::allows_url;
 use crate::lambda::record::{InvokeMode, UrlAuth, UrlConfig, UrlRecord};
+use crate::lambda::room::Owner;
 use crate::lambda::sign::{EVENT_BYTES_MAX, Signed, read_into};
 
 /// A trace's header, bytes.
@@ -154,6 +155,14 @@ impl Target {
         }
     }
 
+    /// Whose its bodies are.
+    fn counted(&self) -> Owner {
+        Owner {
+            project: self.owner.project.clone(),
+            url: Some(self.config.id.clone()),
+        }
+    }
+
     fn lets_in(&self, caller: Option<&ProjectId>) -> bool {
         let (record, alias) = (&self.view.record, &self.owner.alias);
         caller == Some(&self.owner.project) || allows_url(record, alias, self.config.auth, caller)
@@ -224,7 +233,8 @@ impl Front {
     ) -> Result<Response, Denied> {
         let signed = self.url_caller(target, &parts).await?;
         let now_ms = self.control.inner.base.now();
-        let (body, _room) = read_into(&self.url_bodies, &parts, body, EVENT_BYTES_MAX).await?;
+        let room = self.url_bodies.room(target.counted());
+        let (body, mut room) = read_into(room, &parts, body, EVENT_BYTES_MAX).await?;
         let body = match &signed {
             Some(signed) => {
                 let is_safe = matches!(parts.method, Method::GET | Method::HEAD);
@@ -241,6 +251,8 @@ impl Front {
         };
         let payload = told.event(place, &self.url_host(&place.id), signed.as_ref(), &body)?;
         drop(body);
+        room.fit(payload.len()).await?;
+        let payload = room.hold(payload);
         let way = self.way_to(
             target.owner.project.clone(),
             target.function(),
@@ -342,7 +354,7 @@ impl Told<'_> {
         domain: &str,
         signed: Option<&Signed>,
         body: &[u8],
-    ) -> Result<Bytes, Denied> {
+    ) -> Result<Vec<u8>, Denied> {
         let parts = self.parts;
         let text = |(name, value): (&http::HeaderName, &HeaderValue)| {
             let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
@@ -376,7 +388,7 @@ impl Told<'_> {
             source_ip: &peer.map(|peer| peer.to_string()).unwrap_or_default(),
         };
         let event = request.event(&context, EVENT_BYTES_MAX);
-        event.map(Bytes::from).map_err(|_| Denied::TooLarge)
+        event.map_err(|_| Denied::TooLarge)
     }
 
     fn invocation(&self, payload: Bytes) -> Invocation {
