@@ -27,6 +27,7 @@ use skiff_types::{
     ContainerSpec, Digest, EnvValue, IsolationRequest, Probe, ProbeKind, RevisionId, RevisionSpec,
     ServiceName, Tag,
 };
+use tokio::sync::watch;
 
 use crate::compose;
 use crate::control::{Control, is_fault};
@@ -79,6 +80,8 @@ pub(crate) struct Deployment {
     service: ServiceName,
     wish: Wish,
     events: Events<DeployEvent>,
+    /// Changes when it shall end, for its service is to be deleted.
+    end: watch::Receiver<()>,
 }
 
 /// A revision before its images are pinned, and how it is to be put in place.
@@ -123,17 +126,18 @@ impl Control {
         check_service_name(&service)?;
         let place = key::service(&project.id, &service);
         let current = self.db().get::<ServiceRecord>(&place).await?;
+        let ticket = self.ticket(&project.id, &service)?;
         let deployment = Deployment {
             control: self.clone(),
             project,
             service,
             wish,
             events,
+            end: ticket.end(),
         };
         let draft = deployment.draft(current.as_ref()).await?;
         deployment.check(&draft, current.as_ref()).await?;
         let operation = self.operation()?;
-        let ticket = self.ticket(&deployment.project.id, &deployment.service)?;
         self.inner.tasks.spawn("deploy", async move {
             let _operation = operation;
             let _turn = ticket.wait().await;
@@ -336,6 +340,20 @@ impl Deployment {
         Ok(())
     }
 
+    /// What may take long, and may be cut off anywhere.
+    async fn unless_ended<T>(
+        &self,
+        work: impl Future<Output = Result<T, ControlError>>,
+    ) -> Result<T, ControlError> {
+        let mut end = self.end.clone();
+        tokio::select! {
+            done = work => done,
+            Ok(()) = end.changed() => {
+                Err(conflict(format!("the service {} is being deleted", self.service)))
+            }
+        }
+    }
+
     /// Finds or pulls each image and writes its digest into the draft.
     async fn pin_images(&self, draft: &mut Draft) -> Result<Vec<Pin>, ControlError> {
         let mut pins = Vec::with_capacity(draft.spec.containers.len());
@@ -357,12 +375,13 @@ impl Deployment {
                 total,
             });
             let library = &self.control.inner.library;
+            let fetched = self.unless_ended(library.ensure(request, progress));
             let (image, pin) = match &draft.overlay {
-                None => library.ensure(request, progress).await?,
+                None => fetched.await?,
                 Some(overlay) => {
                     let mut base = None;
                     if overlay.on_image {
-                        let (image, pin) = library.ensure(request, progress).await?;
+                        let (image, pin) = fetched.await?;
                         check_entrypoint(container, &image.config)?;
                         base = Some(image.digest);
                         pins.push(pin);
@@ -480,14 +499,17 @@ impl Deployment {
         fleet.put_revision(plan(id, &draft.spec, false));
         self.events.tell(DeployEvent::Validating);
         let deadline = start_deadline(&draft.spec);
-        let started = tokio::time::timeout(deadline, fleet.start_one(id)).await;
-        let started = started.unwrap_or_else(|_| Err(late(id, deadline)));
-        let ended = match started {
-            Ok(_instance) => self.promote(id, draft).await.map_err(Refusal::from),
-            Err(failure) => Err(Refusal {
+        let started = async {
+            let started = tokio::time::timeout(deadline, fleet.start_one(id)).await;
+            Ok(started.unwrap_or_else(|_| Err(late(id, deadline))))
+        };
+        let ended = match self.unless_ended(started).await {
+            Ok(Ok(_instance)) => self.promote(id, draft).await.map_err(Refusal::from),
+            Ok(Err(failure)) => Err(Refusal {
                 log: failure.log.clone(),
                 error: failure.into(),
             }),
+            Err(error) => Err(error.into()),
         };
         let Err(refusal) = ended else {
             return Ok(());

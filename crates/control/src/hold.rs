@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 type Slots<K> = Mutex<HashMap<K, Slot>>;
 
@@ -12,6 +12,8 @@ type Slots<K> = Mutex<HashMap<K, Slot>>;
 struct Slot {
     turn: Arc<tokio::sync::Mutex<()>>,
     users: usize,
+    /// Told when those who are in the line shall end.
+    end: watch::Sender<()>,
 }
 
 /// A turn for each key, made when somebody wants it and gone when nobody does.
@@ -27,6 +29,7 @@ pub(crate) struct Ticket<K: Eq + Hash> {
     slots: Arc<Slots<K>>,
     key: K,
     turn: Arc<tokio::sync::Mutex<()>>,
+    end: watch::Receiver<()>,
 }
 
 /// The turn itself; dropping it lets the next one in.
@@ -52,6 +55,7 @@ impl<K: Eq + Hash + Clone> Turns<K> {
         let slot = slots.entry(key.clone()).or_insert_with(|| Slot {
             turn: Arc::default(),
             users: 0,
+            end: watch::Sender::default(),
         });
         if slot.users >= self.users_max {
             return None;
@@ -61,11 +65,25 @@ impl<K: Eq + Hash + Clone> Turns<K> {
             slots: Arc::clone(&self.slots),
             key,
             turn: Arc::clone(&slot.turn),
+            end: slot.end.subscribe(),
         })
+    }
+
+    /// Tells all who are in the line of this key now to end.
+    pub(crate) fn end(&self, key: &K) {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = slots.get(key) {
+            slot.end.send_replace(());
+        }
     }
 }
 
 impl<K: Eq + Hash> Ticket<K> {
+    /// Changes when it shall end, whether it has its turn or waits for it.
+    pub(crate) fn end(&self) -> watch::Receiver<()> {
+        self.end.clone()
+    }
+
     /// Waits for the turn; whoever has it has a deadline of its own.
     pub(crate) async fn wait(self) -> Held<K> {
         Held {
@@ -101,5 +119,18 @@ mod tests {
         drop(first);
         drop(second.wait().await);
         assert!(turns.slots.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn those_in_the_line_are_told_to_end_and_nobody_else() {
+        let turns = Turns::new(2);
+        let tickets = ["a", "a", "b"].map(|key| turns.ticket(key).unwrap());
+        turns.end(&"a");
+        let later = turns.ticket("a").unwrap();
+        let told = tickets.iter().chain([&later]);
+        let told: Vec<_> = told
+            .map(|ticket| ticket.end().has_changed().unwrap())
+            .collect();
+        assert_eq!(told, [true, true, false, false]);
     }
 }

@@ -197,6 +197,12 @@ fn an_invocation_ends_at_its_timeout() {
 }
 
 #[test]
+fn a_function_is_deleted_while_it_is_deployed() {
+    let (_server, world) = shared();
+    world.case("hasty_ends");
+}
+
+#[test]
 fn versions_stay_and_aliases_lead_to_them() {
     let (_server, world) = shared();
     world.case("versions");

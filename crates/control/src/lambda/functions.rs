@@ -40,6 +40,8 @@ use crate::traffic::revision_id;
 const VERSIONS_MAX: usize = 100;
 /// Functions or versions in one reply.
 pub(crate) const PAGE_MAX: usize = 50;
+/// How often a function's deletion is tried that another change has overtaken.
+const DELETE_TRIES: usize = 8;
 
 /// How a deployment ended, for who waits for it.
 type Settled = oneshot::Receiver<Result<(), LambdaError>>;
@@ -534,10 +536,30 @@ impl Front {
         Ok(Reply::json(StatusCode::OK, json!({"StatusCode": 204})))
     }
 
+    /// What is being deployed ends.
     async fn delete_whole(&self, call: &Call, name: &FunctionName) -> Result<(), LambdaError> {
+        let (control, project) = (&self.control, &call.project.id);
         let record = self.record(call, name).await?;
-        check_settled(&record, name)?;
         let service = name.service();
+        if record.latest.update == Update::InProgress {
+            control
+                .inner
+                .turns
+                .end(&(project.clone(), service.clone()));
+            drop(control.ticket(project, service)?.wait().await);
+        }
+        let mut tries = DELETE_TRIES;
+        loop {
+            tries -= 1;
+            match self.try_delete(call, service).await {
+                // How the deployment ended was written meanwhile.
+                Err(error) if error.code == Code::ResourceConflict && tries > 0 => {}
+                deleted => return deleted,
+            }
+        }
+    }
+
+    async fn try_delete(&self, call: &Call, service: &ServiceName) -> Result<(), LambdaError> {
         let place = key::service(&call.project.id, service);
         if self.control.db().exists(&place).await? {
             return Ok(self.control.delete_service(&call.project, service).await?);

@@ -418,6 +418,25 @@ def versions():
         aws.get_alias(FunctionName="staged", Name="live")
 
 
+def hasty_ends():
+    """A function is deleted while it is deployed, and made anew at once."""
+    aws = client()
+    never = run_by("import time\ntime.sleep(9999)")
+    aws.create_function(FunctionName="brief", **{**FUNCTION, **never})
+    aws.delete_function(FunctionName="brief")
+    with refused("ResourceNotFoundException", 404):
+        aws.get_function(FunctionName="brief")
+    create(aws, "brief")
+    aws.update_function_configuration(FunctionName="brief", **never)
+    begun = time.monotonic()
+    aws.delete_function(FunctionName="brief")
+    # Its init would have had ten seconds.
+    assert time.monotonic() - begun < 8, "it was waited for"
+    create(aws, "brief")
+    assert ask(aws, "brief", 3)[1]["event"] == 3
+    aws.delete_function(FunctionName="brief")
+
+
 # It answers why it was initialized.
 WARM = runtime(
     """
