@@ -197,6 +197,12 @@ fn an_invocation_ends_at_its_timeout() {
 }
 
 #[test]
+fn each_waiter_ends_as_it_should() {
+    let (_server, world) = shared();
+    world.case("waiters");
+}
+
+#[test]
 fn a_function_is_deleted_while_it_is_deployed() {
     let (_server, world) = shared();
     world.case("hasty_ends");

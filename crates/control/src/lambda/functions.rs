@@ -9,20 +9,22 @@
 //! revision that is kept.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::{Value, json};
+use skiff_base::Backoff;
 use skiff_lambda::{Code, FunctionName, FunctionRef, LambdaError, Qualifier};
 use skiff_types::api::{Deploy, DeployContainer, DeployEvent};
 use skiff_types::{
-    CpuMode, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, ProjectId, Protocol,
-    Resources, Scaling, ServiceName,
+    CpuMode, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, Protocol, Resources, Scaling,
+    ServiceName,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::body::{self, CreateFunction};
 use super::call::{Call, Reply, body as parse, invalid};
-use super::record::{self, Configuration, FunctionRecord, Update, Version};
+use super::record::{self, Configuration, FunctionRecord, Update};
 use super::settings::{
     Given, MEMORY_MIB, TIMEOUT_S, apply, check_architectures, check_package, check_same_package,
     check_tags,
@@ -32,19 +34,21 @@ use crate::control::Control;
 use crate::db::Change;
 use crate::events::events;
 use crate::key;
-use crate::publish::Publication;
-use crate::record::{RevisionRecord, ServiceRecord};
-use crate::traffic::revision_id;
+use crate::record::{ProjectRecord, ServiceRecord};
 
 /// Versions of one function.
 const VERSIONS_MAX: usize = 100;
 /// Functions or versions in one reply.
 pub(crate) const PAGE_MAX: usize = 50;
+
+/// Between two tries to write down how a deployment ended.
+const SETTLE_FIRST: Duration = Duration::from_millis(100);
+const SETTLE_LONGEST: Duration = Duration::from_secs(30);
 /// How often a function's deletion is tried that another change has overtaken.
 const DELETE_TRIES: usize = 8;
 
-/// How a deployment ended, for who waits for it.
-type Settled = oneshot::Receiver<Result<(), LambdaError>>;
+/// A version to be, by its number, as it is told.
+type Pending = Option<(u32, Configuration)>;
 
 impl Front {
     pub(crate) async fn create_function(&self, call: &Call) -> Result<Reply, LambdaError> {
@@ -101,11 +105,12 @@ impl Front {
         let tags = wanted.tags.unwrap_or_default();
         check_tags(&tags)?;
         let is_services = name.as_str() == name.service().as_str();
-        let record = FunctionRecord {
+        let mut record = FunctionRecord {
             name: (!is_services).then(|| name.clone()),
             latest: config.clone(),
             last_version: 0,
             versions: BTreeMap::new(),
+            publishing: None,
             aliases: BTreeMap::new(),
             tags,
             reserved_concurrency: None,
@@ -114,11 +119,13 @@ impl Front {
             urls: BTreeMap::new(),
             provisioned: BTreeMap::new(),
         };
-        self.store_new(call, &name, &record).await?;
-        let settled = self.deploy(call, &name, &config, None).await?;
-        let publish = wanted.publish == Some(true);
-        self.told(call, &name, settled, publish, StatusCode::CREATED)
-            .await
+        let pending = match wanted.publish {
+            Some(true) => Some(begin_version(call, &name, &mut record)?),
+            _ => None,
+        };
+        self.store_new(call, &name, &record, &pending).await?;
+        self.deploy(call, &name, &config, None).await?;
+        self.told(call, &name, pending, StatusCode::CREATED).await
     }
 
     /// One transaction: nothing of that name is there, and then this is.
@@ -127,6 +134,7 @@ impl Front {
         call: &Call,
         name: &FunctionName,
         record: &FunctionRecord,
+        pending: &Pending,
     ) -> Result<(), LambdaError> {
         let service = name.service();
         let place = key::function(&call.project.id, service);
@@ -139,6 +147,7 @@ impl Front {
             .expect_absent(key::service(&call.project.id, service))
             .expect_absent(&place)
             .put(&place, record)?;
+        let change = with_pending(change, call, name, pending)?;
         if self.control.db().try_commit(change).await? {
             return Ok(());
         }
@@ -154,7 +163,7 @@ impl Front {
         name: &FunctionName,
         config: &Configuration,
         before: Option<Configuration>,
-    ) -> Result<Settled, LambdaError> {
+    ) -> Result<(), LambdaError> {
         let (teller, listener) = events();
         let spec = FunctionSpec {
             name: name.to_string(),
@@ -172,20 +181,15 @@ impl Front {
             self.undo(call, name, &config.revision_id, before).await?;
             return Err(error.into());
         }
-        let (done, settled) = oneshot::channel();
         let settling = Settling {
             control: control.clone(),
-            project: call.project.id.clone(),
+            project: call.project.clone(),
             name: name.clone(),
             revision_id: config.revision_id.clone(),
         };
-        control.inner.tasks.spawn("function", async move {
-            let ended = settling.run(listener).await;
-            if let Err(Err(error)) = done.send(ended) {
-                tracing::debug!(%error, "nobody waits for a function's deployment");
-            }
-        });
-        Ok(settled)
+        let tasks = &control.inner.tasks;
+        tasks.spawn("function", settling.run(listener));
+        Ok(())
     }
 
     async fn undo(
@@ -195,9 +199,9 @@ impl Front {
         revision_id: &str,
         before: Option<Configuration>,
     ) -> Result<(), LambdaError> {
+        let project = &call.project.id;
         let Some(before) = before else {
             let change = Change::default();
-            let project = &call.project.id;
             let change = self
                 .control
                 .without_function(change, project, name.service());
@@ -205,12 +209,17 @@ impl Front {
             return Ok(self.control.db().commit(change).await?);
         };
         let back = |record: &mut FunctionRecord| {
+            let mut gone = Change::default();
             if record.latest.revision_id == revision_id {
                 record.latest = before.clone();
+                if let Some(number) = record.publishing.take() {
+                    gone = gone.delete(key::function_version(project, name.service(), number));
+                }
             }
-            Ok(())
+            Ok(((), gone))
         };
-        self.change(call, name, back).await.map(|_| ())
+        self.control.change_with(project, name, back).await?;
+        Ok(())
     }
 
     fn wanted(&self, config: &Configuration, function: FunctionSpec, most: u32) -> Deploy {
@@ -252,20 +261,16 @@ impl Front {
         }
     }
 
-    /// The reply to a change: at once, or after its version is published.
+    /// The reply to a change: `$LATEST`, or the version to be.
     async fn told(
         &self,
         call: &Call,
         name: &FunctionName,
-        settled: Settled,
-        publish: bool,
+        pending: Pending,
         status: StatusCode,
     ) -> Result<Reply, LambdaError> {
-        if publish {
-            let gone = |_| LambdaError::new(Code::Service, "the server is stopping");
-            settled.await.map_err(gone)??;
-            let wanted = body::PublishVersion::default();
-            let shown = self.publish(call, name, &wanted).await?;
+        if let Some((number, config)) = pending {
+            let shown = self.told_version(call, name, number, &config);
             return Ok(Reply::json(status, shown));
         }
         let record = self.record(call, name).await?;
@@ -318,10 +323,8 @@ impl Front {
         let Some(number) = number else {
             return Ok(("$LATEST".to_owned(), record.latest.clone()));
         };
-        let place = key::function_version(&call.project.id, name.service(), number);
-        let found = self.control.db().get::<Configuration>(&place).await?;
-        let found = found.ok_or_else(|| missing(name))?;
-        Ok((number.to_string(), found.record))
+        let config = self.stored_version(call, name, number).await?;
+        Ok((number.to_string(), config))
     }
 
     pub(crate) async fn list_functions(&self, call: &Call) -> Result<Reply, LambdaError> {
@@ -381,18 +384,8 @@ impl Front {
         while shown.len() < limit
             && let Some(number) = numbers.next()
         {
-            let place = key::function_version(&call.project.id, name.service(), *number);
-            let found = self.control.db().get::<Configuration>(&place).await?;
-            let config = found.ok_or_else(|| missing(&name))?.record;
-            let version = Qualifier::Version(*number);
-            let number_text = number.to_string();
-            shown.push(show::configuration(
-                &arns,
-                &name,
-                Some(&version),
-                &number_text,
-                &config,
-            ));
+            let config = self.stored_version(call, &name, *number).await?;
+            shown.push(self.told_version(call, &name, *number, &config));
             last = *number;
         }
         let more = numbers.next().is_some();
@@ -434,10 +427,9 @@ impl Front {
                 .await;
         }
         let expected = wanted.revision_id.as_deref();
-        let settled = self.update(call, &name, expected, &id, set).await?;
         let publish = wanted.publish == Some(true);
-        self.told(call, &name, settled, publish, StatusCode::OK)
-            .await
+        let pending = self.update(call, &name, expected, &id, publish, set);
+        self.told(call, &name, pending.await?, StatusCode::OK).await
     }
 
     async fn dry_update(
@@ -473,10 +465,8 @@ impl Front {
             apply(config, wanted.clone())?;
             self.settle_code(config)
         };
-        let settled = self
-            .update(call, &name, expected.as_deref(), &id, set)
-            .await?;
-        self.told(call, &name, settled, false, StatusCode::OK).await
+        let pending = self.update(call, &name, expected.as_deref(), &id, false, set);
+        self.told(call, &name, pending.await?, StatusCode::OK).await
     }
 
     fn check_dead_letter(
@@ -491,15 +481,17 @@ impl Front {
         }
     }
 
-    /// Stores the changed configuration and starts to deploy it.
+    /// Stores the changed configuration and starts to deploy it; the version
+    /// that is made of it, if it is to be published.
     async fn update(
         &self,
         call: &Call,
         name: &FunctionName,
         expected: Option<&str>,
         id: &str,
+        publish: bool,
         set: impl Fn(&mut Configuration) -> Result<(), LambdaError>,
-    ) -> Result<Settled, LambdaError> {
+    ) -> Result<Pending, LambdaError> {
         // What it comes back to when it is refused is not collected meanwhile.
         let current = self.record(call, name).await?.latest;
         let _pins = self.pins(&current).await;
@@ -510,10 +502,19 @@ impl Front {
             record.latest.revision_id = id.to_owned();
             record.latest.modified_unix_ms = call.now_ms;
             record.latest.update = Update::InProgress;
-            Ok(before)
+            let pending = match publish {
+                true => Some(begin_version(call, name, record)?),
+                false => None,
+            };
+            let write = with_pending(Change::default(), call, name, &pending)?;
+            Ok(((before, pending), write))
         };
-        let (before, record) = self.change(call, name, change).await?;
-        self.deploy(call, name, &record.latest, Some(before)).await
+        let project = &call.project.id;
+        let changed = self.control.change_with(project, name, change).await?;
+        let ((before, pending), record) = changed;
+        self.deploy(call, name, &record.latest, Some(before))
+            .await?;
+        Ok(pending)
     }
 
     pub(crate) async fn delete_function(
@@ -542,10 +543,7 @@ impl Front {
         let record = self.record(call, name).await?;
         let service = name.service();
         if record.latest.update == Update::InProgress {
-            control
-                .inner
-                .turns
-                .end(&(project.clone(), service.clone()));
+            control.inner.turns.end(&(project.clone(), service.clone()));
             drop(control.ticket(project, service)?.wait().await);
         }
         let mut tries = DELETE_TRIES;
@@ -618,7 +616,7 @@ impl Front {
         Ok(Reply::json(StatusCode::CREATED, shown))
     }
 
-    /// Makes a version of `$LATEST`; the last one, if it is the same.
+    /// Makes a version of `$LATEST`; the last one, if nothing has changed.
     async fn publish(
         &self,
         call: &Call,
@@ -626,107 +624,96 @@ impl Front {
         wanted: &body::PublishVersion,
     ) -> Result<Value, LambdaError> {
         let id = call.new_id();
-        let (number, config) = self
-            .rekept(call, name, |record, service| {
-                check_changeable(record, name, wanted.revision_id.as_deref())?;
-                let latest = &record.latest;
-                let Some(revision) = latest.revision else {
-                    let message = format!("the function {name} has no revision that serves");
-                    return Err(LambdaError::new(Code::ResourceConflict, message));
-                };
-                let sum = show::code_sha256(latest);
-                if wanted.code_sha256.as_ref().is_some_and(|code| *code != sum) {
-                    return Err(invalid("CodeSha256 is not that of $LATEST"));
-                }
-                if let Some((number, same)) = record.versions.last_key_value()
-                    && same.revision == revision
-                {
-                    return Ok(((*number, None), Change::default()));
-                }
-                if record.versions.len() >= VERSIONS_MAX {
-                    let message = format!("{name} has {VERSIONS_MAX} versions: delete some");
-                    return Err(LambdaError::new(Code::ResourceConflict, message));
-                }
-                let mut config = latest.clone();
-                config.revision_id.clone_from(&id);
-                config.modified_unix_ms = call.now_ms;
-                if let Some(description) = &wanted.description {
-                    config.description.clone_from(description);
-                }
-                let number = record.last_version + 1;
-                record.last_version = number;
-                let version = Version {
-                    revision,
-                    timeout_s: config.timeout_s,
-                    role: config.role.clone(),
-                };
-                record.versions.insert(number, version);
-                service.kept.insert(revision);
-                let place = key::function_version(&call.project.id, name.service(), number);
-                let change = Change::default()
-                    .expect_absent(&place)
-                    .put(&place, &config)?;
-                Ok(((number, Some(config)), change))
-            })
-            .await?;
-        let config = match config {
-            Some(config) => config,
-            None => {
-                let place = key::function_version(&call.project.id, name.service(), number);
-                let found = self.control.db().get::<Configuration>(&place).await?;
-                found.ok_or_else(|| missing(name))?.record
+        let record = self.record(call, name).await?;
+        let last = match record.versions.last_key_value() {
+            Some((number, version)) => {
+                let version = version.clone();
+                let config = self.stored_version(call, name, *number).await?;
+                Some((*number, version, config))
             }
+            None => None,
         };
+        let published = self.rekept(call, name, |record, service| {
+            check_changeable(record, name, wanted.revision_id.as_deref())?;
+            let latest = &record.latest;
+            if let Update::Failed { reason } = &latest.update {
+                let message = format!(
+                    "the last update of the function {name} has failed, so that $LATEST is not what serves: update it again. It failed because {reason}"
+                );
+                return Err(LambdaError::new(Code::ResourceConflict, message));
+            }
+            let Some(revision) = latest.revision else {
+                let message = format!("the function {name} has no revision that serves");
+                return Err(LambdaError::new(Code::ResourceConflict, message));
+            };
+            let sum = show::code_sha256(latest);
+            if wanted.code_sha256.as_ref().is_some_and(|code| *code != sum) {
+                return Err(invalid("CodeSha256 is not that of $LATEST"));
+            }
+            if record.versions.keys().next_back() != last.as_ref().map(|(number, ..)| number) {
+                let message = format!("the function {name} is being changed by others: try again");
+                return Err(LambdaError::new(Code::ResourceConflict, message));
+            }
+            if let Some((number, version, config)) = &last
+                && is_published(latest, version, config)
+            {
+                return Ok(((*number, config.clone()), Change::default()));
+            }
+            let mut config = latest.clone();
+            config.revision_id.clone_from(&id);
+            config.modified_unix_ms = call.now_ms;
+            let mut version = config.version(revision);
+            if let Some(description) = &wanted.description {
+                version.latest_description = Some(latest.description.clone());
+                config.description.clone_from(description);
+            }
+            let number = next_version(record, name)?;
+            record.versions.insert(number, version);
+            service.kept.insert(revision);
+            let place = key::function_version(&call.project.id, name.service(), number);
+            let change = Change::default()
+                .expect_absent(&place)
+                .put(&place, &config)?;
+            Ok(((number, config), change))
+        });
+        let (number, config) = published.await?;
+        Ok(self.told_version(call, name, number, &config))
+    }
+
+    async fn stored_version(
+        &self,
+        call: &Call,
+        name: &FunctionName,
+        number: u32,
+    ) -> Result<Configuration, LambdaError> {
+        let place = key::function_version(&call.project.id, name.service(), number);
+        let found = self.control.db().get::<Configuration>(&place).await?;
+        Ok(found.ok_or_else(|| missing(name))?.record)
+    }
+
+    fn told_version(
+        &self,
+        call: &Call,
+        name: &FunctionName,
+        number: u32,
+        config: &Configuration,
+    ) -> Value {
         let arns = self.arns(&call.project.id);
         let qualifier = Qualifier::Version(number);
-        let number = number.to_string();
-        Ok(show::configuration(
-            &arns,
-            name,
-            Some(&qualifier),
-            &number,
-            &config,
-        ))
+        show::configuration(&arns, name, Some(&qualifier), &number.to_string(), config)
     }
 
     /// One transaction over a function and the revisions that its service
-    /// keeps; gateway and fleet are told.
+    /// keeps, unless it is being changed.
     async fn rekept<T>(
         &self,
         call: &Call,
         name: &FunctionName,
         change: impl FnOnce(&mut FunctionRecord, &mut ServiceRecord) -> Result<(T, Change), LambdaError>,
     ) -> Result<T, LambdaError> {
-        let control = &self.control;
-        let project = &call.project;
-        let function = control.function(&project.id, name).await?;
-        check_settled(&function.record, name)?;
-        let _turn = control.turn(&project.id, name.service()).await?;
-        let function = control.function(&project.id, name).await?;
-        let service = control.service(&project.id, name.service()).await?;
-        let before = service.record.routed();
-        let (mut record, mut kept) = (function.record, service.record);
-        let (answer, write) = change(&mut record, &mut kept)?;
-        let config = &control.inner.base.config;
-        let told = Publication::with_floors(
-            control.db(),
-            config,
-            project,
-            name.service(),
-            &before,
-            &kept,
-            &record.floors(),
-        )
-        .await?;
-        let write = write
-            .expect(&function.key, function.version)
-            .expect(&service.key, service.version)
-            .put(&function.key, &record)?
-            .put(&service.key, &kept)?;
-        control.db().commit(write).await?;
-        control.forget_view(&project.id, name.service());
-        told.apply(&control.inner.ports);
-        Ok(answer)
+        check_settled(&self.record(call, name).await?, name)?;
+        let changed = self.control.rekept(&call.project, name, change);
+        changed.await
     }
 
     pub(crate) async fn tag(&self, call: &Call, arn: &str) -> Result<Reply, LambdaError> {
@@ -765,13 +752,13 @@ impl Front {
 #[derive(Debug)]
 struct Settling {
     control: Control,
-    project: ProjectId,
+    project: ProjectRecord,
     name: FunctionName,
     revision_id: String,
 }
 
 impl Settling {
-    async fn run(self, mut listener: mpsc::Receiver<DeployEvent>) -> Result<(), LambdaError> {
+    async fn run(self, mut listener: mpsc::Receiver<DeployEvent>) {
         let mut failed = Some("the server stopped while it was being deployed".to_owned());
         while let Some(event) = listener.recv().await {
             match event {
@@ -780,54 +767,18 @@ impl Settling {
                 _ => {}
             }
         }
-        let served = match &failed {
-            None => self.served().await?,
-            Some(_) => None,
+        let settle = || async {
+            let (project, name) = (&self.project, &self.name);
+            let settled = self
+                .control
+                .settle(project, name, &self.revision_id, failed.as_deref());
+            settled.await
         };
-        let settle = |record: &mut FunctionRecord| {
-            let latest = &mut record.latest;
-            if latest.revision_id != self.revision_id {
-                return Ok(());
-            }
-            latest.update = match (&failed, &served) {
-                (None, Some((number, digest))) => {
-                    latest.revision = Some(*number);
-                    latest.digest = Some(digest.clone());
-                    Update::Done
-                }
-                (reason, _) => Update::Failed {
-                    reason: reason.clone().unwrap_or_default(),
-                },
-            };
-            Ok(())
-        };
-        let changed = self
-            .control
-            .change_function(&self.project, &self.name, settle);
-        changed.await?;
-        match failed {
-            None => Ok(()),
-            Some(reason) => Err(LambdaError::new(Code::InvalidParameterValue, reason)),
+        // Else the next start writes it down.
+        tokio::select! {
+            () = settled(&self.name, settle) => {}
+            () = self.control.stopped() => {}
         }
-    }
-
-    /// The newest ready revision and its image.
-    async fn served(&self) -> Result<Option<(u32, skiff_types::Digest)>, LambdaError> {
-        let service = self
-            .control
-            .service(&self.project, self.name.service())
-            .await?;
-        let Some(number) = service.record.latest_ready else {
-            return Ok(None);
-        };
-        let id = revision_id(&self.project, self.name.service(), number);
-        let found = self
-            .control
-            .db()
-            .get::<RevisionRecord>(&key::revision(&id))
-            .await?;
-        let container = found.and_then(|found| found.record.spec.containers.into_iter().next());
-        Ok(container.map(|container| (number, container.digest)))
     }
 }
 
@@ -838,6 +789,73 @@ fn max_instances(executions: u32) -> u32 {
         CONCURRENT_EXECUTIONS,
         skiff_types::limits::INSTANCES_RANGE.1,
     )
+}
+
+/// Tries until it is done, or the function is gone.
+async fn settled<F>(name: &FunctionName, mut settle: impl FnMut() -> F)
+where
+    F: Future<Output = Result<(), LambdaError>>,
+{
+    let mut backoff = Backoff::new(SETTLE_FIRST, SETTLE_LONGEST);
+    loop {
+        match settle().await {
+            Ok(()) => return,
+            Err(error) if error.code == Code::ResourceNotFound => return,
+            Err(error) => {
+                tracing::warn!(%error, function = %name, "how a function's deployment ended is not written down yet");
+            }
+        }
+        tokio::time::sleep(backoff.next(skiff_base::random::u32())).await;
+    }
+}
+
+/// Whether `$LATEST` is what was published as this version.
+fn is_published(latest: &Configuration, version: &record::Version, config: &Configuration) -> bool {
+    let mut published = config.clone();
+    if let Some(description) = &version.latest_description {
+        published.description.clone_from(description);
+    }
+    latest.revision == Some(version.revision) && latest.same_as(&published)
+}
+
+/// A number that no version has had.
+fn next_version(record: &mut FunctionRecord, name: &FunctionName) -> Result<u32, LambdaError> {
+    if record.versions.len() >= VERSIONS_MAX {
+        let message = format!("{name} has {VERSIONS_MAX} versions: delete some");
+        return Err(LambdaError::new(Code::ResourceConflict, message));
+    }
+    record.last_version += 1;
+    Ok(record.last_version)
+}
+
+/// A version that is there once `$LATEST`, which is being deployed, serves.
+fn begin_version(
+    call: &Call,
+    name: &FunctionName,
+    record: &mut FunctionRecord,
+) -> Result<(u32, Configuration), LambdaError> {
+    let number = next_version(record, name)?;
+    record.publishing = Some(number);
+    let config = Configuration {
+        revision_id: call.new_id(),
+        revision: None,
+        ..record.latest.clone()
+    };
+    Ok((number, config))
+}
+
+/// The change, with the version to be.
+fn with_pending(
+    change: Change,
+    call: &Call,
+    name: &FunctionName,
+    pending: &Pending,
+) -> Result<Change, LambdaError> {
+    let Some((number, config)) = pending else {
+        return Ok(change);
+    };
+    let place = key::function_version(&call.project.id, name.service(), *number);
+    Ok(change.put(place, config)?)
 }
 
 /// One text of at most a kilobyte: why, and what its instance wrote last.
@@ -884,12 +902,70 @@ pub(crate) fn same_revision(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_deployments_end_is_written_down_however_often_that_fails() {
+        for (last, tries) in [(Ok(()), 4), (Err(Code::ResourceNotFound), 2)] {
+            let tried = AtomicUsize::new(0);
+            let settle = || async {
+                let error = |code| LambdaError::new(code, "why");
+                match tried.fetch_add(1, Ordering::SeqCst) + 1 {
+                    n if n == tries => last.map_err(error),
+                    n if n % 2 == 0 => Err(error(Code::Service)),
+                    _ => Err(error(Code::ResourceConflict)),
+                }
+            };
+            settled(&"f".parse().unwrap(), settle).await;
+            assert_eq!(tried.load(Ordering::SeqCst), tries);
+        }
+    }
+
+    fn config() -> Configuration {
+        serde_json::from_value(json!({
+            "revision_id": "r", "modified_unix_ms": 1, "description": "one", "role": "",
+            "timeout_s": 3, "memory_mib": 128, "environment": {}, "image_uri": "i",
+            "entry_point": [], "command": [], "revision": 7, "digest": null,
+            "update": "done",
+        }))
+        .unwrap()
+    }
 
     #[test]
     fn a_function_has_as_many_instances_as_its_project_may_invoke() {
         for (executions, expected) in [(0, 1000), (1000, 1000), (3000, 3000), (20_000, 10_000)] {
             assert_eq!(max_instances(executions), expected, "{executions}");
+        }
+    }
+
+    #[test]
+    fn what_has_changed_in_any_way_can_be_published() {
+        let version = config().version(7);
+        let described = record::Version {
+            latest_description: Some("one".to_owned()),
+            ..version.clone()
+        };
+        let mut own = config();
+        own.description = "own".to_owned();
+        let mut moved = config();
+        moved.revision_id = "s".to_owned();
+        moved.modified_unix_ms = 2;
+        assert!(is_published(&moved, &version, &config()));
+        assert!(is_published(&moved, &described, &own));
+        let changes: [fn(&mut Configuration); 5] = [
+            |config| config.description = "own".to_owned(),
+            |config| config.dead_letter = Some("queue".to_owned()),
+            |config| config.role = "other".to_owned(),
+            |config| config.timeout_s = 4,
+            |config| config.revision = Some(8),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let mut latest = config();
+            change(&mut latest);
+            assert!(!is_published(&latest, &version, &config()), "{number}");
+            assert!(!is_published(&latest, &described, &own), "{number}");
         }
     }
 }

@@ -366,11 +366,12 @@ struct Chosen {
 /// The version and the revision that a qualifier leads to, by weight.
 fn choose(view: &View, target: &FunctionRef) -> Result<Chosen, LambdaError> {
     let missing = || super::state::missing(&target.name);
+    let inactive = || {
+        let message = format!("the function {} is not Active yet", target.name);
+        LambdaError::new(Code::ResourceConflict, message)
+    };
     let latest = || {
-        let revision = view.latest.ok_or_else(|| {
-            let message = format!("the function {} is not Active yet", target.name);
-            LambdaError::new(Code::ResourceConflict, message)
-        })?;
+        let revision = view.latest.ok_or_else(inactive)?;
         Ok(Chosen {
             version: "$LATEST".to_owned(),
             revision,
@@ -391,7 +392,11 @@ fn choose(view: &View, target: &FunctionRef) -> Result<Chosen, LambdaError> {
             }
         }
     };
-    let version = view.record.versions.get(&number).ok_or_else(missing)?;
+    let version = match view.record.versions.get(&number) {
+        Some(version) => version,
+        None if view.record.publishing == Some(number) => return Err(inactive()),
+        None => return Err(missing()),
+    };
     Ok(Chosen {
         version: number.to_string(),
         revision: version.revision,

@@ -106,6 +106,7 @@ mod tests {
                 revision: 1,
                 timeout_s: 3,
                 role: String::new(),
+                latest_description: None,
             };
             record.versions.insert(version, kept);
         }

@@ -453,6 +453,7 @@ mod tests {
                 revision: number + 10,
                 timeout_s: 3,
                 role: String::new(),
+                latest_description: None,
             };
             record.versions.insert(number, version);
         }

@@ -18,6 +18,10 @@ pub(crate) struct FunctionRecord {
     pub last_version: u32,
     /// What serves each version.
     pub versions: BTreeMap<u32, Version>,
+    /// The version that is made of `$LATEST` once that serves; it is stored,
+    /// and is none if that fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publishing: Option<u32>,
     pub aliases: BTreeMap<String, Alias>,
     pub tags: BTreeMap<String, String>,
     /// Invocations at once; absent is what the project may have.
@@ -136,6 +140,9 @@ pub(crate) struct Version {
     pub timeout_s: u32,
     #[serde(default)]
     pub role: String,
+    /// `$LATEST`'s when it was published, where the version has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latest_description: Option<String>,
 }
 
 /// How a function, or one of its versions, is run.
@@ -257,6 +264,29 @@ pub(crate) struct Statement {
     /// Whether it holds for calls of a URL only, or only for others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub via_url: Option<bool>,
+}
+
+impl Configuration {
+    /// Whether that one is run in the same way and told the same, but for what
+    /// changes with each change.
+    pub(crate) fn same_as(&self, other: &Self) -> bool {
+        let known = |config: &Self| Self {
+            revision_id: String::new(),
+            modified_unix_ms: 0,
+            ..config.clone()
+        };
+        known(self) == known(other)
+    }
+
+    /// What invocations need to know of it as a version.
+    pub(crate) fn version(&self, revision: u32) -> Version {
+        Version {
+            revision,
+            timeout_s: self.timeout_s,
+            role: self.role.clone(),
+            latest_description: None,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,9 +11,11 @@ use super::cache::View;
 use super::record::{Configuration, FunctionRecord, LayerRecord, Update, UrlConfig, UrlRecord};
 use crate::control::Control;
 use crate::db::{Change, Db, Found};
-use crate::error::ControlError;
+use crate::error::{ControlError, internal};
 use crate::key;
-use crate::record::{ProjectRecord, ServiceRecord};
+use crate::publish::Publication;
+use crate::record::{ProjectRecord, RevisionRecord, ServiceRecord};
+use crate::traffic::revision_id;
 
 /// How often a change is tried that another one has overtaken.
 const TRIES: usize = 8;
@@ -167,12 +169,23 @@ impl Control {
         name: &FunctionName,
         mut change: impl FnMut(&mut FunctionRecord) -> Result<T, LambdaError>,
     ) -> Result<(T, FunctionRecord), LambdaError> {
+        let alone = |record: &mut FunctionRecord| Ok((change(record)?, Change::default()));
+        self.change_with(project, name, alone).await
+    }
+
+    /// The same, with what else is written in that transaction.
+    pub(crate) async fn change_with<T>(
+        &self,
+        project: &ProjectId,
+        name: &FunctionName,
+        mut change: impl FnMut(&mut FunctionRecord) -> Result<(T, Change), LambdaError>,
+    ) -> Result<(T, FunctionRecord), LambdaError> {
         for _ in 0..TRIES {
             let found = self.function(project, name).await?;
             let mut record = found.record;
             let urls = record.urls.clone();
-            let changed = change(&mut record)?;
-            let write = Change::default()
+            let (changed, write) = change(&mut record)?;
+            let write = write
                 .expect(&found.key, found.version)
                 .put(&found.key, &record)?;
             let write = with_urls(write, (project, name.service()), &urls, &record.urls)?;
@@ -199,12 +212,135 @@ impl Control {
             return Ok(change.expect_absent(place));
         };
         let versions = found.record.versions.keys();
+        let versions = versions.chain(&found.record.publishing);
         let change = versions.fold(change, |change, number| {
             change.delete(key::function_version(project, name, *number))
         });
         let urls = &found.record.urls;
         let change = with_urls(change, (project, name), urls, &BTreeMap::new())?;
         Ok(change.expect(&place, found.version).delete(place))
+    }
+
+    /// One transaction over a function and the revisions that its service
+    /// keeps; gateway and fleet are told.
+    pub(crate) async fn rekept<T>(
+        &self,
+        project: &ProjectRecord,
+        name: &FunctionName,
+        change: impl FnOnce(&mut FunctionRecord, &mut ServiceRecord) -> Result<(T, Change), LambdaError>,
+    ) -> Result<T, LambdaError> {
+        let service = name.service();
+        let _turn = self.turn(&project.id, service).await?;
+        let function = self.function(&project.id, name).await?;
+        let kept = self.service(&project.id, service).await?;
+        let before = kept.record.routed();
+        let (mut record, place, version) = (function.record, kept.key, kept.version);
+        let mut kept = kept.record;
+        let (answer, write) = change(&mut record, &mut kept)?;
+        let config = &self.inner.base.config;
+        let floors = record.floors();
+        let told =
+            Publication::with_floors(self.db(), config, project, service, &before, &kept, &floors);
+        let told = told.await?;
+        let write = write
+            .expect(&function.key, function.version)
+            .expect(&place, version)
+            .put(&function.key, &record)?
+            .put(&place, &kept)?;
+        self.db().commit(write).await?;
+        self.forget_view(&project.id, service);
+        told.apply(&self.inner.ports);
+        Ok(answer)
+    }
+
+    /// Writes down how the deployment of `$LATEST` ended that is in this state,
+    /// with the version that was to be made of it.
+    pub(crate) async fn settle(
+        &self,
+        project: &ProjectRecord,
+        name: &FunctionName,
+        revision_id: &str,
+        failed: Option<&str>,
+    ) -> Result<(), LambdaError> {
+        let record = self.function(&project.id, name).await?.record;
+        let is_over = |record: &FunctionRecord| {
+            record.latest.revision_id != revision_id || record.latest.update != Update::InProgress
+        };
+        if is_over(&record) {
+            return Ok(());
+        }
+        let version = record.publishing;
+        let version = version.map(|number| {
+            let place = key::function_version(&project.id, name.service(), number);
+            (number, place)
+        });
+        let served = match failed {
+            None => self.served(&project.id, name.service()).await?,
+            Some(_) => None,
+        };
+        let Some((revision, digest)) = served else {
+            let reason = failed.unwrap_or("no revision of it is ready");
+            let fail = |record: &mut FunctionRecord| {
+                if is_over(record) {
+                    return Ok(((), Change::default()));
+                }
+                record.publishing = None;
+                record.latest.update = Update::Failed {
+                    reason: reason.to_owned(),
+                };
+                let gone = version.iter();
+                let gone = gone.fold(Change::default(), |gone, (_, place)| gone.delete(place));
+                Ok(((), gone))
+            };
+            self.change_with(&project.id, name, fail).await?;
+            return Ok(());
+        };
+        let serve = |config: &mut Configuration| {
+            config.revision = Some(revision);
+            config.digest = Some(digest.clone());
+            config.update = Update::Done;
+        };
+        let Some((number, place)) = version else {
+            let serve = |record: &mut FunctionRecord| {
+                if !is_over(record) {
+                    serve(&mut record.latest);
+                }
+                Ok(())
+            };
+            self.change_function(&project.id, name, serve).await?;
+            return Ok(());
+        };
+        let stored = self.db().get::<Configuration>(&place).await?;
+        let mut config = stored.ok_or_else(|| missing(name))?.record;
+        serve(&mut config);
+        self.rekept(project, name, |record, service| {
+            if is_over(record) {
+                return Ok(((), Change::default()));
+            }
+            serve(&mut record.latest);
+            record.publishing = None;
+            record.versions.insert(number, config.version(revision));
+            service.kept.insert(revision);
+            Ok(((), Change::default().put(&place, &config)?))
+        })
+        .await
+    }
+
+    /// The newest ready revision and its image.
+    async fn served(
+        &self,
+        project: &ProjectId,
+        name: &ServiceName,
+    ) -> Result<Option<(u32, Digest)>, ControlError> {
+        let place = key::service(project, name);
+        let service = self.db().get::<ServiceRecord>(&place).await?;
+        let Some(number) = service.and_then(|found| found.record.latest_ready) else {
+            return Ok(None);
+        };
+        let place = key::revision(&revision_id(project, name, number));
+        let found = self.db().get::<RevisionRecord>(&place).await?;
+        let container = found.and_then(|found| found.record.spec.containers.into_iter().next());
+        Ok(container.map(|container| (number, container.digest)))
     }
 
     /// After a crash: what was being deployed is told as it ended.
@@ -214,26 +350,20 @@ impl Control {
     ) -> Result<(), ControlError> {
         let prefix = key::functions(&project.id);
         for found in self.db().all::<FunctionRecord>(&prefix).await? {
-            let mut record = found.record;
-            if record.latest.update != Update::InProgress {
+            let latest = &found.record.latest;
+            if latest.update != Update::InProgress {
                 continue;
             }
-            let service = format!("{}/service/{}", project.id, key::last_part(&found.key));
-            let service = self.db().get::<ServiceRecord>(&service).await?;
-            let ready = service.and_then(|found| found.record.latest_ready);
-            record.latest.update = if ready > record.latest.revision {
-                record.latest.revision = ready;
-                Update::Done
-            } else {
-                let reason = "interrupted: the server ended while it was being deployed";
-                Update::Failed {
-                    reason: reason.to_owned(),
-                }
-            };
-            let change = Change::default()
-                .expect(&found.key, found.version)
-                .put(&found.key, &record)?;
-            self.db().commit(change).await?;
+            let service = key::last_part(&found.key).parse::<ServiceName>();
+            let service =
+                service.map_err(|e| internal(format!("the key {} has no name: {e}", found.key)))?;
+            let name = found.record.name_of(&service);
+            let served = self.served(&project.id, &service).await?;
+            let is_new = served.map(|(number, _)| number) > latest.revision;
+            let failed = "interrupted: the server ended while it was being deployed";
+            let failed = (!is_new).then_some(failed);
+            let settled = self.settle(project, &name, &latest.revision_id, failed);
+            settled.await.map_err(|error| internal(error.to_string()))?;
         }
         Ok(())
     }

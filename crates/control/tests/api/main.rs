@@ -8,6 +8,7 @@ mod crash;
 mod deploy;
 mod document;
 mod exec;
+mod functions;
 mod hooks;
 mod images;
 mod keys;

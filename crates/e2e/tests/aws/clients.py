@@ -24,7 +24,7 @@ import botocore.auth
 import botocore.awsrequest
 import botocore.credentials
 from botocore.config import Config
-from botocore.exceptions import ClientError, ReadTimeoutError
+from botocore.exceptions import ClientError, ReadTimeoutError, WaiterError
 from botocore.validate import ParamValidator
 
 ENDPOINT = os.environ["AWS_ENDPOINT_URL_LAMBDA"]
@@ -67,6 +67,8 @@ def run_by(handler):
     return {"ImageConfig": {"EntryPoint": ["python3", "-c"], "Command": [handler]}}
 
 
+# It does not come up.
+UNABLE = {"EntryPoint": ["python3", "-c"], "Command": ["exit(3)"]}
 # It answers its event and what came with it.
 HANDLER = runtime(
     """
@@ -246,7 +248,7 @@ def failures():
         aws.get_function(FunctionName="blank")
     with refused("NotImplementedException", 501, "CreateFunction"):
         aws.list_code_signing_configs()
-    aws.create_function(FunctionName="broken", **{**FUNCTION, "ImageConfig": {"Command": ["exit"], "EntryPoint": ["python3", "-c"]}})
+    aws.create_function(FunctionName="broken", **{**FUNCTION, "ImageConfig": UNABLE})
     waiter = aws.get_waiter("function_active_v2")
     try:
         waiter.wait(FunctionName="broken", WaiterConfig={"Delay": 1})
@@ -416,6 +418,65 @@ def versions():
     aws.delete_alias(FunctionName="staged", Name="live")
     with refused("ResourceNotFoundException", 404):
         aws.get_alias(FunctionName="staged", Name="live")
+
+    # What changes nothing of how it runs is a change, too.
+    assert aws.publish_version(FunctionName="staged")["Version"] == "3"
+    aws.update_function_configuration(FunctionName="staged", Description="other")
+    updated(aws, "staged")
+    fourth = aws.publish_version(FunctionName="staged")
+    assert (fourth["Version"], fourth["Description"]) == ("4", "other"), fourth
+    assert aws.publish_version(FunctionName="staged")["Version"] == "4"
+    # What has failed is not what serves.
+    aws.update_function_configuration(FunctionName="staged", ImageConfig=UNABLE)
+    unable = aws.get_waiter("function_updated")
+    try:
+        unable.wait(FunctionName="staged", WaiterConfig={"Delay": 1})
+    except WaiterError as error:
+        assert "Failed" in str(error), error
+    else:
+        raise AssertionError("it cannot be updated so")
+    with refused("ResourceConflictException", 409, "has failed"):
+        aws.publish_version(FunctionName="staged")
+    aws.delete_function(FunctionName="staged")
+
+
+def waiters():
+    """Each waiter of the client's ends as it does at AWS."""
+    aws = client()
+
+    def wait(name, **of):
+        aws.get_waiter(name).wait(WaiterConfig={"Delay": 1}, **of)
+
+    made = aws.create_function(FunctionName="awaited", Publish=True, **FUNCTION)
+    assert (made["Version"], made["State"], made["FunctionArn"]) == ("1", "Pending", arn("awaited", "1")), made
+    wait("function_exists", FunctionName="awaited")
+    wait("published_version_active", FunctionName="awaited", Qualifier="1")
+    wait("function_active", FunctionName="awaited")
+    assert ask(aws, "awaited", 5, Qualifier="1")[0]["ExecutedVersion"] == "1"
+    aws.update_function_configuration(FunctionName="awaited", Timeout=50)
+    wait("function_updated", FunctionName="awaited")
+    published = aws.update_function_code(FunctionName="awaited", ImageUri="hello-python:1", Publish=True)
+    assert published["Version"] == "2" and published["Timeout"] == 50, published
+    with refused("ResourceConflictException", 409):
+        aws.update_function_code(FunctionName="awaited", ImageUri="hello-python:1", Publish=True)
+    wait("published_version_active", FunctionName="awaited", Qualifier="2")
+    listed = aws.list_versions_by_function(FunctionName="awaited")["Versions"]
+    assert [version["Version"] for version in listed] == ["$LATEST", "1", "2"], listed
+
+    # A version that cannot be made is none, and its number is not given again.
+    aws.create_function(FunctionName="unable", Publish=True, **{**FUNCTION, "ImageConfig": UNABLE})
+    for name, of in [("function_active", {}), ("published_version_active", {"Qualifier": "1"})]:
+        try:
+            wait(name, FunctionName="unable", **of)
+        except WaiterError:
+            pass
+        else:
+            raise AssertionError(f"{name}: it cannot come up")
+    with refused("ResourceNotFoundException", 404):
+        aws.get_function(FunctionName="unable", Qualifier="1")
+    assert "exit" in aws.get_function_configuration(FunctionName="unable")["StateReason"]
+    aws.delete_function(FunctionName="unable")
+    aws.delete_function(FunctionName="awaited")
 
 
 def hasty_ends():

@@ -99,6 +99,8 @@ def zips():
     aws.publish_version(FunctionName="zip", CodeSha256=sha256(one))
     published = aws.update_function_code(FunctionName="zip", ZipFile=two, Publish=True)
     assert published["Version"] == "2" and published["CodeSha256"] == sha256(two), published
+    assert published["State"] == "Pending", published
+    aws.get_waiter("published_version_active").wait(FunctionName="zip", Qualifier="2", WaiterConfig={"Delay": 1})
     for qualifier, said in [("1", "one"), ("2", "two"), ("$LATEST", "two")]:
         assert ask(aws, "zip", Qualifier=qualifier)[1]["said"] == said, qualifier
     first = aws.get_function(FunctionName="zip", Qualifier="1")
@@ -354,6 +356,7 @@ def before_the_crash():
     """Two versions, and one change that is under way."""
     aws = client()
     aws.create_function(FunctionName="kept", Code={"ZipFile": python("one")}, Publish=True, **PYTHON)
+    aws.get_waiter("published_version_active").wait(FunctionName="kept", Qualifier="1", WaiterConfig={"Delay": 1})
     aws.update_function_code(FunctionName="kept", ZipFile=python("two"))
     updated(aws, "kept")
     hangs = zipped(("mine.py", "import time\ntime.sleep(99999)"))
