@@ -442,6 +442,7 @@ fn tell_head(
         close: !call.keeps,
         keep_alive: call.minor == 0 && call.keeps,
         upgrade: facts.upgrade.filter(|_| switches),
+        is_own: false,
         timing: timing.as_deref(),
         unix_s: client.lane.unix_s(),
     };

@@ -12,7 +12,7 @@ use skiff_types::{Protocol, limits};
 
 use crate::answer::{self, Own};
 use crate::exchange;
-use crate::forward::{self, Client};
+use crate::forward::{self, Client, Scope};
 use crate::h1::body::{self, BodyError, Decoder, Step};
 use crate::h1::fields::{self, Facts, FramingError};
 use crate::h1::inbox::{BODY_BYTES, Inbox};
@@ -201,6 +201,7 @@ impl Conn {
         let keeps = keeps && client.watched.word() == Word::GoOn && self.skip_body();
         let reply = Reply {
             close: !keeps,
+            is_own: client.scope == Scope::Revisions,
             unix_s: client.lane.unix_s(),
             ..Reply::default()
         };

@@ -69,8 +69,8 @@ pub use config::GatewayConfig;
 pub use gateway::{AddError, Gateway, ServiceCount};
 pub use metrics::MetricsSnapshot;
 pub use port::{
-    ColdPhases, Demand, Load, Records, RequestRecord, RevisionRoute, ServiceRoute, Upstream,
-    WakeError,
+    ColdPhases, Demand, Load, OWN_ANSWER, Records, RequestRecord, RevisionRoute, ServiceRoute,
+    Upstream, WakeError,
 };
 pub use serve::{DrainError, InnerHandle, ServeError, ServeHandle};
 pub use table::RouteError;

@@ -8,6 +8,10 @@ use futures_util::future::BoxFuture;
 use skiff_base::{ByteStream, Monotonic};
 use skiff_types::{InstanceId, IsolationClass, ProjectId, Protocol, RevisionId, ServiceName, Tag};
 
+/// On connections from within this process, a header of the gateway's own
+/// answers: no instance has said that.
+pub const OWN_ANSWER: &str = "x-skiff-own-answer";
+
 /// An instance as the gateway sees it: something to connect to.
 pub trait Upstream: Debug + Send + Sync + 'static {
     /// Which instance.

@@ -665,13 +665,21 @@ fn a_connection_within_the_process_leads_to_revisions_by_name() {
         answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(&name),
         "{answer}"
     );
+    // Whoever asks from within is told who has answered.
+    assert!(!answer.contains("x-skiff-own-answer"), "{answer}");
     for stranger in ["hello-00009.000000000001", "hello-00001", HOST] {
-        assert!(ask(stranger).starts_with("HTTP/1.1 404 "), "{stranger}");
+        let answer = ask(stranger);
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{stranger}");
+        assert!(answer.contains("\r\nx-skiff-own-answer: "), "{answer}");
     }
     wait_for("its record", || rig.records().len() == 1);
     let mut outside = rig.client();
     outside.send(format!("GET / HTTP/1.1\r\nhost: {name}\r\n\r\n"));
-    assert_eq!(outside.message().status(), 404);
+    let answer = outside.message();
+    assert_eq!(
+        (answer.status(), answer.field("x-skiff-own-answer")),
+        (404, None)
+    );
 }
 
 #[test]

@@ -9,7 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use http::response::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Frame, Incoming};
 use serde::de::IgnoredAny;
@@ -21,7 +22,7 @@ use tokio::sync::mpsc;
 
 use super::cache::View;
 use super::call::{Call, Reply, invalid};
-use super::links::{Link, LinkError};
+use super::links::{Link, LinkError, ended_early};
 use super::policies::allows;
 use super::sign::EVENT_BYTES_MAX;
 use super::{Front, not_yours};
@@ -167,21 +168,17 @@ impl Front {
         invocation: Invocation,
     ) -> Result<Reply, Unanswered> {
         let id = invocation.request_id.clone();
-        let request = request(invocation, way).map_err(|error| Unanswered {
-            error,
-            is_untouched: true,
-        })?;
         let invoked = tokio::time::timeout(DEADLINE, async {
-            let (response, link) = self.links.send(&*self.revisions, request).await?;
+            let (response, link) = self.send(way, invocation).await?;
             let (parts, body) = response.into_parts();
             let read = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
             if read.is_ok() {
                 self.links.keep(link);
             }
-            Ok::<_, LinkError>((parts, read.map(|read| read.to_bytes())))
+            Ok::<_, Unanswered>((parts, read.map(|read| read.to_bytes())))
         });
         let (parts, body) = match invoked.await {
-            Ok(answered) => answered.map_err(broken)?,
+            Ok(answered) => answered?,
             Err(_) => return Ok(timed_out(&id, way)),
         };
         let body = match body {
@@ -200,7 +197,7 @@ impl Front {
             Err(_) => return Ok(exited(&id, way, "its answer ended early")),
         };
         if parts.status != StatusCode::OK {
-            return refused(&id, way, parts.status, &body);
+            return refused(&id, way, &parts, &body);
         }
         let mut reply = Reply {
             status: StatusCode::OK,
@@ -211,6 +208,19 @@ impl Front {
         reply.headers.insert(http::header::CONTENT_TYPE, json);
         self.warn_of_role(way, &mut reply.headers);
         Ok(reply)
+    }
+
+    async fn send(
+        &self,
+        way: &Way,
+        invocation: Invocation,
+    ) -> Result<(Response<Incoming>, Link), Unanswered> {
+        let request = request(invocation, way).map_err(|error| Unanswered {
+            error,
+            is_untouched: true,
+        })?;
+        let sent = self.links.hand_in(&*self.revisions, request).await;
+        sent.map_err(broken)
     }
 
     pub(crate) async fn invoke_streaming(
@@ -248,22 +258,21 @@ impl Front {
         place: Option<Place>,
     ) -> Result<Begun, LambdaError> {
         let id = invocation.request_id.clone();
-        let sent = self.links.send(&*self.revisions, request(invocation, way)?);
+        let sent = self.send(way, invocation);
         let sent = tokio::time::timeout(DEADLINE, sent).await;
         let (response, link) = sent
             .map_err(|_| LambdaError::new(Code::Service, "the function did not answer in time"))?
-            .map_err(|error| LambdaError::from(broken(error)))?;
-        if response.status() == StatusCode::OK {
-            let (head, body) = response.into_parts();
+            .map_err(LambdaError::from)?;
+        let (head, body) = response.into_parts();
+        if head.status == StatusCode::OK {
             return Ok(Begun::Answer(
                 head.headers,
                 self.pieces(body, (place, link)),
             ));
         }
-        let status = response.status();
-        let read = Limited::new(response.into_body(), 4096).collect().await;
+        let read = Limited::new(body, 4096).collect().await;
         let text = read.map(|read| read.to_bytes()).unwrap_or_default();
-        Ok(Begun::Failed(refused(&id, way, status, &text)?))
+        Ok(Begun::Failed(refused(&id, way, &head, &text)?))
     }
 
     /// Reads a streamed answer to its end, also when nobody takes it any more:
@@ -488,8 +497,10 @@ fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
     }
 }
 
-/// A function's answer is 200: everything else is the gateway's own.
-fn refused(id: &str, way: &Way, status: StatusCode, text: &[u8]) -> Result<Reply, Unanswered> {
+/// A function's answer is 200: everything else is the gateway's own, or of who
+/// hands an instance its events.
+fn refused(id: &str, way: &Way, head: &Parts, text: &[u8]) -> Result<Reply, Unanswered> {
+    let status = head.status;
     let text: String = String::from_utf8_lossy(text)
         .trim()
         .chars()
@@ -498,6 +509,7 @@ fn refused(id: &str, way: &Way, status: StatusCode, text: &[u8]) -> Result<Reply
     let error = match status {
         StatusCode::GATEWAY_TIMEOUT => return Ok(timed_out(id, way)),
         StatusCode::BAD_GATEWAY => return Ok(exited(id, way, &text)),
+        _ if ended_early(status, &head.headers) => LambdaError::new(Code::Service, text),
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             let reason = match way.reserved {
                 Some(_) => "ReservedFunctionConcurrentInvocationLimitExceeded",

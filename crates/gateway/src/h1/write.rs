@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use crate::answer::Own;
 use crate::h1::fields::{self, Facts, Field, Kind, TRACEPARENT_BYTES};
 use crate::h1::parse::ResponseHead;
+use crate::port::OWN_ANSWER;
 
 /// How a message's body is framed where it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub(crate) struct Reply<'a> {
     pub(crate) keep_alive: bool,
     /// The protocol that is switched to.
     pub(crate) upgrade: Option<&'a [u8]>,
+    /// Says that no instance has answered.
+    pub(crate) is_own: bool,
     /// A `Server-Timing`.
     pub(crate) timing: Option<&'a str>,
     /// Seconds since 1970.
@@ -280,6 +283,9 @@ fn end_to_end<'a>(
 }
 
 fn put_reply(out: &mut Vec<u8>, has_date: bool, reply: Reply<'_>) {
+    if reply.is_own {
+        fields::put(out, OWN_ANSWER.as_bytes(), b"true");
+    }
     if let Some(timing) = reply.timing {
         fields::put(out, b"server-timing", timing.as_bytes());
     }
