@@ -457,7 +457,8 @@ signed() { # METHOD PATH [BODY]
 # Ten callers at once start them, which does not happen one after the other.
 # Each has one of the requests; none of these ends before all have come.
 ten() {
-  say deploy microvm ten testapp:1 --memory 32 --concurrency 1 --max 10
+  # The wait for a machine is in a request's time.
+  say deploy microvm ten testapp:1 --memory 32 --concurrency 1 --max 10 --timeout 86400
   check ten_machines_are_deployed ended 0
   requests=
   for number in 1 2 3 4 5 6 7 8 9 10; do

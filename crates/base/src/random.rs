@@ -27,3 +27,10 @@ pub fn u64() -> u64 {
     fill(&mut bytes);
     u64::from_ne_bytes(bytes)
 }
+
+/// The root of a trace that begins at this second since 1970 (AWS X-Ray,
+/// "Tracing header").
+#[must_use]
+pub fn trace_root(unix_s: u64) -> String {
+    format!("Root=1-{unix_s:08x}-{:016x}{:08x}", u64(), u32())
+}

@@ -423,15 +423,19 @@ fn cloud_events_are_events_in_every_mode() {
     let _out = server.cli(&["rm", "cloud-exits"]).ok();
 }
 
+fn wait_until_paused(server: &Server, name: &str) {
+    wait_for("the idle instance is paused", 30, || {
+        let service = server.json(&["describe", name]);
+        (service["instances"][0]["state"] == "paused").then_some(())
+    });
+}
+
 #[test]
 fn idle_functions_are_frozen_and_thawed_by_the_next_event() {
     let server = server();
     let host = deploy(&server, "idle", "shell", &[]);
     assert_eq!(good(invoke(&server, &host, "1")), "1");
-    wait_for("the idle instance is paused", 30, || {
-        let service = server.json(&["describe", "idle"]);
-        (service["instances"][0]["state"] == "paused").then_some(())
-    });
+    wait_until_paused(&server, "idle");
     let before = server.instances("idle");
     assert_eq!(good(invoke(&server, &host, "2")), "2");
     assert_eq!(server.instances("idle"), before);
@@ -488,10 +492,7 @@ fn a_dead_warm_instance_costs_its_callers_one_retry_at_most() {
     let server = server();
     let host = deploy(&server, "dead", "shell", &[]);
     assert_eq!(good(invoke(&server, &host, "1")), "1");
-    wait_for("the idle instance is paused", 30, || {
-        let service = server.json(&["describe", "dead"]);
-        (service["instances"][0]["state"] == "paused").then_some(())
-    });
+    wait_until_paused(&server, "dead");
     let runtimes = processes(&server, |pid| {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let mut variables = environment.split(|byte| *byte == 0);

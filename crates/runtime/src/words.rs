@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::HeaderValue;
 use serde::Serialize;
+use skiff_base::random;
 use skiff_types::limits::EVENT_BYTES_MAX;
 use skiff_wire::launcher::Exit;
 
@@ -87,8 +88,8 @@ fn name(signal: i32) -> String {
 
 /// A random UUID (RFC 9562, version 4).
 pub(crate) fn uuid() -> String {
-    let high = (skiff_base::random::u64() & 0xffff_ffff_ffff_0fff) | 0x4000;
-    let low = (skiff_base::random::u64() & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000;
+    let high = (random::u64() & 0xffff_ffff_ffff_0fff) | 0x4000;
+    let low = (random::u64() & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000;
     format!(
         "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
         high >> 32,
@@ -101,12 +102,8 @@ pub(crate) fn uuid() -> String {
 
 /// AWS's name of a trace that begins now and that nobody samples.
 pub(crate) fn trace(unix_s: u64) -> HeaderValue {
-    let [begin, rest, parent] = [(); 3].map(|()| skiff_base::random::u64());
-    let text = format!(
-        "Root=1-{:08x}-{:08x}{rest:016x};Parent={parent:016x};Sampled=0",
-        unix_s & 0xffff_ffff,
-        begin & 0xffff_ffff,
-    );
+    let (root, parent) = (random::trace_root(unix_s), random::u64());
+    let text = format!("{root};Parent={parent:016x};Sampled=0");
     // It is digits and letters.
     HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("Sampled=0"))
 }

@@ -400,14 +400,13 @@ impl Told<'_> {
     }
 }
 
-/// The caller's trace, or a new one (AWS X-Ray, "Tracing header").
+/// The caller's trace, or a new one.
 fn trace_id(headers: &HeaderMap, now_ms: u64) -> String {
     let trace = headers.get(TRACE_ID).and_then(|trace| trace.to_str().ok());
     if let Some(trace) = trace.filter(|trace| trace.len() <= TRACE_BYTES_MAX) {
         return trace.to_owned();
     }
-    let (high, low) = (skiff_base::random::u64(), skiff_base::random::u32());
-    format!("Root=1-{:08x}-{high:016x}{low:08x}", now_ms / 1000)
+    skiff_base::random::trace_root(now_ms / 1000)
 }
 
 /// A streamed answer.
