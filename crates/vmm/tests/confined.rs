@@ -317,7 +317,8 @@ impl Launcher {
     fn waiting(&self, count: usize) -> BTreeSet<u32> {
         wait_for("monitors that wait", || {
             let waiting = monitors(self, "--await-fd");
-            (waiting.len() == count).then_some(waiting)
+            let all_wait = waiting.iter().all(|pid| sleeps(*pid));
+            (waiting.len() == count && all_wait).then_some(waiting)
         })
     }
 
@@ -338,6 +339,17 @@ fn monitors(launcher: &Launcher, word: &str) -> BTreeSet<u32> {
     };
     let children = children.split_whitespace().filter(has_word);
     children.map(|child| child.parse().unwrap()).collect()
+}
+
+/// Whether it has come to its program, and to where it waits there: in the midst
+/// of its execve the launcher does not take it for one that waits.
+fn sleeps(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| {
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.starts_with(" S"))
+    })
 }
 
 /// Whether a process of the host's lives.
