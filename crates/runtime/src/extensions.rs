@@ -19,10 +19,9 @@ use skiff_wire::agent::ExecExit;
 use skiff_wire::launcher::{EXTENSIONS, ProcessSpec};
 use tokio::time::timeout;
 
-use crate::bridge::Bridge;
+use crate::bridge::{Bridge, SIGKILL};
 use crate::words;
 
-const SIGKILL: i32 = 9;
 /// How long an extension's last words are waited for.
 const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
 /// How long an instance's own end may come after that of an extension which

@@ -17,10 +17,10 @@ use skiff_wire::launcher::{Exit, Stats};
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
 
+use crate::bridge::SIGKILL;
+
 const CONNECTIONS_MAX: usize = 16;
 const PIPE_BYTES: usize = 64 * 1024;
-
-const SIGKILL: i32 = 9;
 
 /// A machine whose guest does nothing that it is told, unless it is an obedient
 /// one: it ends by its destruction.

@@ -9,10 +9,9 @@ use skiff_sandbox::{ExecRequest, Executed, Listeners, Sandbox, SandboxError};
 use skiff_types::{InstanceId, IsolationClass};
 use skiff_wire::launcher::{Exit, Stats};
 
-use crate::bridge::{Bridge, Reason};
+use crate::bridge::{Bridge, Reason, SIGKILL};
 use crate::invoke;
 
-const SIGKILL: i32 = 9;
 /// What a connection of the gateway's holds on its way.
 const PIPE_BYTES: usize = 64 * 1024;
 /// How long subscribers may take what they are told before it stands.
