@@ -60,16 +60,15 @@ zipped() { (cd "$work/zips" && python3 -m zipfile -c "$root/zips/$1.zip" "$2"); 
 zipped layer said
 zipped own bootstrap
 zipped mine mine.py
-# The small one with an extension.
-cp -a "$functions/small-function" "$root/images/watched-function"
-install -D -m 0755 "$here/watcher" "$work/watched/opt/extensions/watcher"
-tar --create --owner=0 --group=0 --file "$work/watched.tar" --directory "$work/watched" opt
-umoci raw add-layer --image "$root/images/watched-function:1" "$work/watched.tar" >&2
-# The same with one that cannot be executed.
-cp -a "$functions/small-function" "$root/images/plain-function"
-install -D -m 0644 "$here/watcher" "$work/plain/opt/extensions/plain"
-tar --create --owner=0 --group=0 --file "$work/plain.tar" --directory "$work/plain" opt
-umoci raw add-layer --image "$root/images/plain-function:1" "$work/plain.tar" >&2
+# The small one with an extension, and with one that cannot be executed.
+extended() { # NAME EXTENSION MODE
+  cp -a "$functions/small-function" "$root/images/$1-function"
+  install -D -m "$3" "$here/watcher" "$work/$1/opt/extensions/$2"
+  tar --create --owner=0 --group=0 --file "$work/$1.tar" --directory "$work/$1" opt
+  umoci raw add-layer --image "$root/images/$1-function:1" "$work/$1.tar" >&2
+}
+extended watched watcher 0755
+extended plain plain 0644
 # Here rather than on an emulated processor.
 read -r package _ < <("$here/../machine/package.sh" linux-image-cloud-amd64)
 "$skiff" kernel install --data-dir "$root/var/lib/skiff" --agent "$root/usr/bin/skiff-agent" \

@@ -578,10 +578,7 @@ fn an_http2_stream_under_way_ends_while_draining() {
     let address = rig.address;
     std::thread::scope(|scope| {
         let client = scope.spawn(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = runtime();
             runtime.block_on(async {
                 let mut sender = h2(address).await;
                 let answer = sender.send_request(post("slow")).await.unwrap();
@@ -691,10 +688,7 @@ fn http2_clients_reach_http1_instances() {
         s.lock().unwrap().push(request.head.clone());
         ok(&request.text())
     }));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = runtime();
     let address = rig.address;
     runtime.block_on(async {
         let mut sender = h2(address).await;
@@ -732,10 +726,7 @@ fn an_http2_stream_times_out_alone() {
             raw.send(ok("quick"));
         }
     }));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = runtime();
     let address = rig.address;
     runtime.block_on(async {
         let mut sender = h2(address).await;
@@ -766,10 +757,7 @@ fn an_http2_streams_deadline_is_not_its_connections() {
     rig.gateway
         .add_instance(&revision(2), silent, None)
         .unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = runtime();
     runtime.block_on(async {
         let mut sender = h2(rig.address).await;
         let mut slow = std::pin::pin!(sender.send_request(post("slow")));
@@ -787,6 +775,12 @@ fn an_http2_streams_deadline_is_not_its_connections() {
         gate.wait();
         assert_eq!(collect(slow.await.unwrap()).await, b"slow");
     });
+}
+
+/// A client's, of one thread.
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap()
 }
 
 type Full = http_body_util::Full<bytes::Bytes>;
@@ -904,10 +898,7 @@ fn what_outlives_its_client_keeps_its_instance_busy() {
 #[test]
 fn an_http2_stream_that_is_reset_keeps_its_instance_busy() {
     let (rig, gate) = outliving();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = runtime();
     runtime.block_on(async {
         let mut sender = h2(rig.address).await;
         let mut slow = std::pin::pin!(sender.send_request(post("slow")));

@@ -53,6 +53,12 @@ impl FunctionName {
     pub const fn service(&self) -> &ServiceName {
         &self.service
     }
+
+    /// Whether it is its service's name, too.
+    #[must_use]
+    pub fn is_services(&self) -> bool {
+        *self.name == *self.service.as_str()
+    }
 }
 
 impl FromStr for FunctionName {

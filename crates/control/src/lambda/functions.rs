@@ -104,9 +104,8 @@ impl Front {
         self.settle_code(&mut config)?;
         let tags = wanted.tags.unwrap_or_default();
         check_tags(&tags)?;
-        let is_services = name.as_str() == name.service().as_str();
         let mut record = FunctionRecord {
-            name: (!is_services).then(|| name.clone()),
+            name: (!name.is_services()).then(|| name.clone()),
             latest: config.clone(),
             last_version: 0,
             versions: BTreeMap::new(),

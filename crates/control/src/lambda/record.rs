@@ -50,7 +50,7 @@ impl FunctionRecord {
     pub(crate) fn is_named(&self, name: &FunctionName) -> bool {
         match &self.name {
             Some(own) => own == name,
-            None => name.as_str() == name.service().as_str(),
+            None => name.is_services(),
         }
     }
 }

@@ -167,6 +167,16 @@ def updated(aws, name):
     aws.get_waiter("function_updated_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1})
 
 
+def waits_in_vain(aws, waiter, name):
+    """What it waits for fails."""
+    try:
+        aws.get_waiter(waiter).wait(FunctionName=name, WaiterConfig={"Delay": 1})
+    except WaiterError as error:
+        assert "Failed" in str(error), error
+    else:
+        raise AssertionError(f"{waiter}: {name} cannot come to that")
+
+
 def ask(aws, name, event=None, **more):
     reply = aws.invoke(FunctionName=name, Payload=json.dumps(event), **more)
     assert reply["StatusCode"] == 200, reply
@@ -249,13 +259,7 @@ def failures():
     with refused("NotImplementedException", 501, "CreateFunction"):
         aws.list_code_signing_configs()
     aws.create_function(FunctionName="broken", **{**FUNCTION, "ImageConfig": UNABLE})
-    waiter = aws.get_waiter("function_active_v2")
-    try:
-        waiter.wait(FunctionName="broken", WaiterConfig={"Delay": 1})
-    except Exception as error:
-        assert "Failed" in str(error), error
-    else:
-        raise AssertionError("it cannot become active")
+    waits_in_vain(aws, "function_active_v2", "broken")
     got = aws.get_function_configuration(FunctionName="broken")
     assert got["State"] == "Failed" and got["StateReason"], got
     with refused("ResourceConflictException", 409):
@@ -428,13 +432,7 @@ def versions():
     assert aws.publish_version(FunctionName="staged")["Version"] == "4"
     # What has failed is not what serves.
     aws.update_function_configuration(FunctionName="staged", ImageConfig=UNABLE)
-    unable = aws.get_waiter("function_updated")
-    try:
-        unable.wait(FunctionName="staged", WaiterConfig={"Delay": 1})
-    except WaiterError as error:
-        assert "Failed" in str(error), error
-    else:
-        raise AssertionError("it cannot be updated so")
+    waits_in_vain(aws, "function_updated", "staged")
     with refused("ResourceConflictException", 409, "has failed"):
         aws.publish_version(FunctionName="staged")
     aws.delete_function(FunctionName="staged")
