@@ -26,6 +26,8 @@ extensions() {
   # It has two seconds, whatever the machine's speed.
   told() { logged 'the watcher ends: .*timeout' || { fails watched '"sleep"' Sandbox.Timedout 'timed out' && false; }; }
   check an_extension_is_told_of_a_timeout soon told
+  check a_watched_function_ends fails watched '"exit 3"' Runtime.ExitError 'exit status 3'
+  check an_extension_is_told_of_a_failure soon logged 'the watcher ends: .*failure'
   say skiff rm watched
   check a_watched_function_is_removed ended 0
 

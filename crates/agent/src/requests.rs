@@ -391,7 +391,12 @@ impl Agent {
                         exec,
                         exit: ExecExit { code, signal },
                     };
-                    self.exited(of_exec(sandbox, exec), told);
+                    if exec == launcher::FIRST_PROCESS {
+                        // What it has to say, its sandbox's end waits for.
+                        self.post(&told);
+                    } else {
+                        self.exited(of_exec(sandbox, exec), told);
+                    }
                 }
                 Ok(Some((launcher::Answer::Reply { id, result }, fds))) => {
                     if let Some(waiting) = self.waiting.remove(&id) {

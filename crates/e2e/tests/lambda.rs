@@ -395,6 +395,17 @@ fn an_extension_is_told_of_a_timeout() {
 }
 
 #[test]
+fn an_extension_is_told_that_its_runtime_has_failed() {
+    let (server, world) = shared();
+    world.extension("survives");
+    let words = "survivor gets SHUTDOWN failure";
+    wait_for(words, 60, || {
+        let log = server.cli(&["logs", "survives"]).ok();
+        (log.matches(words).count() == 2).then_some(())
+    });
+}
+
+#[test]
 fn an_extension_that_cannot_start_ends_the_start() {
     let (_server, world) = shared();
     world.extension("refuses");

@@ -7,8 +7,11 @@ mod support;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use skiff_base::{Clock as _, SystemClock};
 use skiff_types::InstanceId;
-use skiff_wire::launcher::{EXTENSIONS_MAX, ExecSpec, Reply, Request, SandboxSpec, Stdio};
+use skiff_wire::launcher::{
+    EXTENSIONS_MAX, ExecSpec, FIRST_PROCESS, LINGER, Reply, Request, SandboxSpec, Stdio,
+};
 use support::{Client, Launcher, Layer, Running, add_busybox, layer, shell};
 
 /// An image with these extensions.
@@ -61,6 +64,12 @@ fn beside(client: &mut Client, layer: &Layer, sandbox: InstanceId, script: &str)
     out
 }
 
+fn kill(client: &mut Client, sandbox: InstanceId) {
+    let signal = 9;
+    let killed = client.ask(Request::Signal { sandbox, signal });
+    assert_eq!(killed, Ok(Reply::Done));
+}
+
 #[test]
 fn a_function_begins_when_it_is_told_to() {
     let image = extended(&["two", "one"]);
@@ -79,6 +88,13 @@ fn a_function_begins_when_it_is_told_to() {
     let known = client.ask(Request::Extensions { sandbox });
     assert_eq!(known, Ok(Reply::Extensions(extensions)));
     assert_eq!(client.ask(Request::Begin { sandbox }), Ok(Reply::Done));
+    assert_eq!(client.exec_exit(FIRST_PROCESS), (Some(3), None));
+    // What is beside it goes on, until all is ended.
+    let told = beside(&mut client, &image, sandbox, "cat /began");
+    assert_eq!(told, "before\n");
+    let signal = 15;
+    assert!(client.ask(Request::Signal { sandbox, signal }).is_err());
+    kill(&mut client, sandbox);
     let exit = client.exit_of(sandbox);
     let running = Running {
         sandbox,
@@ -101,7 +117,12 @@ fn a_function_that_cannot_begin_says_why() {
     let sandbox = spec.sandbox;
     let (outputs, _) = hold(&mut client, spec);
     assert_eq!(client.ask(Request::Begin { sandbox }), Ok(Reply::Done));
+    assert_eq!(client.exec_exit(FIRST_PROCESS), (Some(127), None));
+    // It waits for its extensions as long as they may take, and ends.
+    let (clock, ended) = (SystemClock, SystemClock.now());
     assert_eq!(client.exit_of(sandbox).code, Some(127));
+    let lingered = clock.now().since(ended);
+    assert!(lingered > LINGER / 2, "{lingered:?}");
     let running = Running {
         sandbox,
         steps_us: Vec::new(),
@@ -120,9 +141,7 @@ fn a_function_that_is_held_ends_as_any_other() {
     let spec = shell(&[&image], "echo begun");
     let sandbox = spec.sandbox;
     let (_outputs, _) = hold(&mut client, spec);
-    let signal = 9;
-    let killed = client.ask(Request::Signal { sandbox, signal });
-    assert_eq!(killed, Ok(Reply::Done));
+    kill(&mut client, sandbox);
     assert_eq!(client.exit_of(sandbox).signal, Some(9));
     client.destroy(sandbox);
     let spec = shell(&[&image], "echo begun");

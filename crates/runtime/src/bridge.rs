@@ -9,6 +9,7 @@ use http::HeaderValue;
 use skiff_base::{Clock, Monotonic, chain};
 use skiff_sandbox::{Sandbox, SandboxError};
 use skiff_types::FunctionLaunch;
+use skiff_wire::agent::ExecExit;
 use skiff_wire::launcher::Exit;
 use skiff_worker::OutputTap;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,6 +26,8 @@ const SIGSTOP: i32 = 19;
 const SHUTDOWN: Duration = Duration::from_millis(2000);
 /// How long a runtime's standing still is waited for.
 const STOP_WAIT: Duration = Duration::from_secs(1);
+/// How long the reporting of an invocation that has failed is waited for.
+const REPORT_WAIT: Duration = Duration::from_secs(1);
 /// How long a runtime's end is waited for after SIGKILL, and after its
 /// sandbox's destruction.
 const KILL_WAIT: Duration = Duration::from_secs(10);
@@ -139,6 +142,7 @@ pub(crate) enum Origin {
 pub(crate) enum Reason {
     Spindown,
     Timeout,
+    Failure,
 }
 
 impl Reason {
@@ -146,6 +150,7 @@ impl Reason {
         match self {
             Self::Spindown => "spindown",
             Self::Timeout => "timeout",
+            Self::Failure => "failure",
         }
     }
 }
@@ -279,7 +284,8 @@ impl Bridge {
         })?;
         let words = String::from_utf8_lossy(&body[..body.len().min(1024)]).into_owned();
         self.journal.note(format!("init error: {words}")).await;
-        self.kill().await;
+        self.told_of_end().await;
+        self.wind_up(Reason::Failure).await;
         Ok(())
     }
 
@@ -391,7 +397,10 @@ impl Bridge {
         if is_end {
             let note = format!("{kind}: the extension {name}: {how}");
             self.journal.note(note).await;
-            self.kill().await;
+            // Whoever says that it cannot go on is not told so.
+            self.change(|state| state.running.remove(name));
+            self.told_of_end().await;
+            self.wind_up(Reason::Failure).await;
         }
     }
 
@@ -413,7 +422,42 @@ impl Bridge {
         Err("its runtime has not asked for an event")
     }
 
-    /// The runtime's process has ended.
+    /// The runtime has ended by itself, which extensions outlive: they have
+    /// their time, and the instance ends.
+    pub async fn runtime_ended(&self, ended: ExecExit) {
+        let used = timeout(STOP_WAIT, self.sandbox.stats()).await;
+        let exit = Exit {
+            code: ended.code,
+            signal: ended.signal,
+            out_of_memory: used.is_ok_and(|used| used.is_ok_and(|used| used.oom_kills > 0)),
+            cpu_us: 0,
+            memory_peak_bytes: 0,
+        };
+        let is_ending = self.change(|state| {
+            state.machine.end();
+            state.end.get_or_insert(End::Exit(exit));
+            state.waiting = None;
+            state.shutting_down
+        });
+        if !is_ending {
+            self.told_of_end().await;
+            self.shut_down(Reason::Failure).await;
+            self.kill().await;
+        }
+    }
+
+    /// Waits until an invocation that it ends is reported, so that telemetry has
+    /// that before `SHUTDOWN` comes.
+    async fn told_of_end(&self) {
+        let _late = timeout(REPORT_WAIT, self.turn.lock()).await;
+    }
+
+    /// Whether it takes no event any more.
+    pub fn has_ended(&self) -> bool {
+        self.lock().end.is_some()
+    }
+
+    /// The instance's end is known.
     pub fn has_exited(&self, exit: Exit) {
         self.change(|state| {
             state.machine.end();
@@ -468,13 +512,16 @@ impl Bridge {
             .await;
     }
 
-    /// Tells the extensions that want it of the end, and waits until they
-    /// have gone quiet, for as long as they have. After a timeout those that the
-    /// runtime has started stand still with it and are told nothing.
+    /// Tells the extensions that want it of the end, once, and waits until they
+    /// have gone quiet, for as long as they have. After a timeout and a failure
+    /// those that the runtime has started stand still with it, or have ended with
+    /// it, and are told nothing.
     pub async fn shut_down(&self, reason: Reason) {
         let deadline_unix_ms = self.unix_ms_in(SHUTDOWN);
         let told = self.change(|state| {
-            state.shutting_down = true;
+            if std::mem::replace(&mut state.shutting_down, true) {
+                return Vec::new();
+            }
             let told = state.to_shut_down(reason);
             for number in &told {
                 let event = ExtensionEvent::Shutdown {
@@ -698,14 +745,14 @@ impl Bridge {
         let note = format!("{id} Task timed out after {seconds}.00 seconds");
         self.journal.note(note).await;
         self.journal.done(late).await;
-        self.wind_up().await;
+        self.wind_up(Reason::Timeout).await;
     }
 
     /// It has not come to its next event in time, whom nobody waits for.
     async fn cut_short(&self, why: &str) {
         self.take_no_more();
         self.journal.note(why.to_owned()).await;
-        self.wind_up().await;
+        self.wind_up(Reason::Timeout).await;
     }
 
     fn take_no_more(&self) {
@@ -717,11 +764,12 @@ impl Bridge {
         });
     }
 
-    async fn wind_up(&self) {
-        let has_extensions = !self.lock().to_shut_down(Reason::Timeout).is_empty();
+    /// Ends what runs. The runtime stands still while extensions have their time.
+    async fn wind_up(&self, reason: Reason) {
+        let has_extensions = !self.lock().to_shut_down(reason).is_empty();
         if has_extensions && let Ok(Ok(())) = timeout(STOP_WAIT, self.sandbox.signal(SIGSTOP)).await
         {
-            self.shut_down(Reason::Timeout).await;
+            self.shut_down(reason).await;
         }
         self.kill().await;
     }
@@ -804,9 +852,11 @@ impl State {
     /// Those that are told of this end.
     fn to_shut_down(&self, reason: Reason) -> Vec<u64> {
         let mut told = self.machine.to_shut_down();
-        told.retain(|number| {
-            reason == Reason::Spindown || self.machine.external(*number).is_some()
-        });
+        let runs = |number| {
+            let external = self.machine.external(number);
+            external.is_some_and(|name| self.running.contains(name))
+        };
+        told.retain(|number| reason == Reason::Spindown || runs(*number));
         told
     }
 

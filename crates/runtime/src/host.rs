@@ -82,8 +82,12 @@ impl FunctionHost for Functions {
         let ending = (sandbox.clone(), bridge.clone());
         tasks.spawn("runtime exit", async move {
             let (sandbox, bridge) = ending;
-            let exit = sandbox.exited().await;
-            bridge.has_exited(exit);
+            tokio::select! {
+                biased;
+                exit = sandbox.exited() => return bridge.has_exited(exit),
+                ended = sandbox.first_ended() => bridge.runtime_ended(ended).await,
+            }
+            bridge.has_exited(sandbox.exited().await);
         });
         lock(&self.bridges).insert(sandbox.id(), bridge.clone());
         Arc::new(FunctionSandbox {

@@ -36,7 +36,8 @@ pub(crate) struct Freezer {
 impl Freezer {
     async fn freeze(&self, bridge: &Bridge) -> Result<(), SandboxError> {
         let _alone = self.steering.lock().await;
-        if !self.wanted.load(Ordering::SeqCst) {
+        // One that has ended has extensions at most, which come to their ends.
+        if !self.wanted.load(Ordering::SeqCst) || bridge.has_ended() {
             return Ok(());
         }
         bridge.journal.telemetry.stand(true);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use skiff_base::{ByteStream, Listener};
 use skiff_types::{Digest, InstanceId, IsolationClass};
+use skiff_wire::agent::ExecExit;
 use skiff_wire::launcher::{Exit, ProcessSpec, Stats, Writable};
 
 use crate::exec::{ExecRequest, Executed};
@@ -62,6 +63,11 @@ pub trait Sandbox: Debug + Send + Sync + 'static {
     /// ended. An exit with neither code nor signal says that the sandbox is
     /// gone and nobody knows how.
     fn exited(&self) -> BoxFuture<'_, Exit>;
+    /// Waits for the end of a first process that extensions outlive for a while:
+    /// its own, before the sandbox's. Of no other it is told.
+    fn first_ended(&self) -> BoxFuture<'_, ExecExit> {
+        Box::pin(std::future::pending())
+    }
     /// Where its calls to Skiff's own services arrive; `None` when it has no
     /// network of its own to make them from.
     fn listeners(&self) -> BoxFuture<'_, Result<Option<Listeners>, SandboxError>> {

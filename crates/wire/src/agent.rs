@@ -91,7 +91,8 @@ pub enum Answer {
         exit: Exit,
     },
     /// A process of [`Request::Exec`] has ended, told as [`Answer::Exited`] is
-    /// until it is forgotten.
+    /// until it is forgotten; or a function's first one
+    /// ([`FIRST_PROCESS`](crate::launcher::FIRST_PROCESS)), told once.
     ExecExited {
         /// In which sandbox.
         sandbox: InstanceId,

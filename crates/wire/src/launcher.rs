@@ -6,6 +6,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use skiff_types::{Digest, InstanceId, ServerId};
@@ -38,11 +39,12 @@ pub enum Answer {
         /// How it ended.
         exit: Exit,
     },
-    /// A process of [`Request::Exec`] has ended. Sent once.
+    /// A process of [`Request::Exec`] has ended, or a function's first one that
+    /// has extensions, before its sandbox. Sent once.
     ExecExited {
         /// In which sandbox.
         sandbox: InstanceId,
-        /// Which.
+        /// Which; [`FIRST_PROCESS`] is none of `Exec`.
         exec: u64,
         /// wait(2)'s: the code of an exit.
         code: Option<i32>,
@@ -85,7 +87,8 @@ pub enum Request {
     /// has succeeded, with its stdout and stderr; its sockets are in
     /// [`monitor_folder`], where it begins.
     CreateMonitor(Box<MonitorSpec>),
-    /// Sends a signal to the first process.
+    /// Sends a signal to the first process. SIGKILL ends all of a function that
+    /// has extensions.
     Signal {
         /// Which sandbox.
         sandbox: InstanceId,
@@ -176,7 +179,8 @@ pub enum Request {
     /// socket at [`RUNTIME_API`] where its runtime's calls wait. One that has
     /// files in [`EXTENSIONS`] is held just before its `execve` until
     /// [`Request::Begin`], and the reply is [`Reply::Held`]; it ends with the
-    /// connection that asked, as its extensions' processes do.
+    /// connection that asked, as its extensions' processes do. When its first
+    /// process ends, these have [`LINGER`] to come to their ends.
     CreateFunction(Box<SandboxSpec>),
     /// The socket of a function where its runtime's calls arrive (TCP,
     /// listening), made anew unless it was never asked for. The reply carries it.
@@ -207,13 +211,19 @@ pub const RUNTIME_API: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 900
 pub const EXTENSIONS: &str = "/opt/extensions";
 /// Extensions of one function (AWS's bound).
 pub const EXTENSIONS_MAX: usize = 10;
+/// How long a function's sandbox outlives its first process at most, for its
+/// extensions' sake. Whoever asked for it ends it before.
+pub const LINGER: Duration = Duration::from_secs(10);
+/// What [`Answer::ExecExited`] calls a first process.
+pub const FIRST_PROCESS: u64 = u64::MAX;
 
 /// A further process in a sandbox that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecSpec {
     /// Where.
     pub sandbox: InstanceId,
-    /// Chosen by the client, unique among those of the sandbox that run.
+    /// Chosen by the client, unique among those of the sandbox that run, and
+    /// not [`FIRST_PROCESS`].
     pub exec: u64,
     /// What runs. Its working folder must be there.
     pub process: ProcessSpec,

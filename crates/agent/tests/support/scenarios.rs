@@ -10,7 +10,7 @@ use skiff_wire::agent::{
     FEATURE_NETWORK, FEATURE_RUNTIME, FEATURE_SERVICES, GATEWAY_PORT, Opening, PROTOCOL,
     RUNTIME_PORT, STREAM_PORT, Window,
 };
-use skiff_wire::launcher::{ExecSpec, MachineNetwork, Stdio, Writable};
+use skiff_wire::launcher::{ExecSpec, FIRST_PROCESS, MachineNetwork, Stdio, Writable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -467,6 +467,10 @@ pub async fn a_function_is_held_for_its_extensions(machine: &Machine) {
     assert_eq!(read_all(&mut said).await, "early\n");
     let mut stdout = machine.stdout(sandbox).await;
     client.begin(sandbox).await.unwrap();
+    let mut first = client.exec_exits().watch(sandbox, FIRST_PROCESS);
+    let known = within("its own end", first.wait_for(Option::is_some)).await;
+    assert_eq!(known.unwrap().unwrap().code, Some(4));
+    client.signal(sandbox, 9).await.unwrap();
     assert_eq!(read_all(&mut stdout).await, "begun\n");
     assert_eq!(machine.exit(sandbox).await.code, Some(4));
     machine.destroy(sandbox).await;

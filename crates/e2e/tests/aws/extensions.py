@@ -20,6 +20,8 @@ BEFORE = read("found")
 def handler(event, context):
     if event == "slow":
         time.sleep(100)
+    if event == "leave":
+        os._exit(4)
     print("the function gets", event)
     return {"before": BEFORE, "told": read("told"), "user": os.getuid()}
 """
@@ -137,6 +139,19 @@ def outlasts():
     # It has two seconds, which a busy machine may not give it.
     until("an extension is told of a timeout", told)
     aws.delete_function(FunctionName="outlasts")
+
+
+def survives():
+    """When the runtime ends by itself it has some time, and nobody waits for it."""
+    aws = client()
+    create(aws, "survives", layer(aws, "survivor"))
+    active(aws, "survives")
+    for _ in range(2):
+        reply, told = ask(aws, "survives", "leave")
+        request = reply["ResponseMetadata"]["RequestId"]
+        words = f"RequestId: {request} Error: Runtime exited with error: exit status 4"
+        assert (told["errorType"], told["errorMessage"]) == ("Runtime.ExitError", words), told
+        assert "before" in ask(aws, "survives", 1)[1]
 
 
 def refuses():

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use rustix::thread::LinkNameSpaceType;
 use skiff_base::{Clock, Monotonic, SystemClock};
 use skiff_wire::FRAME_BYTES_MAX;
-use skiff_wire::launcher::{ProcessSpec, Refusal};
+use skiff_wire::launcher::{LINGER, ProcessSpec, Refusal};
 
 use super::plan::{Birth, Plan, Report};
 use super::{app, extensions, root};
@@ -83,14 +83,36 @@ fn live(birth: &Birth, control: &OwnedFd, filters: &Filters) -> Step<i32> {
     drop((plan, terminal));
     // Its work from here on takes no privilege.
     sys::set_capabilities(0).at("exec", "drop the init's capabilities")?;
+    let has_extensions = app.held.is_some();
     if let Some(Held { gate, outcome }) = app.held {
         drop(gate);
         // It says itself why it does not run, and its end is reported.
         await_execve(&outcome).ok();
     }
     let status = reap(app.pid)?;
+    if has_extensions {
+        report(control, &Report::AppEnded(status), &[]);
+        linger(control)?;
+    }
     report(control, &Report::Exited(status), &[]);
     Ok(0)
+}
+
+/// Stays for the extensions' sake, which end with this process: until it is
+/// killed, or the launcher has gone, or they have had time enough. They are no
+/// children of this process, so that there is nothing to wait for.
+fn linger(control: &OwnedFd) -> Step<()> {
+    let clock = SystemClock;
+    let until = clock.now().plus(LINGER);
+    loop {
+        let left = until.since(clock.now());
+        let left = Timespec::try_from(left).map_err(|error| refuse("init", error))?;
+        let mut polled = [PollFd::new(control, PollFlags::empty())];
+        match poll(&mut polled, Some(&left)) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result.map(drop).at("init", "poll"),
+        }
+    }
 }
 
 pub(super) fn micros(from: Monotonic, to: Monotonic) -> u32 {

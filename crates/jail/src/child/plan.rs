@@ -76,6 +76,9 @@ pub(crate) enum Report {
     },
     /// A step has failed; the init ends.
     Failed(Refusal),
-    /// The application has ended, with wait(2)'s status.
+    /// The application has ended, with wait(2)'s status, and the sandbox ends.
     Exited(i32),
+    /// A function that was held has ended, with wait(2)'s status; its extensions
+    /// run on for a while. `Exited` follows.
+    AppEnded(i32),
 }

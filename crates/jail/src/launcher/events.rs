@@ -4,7 +4,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 use skiff_types::InstanceId;
-use skiff_wire::launcher::{Exit, Reply};
+use skiff_wire::launcher::{Answer, Exit, FIRST_PROCESS, Reply};
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -93,7 +93,25 @@ impl Launcher {
                     sandbox.status = Some(status);
                 }
             }
-            (Report::Started { .. } | Report::Held { .. } | Report::Exited(_), None) => {
+            (Report::AppEnded(status), Some(id)) => {
+                let (code, signal) = code_and_signal(Some(status));
+                if let Some(sandbox) = self.kept.sandboxes.get_mut(&id) {
+                    sandbox.status = Some(status);
+                }
+                self.tell_all(&Answer::ExecExited {
+                    sandbox: id,
+                    exec: FIRST_PROCESS,
+                    code,
+                    signal,
+                });
+            }
+            (
+                Report::Started { .. }
+                | Report::Held { .. }
+                | Report::AppEnded(_)
+                | Report::Exited(_),
+                None,
+            ) => {
                 tracing::error!(number, "a spare seat reports an application");
             }
         }

@@ -16,12 +16,12 @@ use rustix::process::{WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
 use skiff_base::Clock;
 use skiff_types::InstanceId;
-use skiff_wire::launcher::{Answer, ExecSpec, Refusal, Reply, Stdio};
+use skiff_wire::launcher::{Answer, ExecSpec, FIRST_PROCESS, Refusal, Reply, Stdio};
 
 use super::client::ReplyTo;
 use super::create::{START_DEADLINE, check_process, open_streams};
 use super::events::code_and_signal;
-use super::sandbox::Work;
+use super::sandbox::{Sandbox, Work};
 use super::{Launcher, Token};
 use crate::channel;
 use crate::child::{self, Report, Visit};
@@ -138,7 +138,7 @@ impl Launcher {
             format!("{expected} descriptors are expected, {fds} came")
         } else if self.kept.execs.len() >= EXECS_MAX {
             format!("{EXECS_MAX} further processes run")
-        } else if self.find_exec(spec.sandbox, spec.exec).is_some() {
+        } else if spec.exec == FIRST_PROCESS || self.find_exec(spec.sandbox, spec.exec).is_some() {
             format!("process {} is there already", spec.exec)
         } else {
             return check_process(&spec.process);
@@ -261,12 +261,22 @@ impl Launcher {
         }
         for sandbox in self.kept.sandboxes.values() {
             if sandbox.keeper == Some(client)
-                && let Some(app) = &sandbox.app
-                && let Err(errno) = sys::signal(app.as_fd(), libc::SIGKILL)
+                && let Some(whole) = self.whole(sandbox)
+                && let Err(errno) = sys::signal(whole.as_fd(), libc::SIGKILL)
             {
                 tracing::debug!(%errno, "a function cannot be killed");
             }
         }
+    }
+
+    /// What ends a sandbox when it is killed: its first process, or the init of a
+    /// function with extensions, which outlives that.
+    pub(super) fn whole<'a>(&'a self, sandbox: &'a Sandbox) -> Option<&'a Handle> {
+        if sandbox.extensions.is_empty() {
+            return sandbox.app.as_ref();
+        }
+        let seat = self.kept.seats.get(&sandbox.seat?)?;
+        Some(&seat.pidfd)
     }
 
     pub(super) fn has_starting_execs(&self) -> bool {

@@ -188,10 +188,15 @@ impl Launcher {
     }
 
     fn signal(&mut self, id: InstanceId, signal: i32) -> Outcome {
-        let sandbox = self.running(id)?;
-        let app = sandbox.app.as_ref();
-        let app = app.ok_or_else(|| refuse("signal", format!("sandbox {id} does not run")))?;
-        sys::signal(app.as_fd(), signal).at("signal", format!("signal {signal} to {id}"))?;
+        self.running(id)?;
+        let sandbox = self.kept.sandboxes.get(&id);
+        let target = match signal {
+            libc::SIGKILL => sandbox.and_then(|sandbox| self.whole(sandbox)),
+            _ => sandbox.and_then(|sandbox| sandbox.app.as_ref()),
+        };
+        let target =
+            target.ok_or_else(|| refuse("signal", format!("sandbox {id} does not run")))?;
+        sys::signal(target.as_fd(), signal).at("signal", format!("signal {signal} to {id}"))?;
         done()
     }
 

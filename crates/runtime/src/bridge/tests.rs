@@ -93,8 +93,8 @@ async fn a_second_start_is_part_of_its_invocation() {
     assert!(words.contains("Runtime.ExitError") && last, "{words}");
 }
 
-fn names() -> Vec<String> {
-    vec!["one".to_owned(), "two".to_owned()]
+fn names() -> [String; 2] {
+    ["one", "two"].map(str::to_owned)
 }
 
 #[tokio::test(start_paused = true)]
@@ -120,7 +120,7 @@ async fn an_external_extension_s_end_is_the_instance_s() {
             additional_gids: Vec::new(),
             nofile: 64,
         };
-        crate::extensions::serve(bridge.clone(), names(), runtime).await;
+        crate::extensions::serve(bridge.clone(), names().into(), runtime).await;
     })
     .await;
     assert!(words.contains("Extension.LaunchError") && last, "{words}");
@@ -191,6 +191,62 @@ async fn after_a_timeout_extensions_have_their_time_and_the_runtime_has_none() {
     let report = &told.last().unwrap()["record"];
     assert_eq!(report["status"], "timeout");
     assert_eq!(report["metrics"]["maxMemoryUsedMB"], 31);
+}
+
+#[tokio::test(start_paused = true)]
+async fn extensions_outlive_a_runtime_that_ends_and_its_caller_does_not_wait() {
+    let (sandbox, tasks) = (Arc::new(Fake::obedient()), Tasks::new());
+    let mut told = posts(&tasks, sandbox.listen());
+    let bridge = bridge(&sandbox);
+    bridge.expect(&names());
+    let wants = Wants {
+        invoke: false,
+        shutdown: true,
+    };
+    let events = names().map(|name| {
+        let number = bridge.register(&name, wants).unwrap();
+        (number, bridge.extension_next(number).unwrap())
+    });
+    let [(one, event), (two, lost)] = events;
+    bridge.subscribe(one, &subscription()).unwrap();
+    // Its process has gone, which nobody has told yet.
+    drop(lost);
+    let call = bridge.next().unwrap();
+    let (reply, outcome) = oneshot::channel::<Outcome>();
+    let serving = async {
+        let _event = call.event().await.unwrap();
+        let exit = ExecExit {
+            code: Some(4),
+            signal: None,
+        };
+        bridge.runtime_ended(exit).await;
+    };
+    let ending = async {
+        let outcome = outcome.await.unwrap();
+        let Reply::Failed(words) = outcome.reply else {
+            panic!("{outcome:?}");
+        };
+        let words = String::from_utf8_lossy(&words).into_owned();
+        assert!(words.contains("exit status 4") && outcome.last, "{words}");
+        assert!(bridge.takes_events().is_err() && bridge.has_ended());
+        let report = told_until("platform.report", &mut told).await;
+        assert_eq!(report.last().unwrap()["record"]["status"], "failure");
+        let event = event.await.unwrap();
+        let ExtensionEvent::Shutdown { reason, .. } = event else {
+            panic!("{event:?}");
+        };
+        assert_eq!((reason, reason.name()), (Reason::Failure, "failure"));
+        assert!(sandbox.signals.lock().unwrap().is_empty());
+        for name in names() {
+            let how = "exit code 0".to_owned();
+            bridge.extension_ended(&name, "Extension.Crash", how).await;
+        }
+    };
+    let begun = tokio::time::Instant::now();
+    tokio::join!(bridge.invoke(invocation("7"), reply), serving, ending);
+    assert!(begun.elapsed() < SHUTDOWN);
+    assert_eq!(*sandbox.signals.lock().unwrap(), [SIGKILL]);
+    assert!(two > one);
 }
 
 /// Two invocations at once of an instance with an extension, which works for

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::future::BoxFuture;
 use skiff_base::{ByteStream, Listener, Tasks};
 use skiff_types::{InstanceId, IsolationClass};
-use skiff_wire::launcher::{Exit, Reply, Request, Stats};
+use skiff_wire::agent::ExecExit;
+use skiff_wire::launcher::{Exit, FIRST_PROCESS, Reply, Request, Stats};
 use tokio::sync::watch;
 
 use super::connect::{Tried, finish, into_stream, try_now};
@@ -30,6 +31,8 @@ pub struct ContainerSandbox {
     stock: Mutex<Vec<OwnedFd>>,
     execs: Slots,
     extensions: Vec<String>,
+    /// The end of a first process that they outlive.
+    first: Option<watch::Receiver<Option<ExecExit>>>,
     /// Starts and ends further processes.
     tasks: Tasks,
 }
@@ -43,13 +46,20 @@ impl ContainerSandbox {
             stock: Mutex::default(),
             execs: Slots::default(),
             extensions: Vec::new(),
+            first: None,
             tasks: Tasks::new(),
         }
     }
 
     /// With these extensions.
     pub fn with(self, extensions: Vec<String>) -> Self {
-        Self { extensions, ..self }
+        let execs = self.link.exits.execs();
+        let first = (!extensions.is_empty()).then(|| execs.watch(self.id, FIRST_PROCESS));
+        Self {
+            extensions,
+            first,
+            ..self
+        }
     }
 
     fn take_prepared(&self) -> Option<OwnedFd> {
@@ -148,6 +158,19 @@ impl Sandbox for ContainerSandbox {
         })
     }
 
+    fn first_ended(&self) -> BoxFuture<'_, ExecExit> {
+        let first = self.first.clone();
+        Box::pin(async move {
+            if let Some(mut first) = first
+                && let Ok(known) = first.wait_for(Option::is_some).await
+                && let Some(ended) = *known
+            {
+                return ended;
+            }
+            std::future::pending().await
+        })
+    }
+
     fn listeners(&self) -> BoxFuture<'_, Result<Option<Listeners>, SandboxError>> {
         Box::pin(async move {
             let asked = self.ask(Request::Listeners { sandbox: self.id }).await?;
@@ -200,6 +223,9 @@ impl Sandbox for ContainerSandbox {
     fn destroy(&self) -> BoxFuture<'_, Result<(), SandboxError>> {
         Box::pin(async move {
             self.ask(Request::Destroy { sandbox: self.id }).await?;
+            if self.first.is_some() {
+                self.link.exits.execs().forget(self.id, FIRST_PROCESS);
+            }
             let stock =
                 std::mem::take(&mut *self.stock.lock().unwrap_or_else(PoisonError::into_inner));
             drop(stock);

@@ -43,7 +43,7 @@ impl Line {
 
     /// Its end, or the machine's. A connection that follows another is told
     /// anew of the processes that have ended.
-    async fn ended(&self, exec: u64) -> ExecExit {
+    pub async fn ended(&self, exec: u64) -> ExecExit {
         let mut agents = self.agent.clone();
         let machine = self.machine.end();
         tokio::pin!(machine);

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::future::BoxFuture;
 use skiff_base::{ByteStream, Listener, Tasks};
 use skiff_types::{InstanceId, IsolationClass};
-use skiff_wire::agent::{FEATURE_EXTENSIONS, Opening};
-use skiff_wire::launcher::{Exit, Reply, Request, Stats};
+use skiff_wire::agent::{ExecExit, FEATURE_EXTENSIONS, Opening};
+use skiff_wire::launcher::{Exit, FIRST_PROCESS, Reply, Request, Stats};
 use tokio::sync::watch;
 
 use super::exec::Line;
@@ -14,7 +14,7 @@ use super::machine::Machine;
 use super::{GONE, exec, refused};
 use crate::agent::{AgentClient, AgentError};
 use crate::container::unexpected;
-use crate::exec::{ExecRequest, Executed, Slots, started};
+use crate::exec::{ExecRequest, Executed, Slots, UNKNOWN_END, started};
 use crate::{Listeners, Sandbox, SandboxError};
 
 /// One application in a virtual machine of its own.
@@ -197,6 +197,17 @@ impl Sandbox for MicrovmSandbox {
 
     fn exited(&self) -> BoxFuture<'_, Exit> {
         Box::pin(self.exit_now())
+    }
+
+    fn first_ended(&self) -> BoxFuture<'_, ExecExit> {
+        let line = self.line();
+        Box::pin(async move {
+            match line.ended(FIRST_PROCESS).await {
+                // The machine's, which is told otherwise.
+                UNKNOWN_END => std::future::pending().await,
+                ended => ended,
+            }
+        })
     }
 
     fn listeners(&self) -> BoxFuture<'_, Result<Option<Listeners>, SandboxError>> {

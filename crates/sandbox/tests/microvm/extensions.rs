@@ -36,6 +36,10 @@ pub(super) async fn a_function_begins_after_its_extensions(rig: &Rig, backend: &
     let end = within("its end", extension.process.exited()).await;
     assert_eq!((end.code, end.signal), (Some(0), None));
     within("its begin", sandbox.begin()).await.unwrap();
+    let first = within("its own end", sandbox.first_ended()).await;
+    assert_eq!((first.code, first.signal), (Some(4), None));
+    // Nothing in it is left to be waited for.
+    within("a signal", sandbox.signal(9)).await.unwrap();
     let exit = within("its end", sandbox.exited()).await;
     assert_eq!(read_all(output.stdout).await, "begun\n");
     assert_eq!(exit.code, Some(4));
