@@ -9,7 +9,7 @@
 #   deploy.sh extensions  one beside a runtime, in a virtual machine
 #   deploy.sh images    Python, and twenty layers, in virtual machines
 #   deploy.sh runtimes  AWS's runtimes and functions from zip files, in virtual machines
-#   deploy.sh ten       ten virtual machines at once
+#   deploy.sh ten       ten virtual machines at once, and three that callers start at once
 part=$1
 passed=0 failed=0
 deadline=$((180 * SKIFF_SLOWNESS))
@@ -456,6 +456,7 @@ signed() { # METHOD PATH [BODY]
 
 # Each has one of the requests; none of these ends before all have come.
 ten() {
+  burst
   say deploy microvm ten testapp:1 --memory 32 --concurrency 1 --min 10 --max 10
   check ten_machines_are_deployed ended 0
   all_run() { [ "$(instances ten state | grep -cE "ready|paused")" -eq 10 ]; }
@@ -487,6 +488,34 @@ ten() {
   check ten_machines_leave_no_process soon is_gone microvm
   no_folder() { [ -z "$(ls /run/skiff/launcher/vms)" ]; }
   check ten_machines_leave_no_folder soon no_folder
+}
+
+# Three callers of a service that is at zero start a machine each, and none of
+# these waits for another.
+burst() {
+  say deploy microvm burst testapp:1 --memory 32 --concurrency 1 --max 3 --keep-alive 1
+  check what_is_called_at_once_is_deployed ended 0
+  check what_is_called_at_once_is_at_zero soon asleep burst
+  requests=
+  for number in 1 2 3; do
+    # Longer than one machine may come up behind another.
+    get burst /sleep/$((20000 * SKIFF_SLOWNESS)) >$work/answer-$number 2>&1 &
+    requests="$requests $!"
+  done
+  # shellcheck disable=SC2086
+  wait $requests
+  all_answer() { [ "$(cat $work/answer-[123] | grep -c '^slept')" -eq 3 ]; }
+  check three_callers_at_once_are_answered all_answer
+  say skiff trace burst -n 3 --output json
+  overlap() {
+    jq -e 'map((.unix_ms * 1000) as $came | (.phases_us | map(.[1]) | add) as $all
+        | (.phases_us | map({(.[0]): .[1]}) | add) as $phase
+        | {begun: ($came + $phase.queue), up: ($came + $all - $phase.first_byte)})
+      | length == 3 and (map(.begun) | max) < (map(.up) | min)' $out
+  }
+  check their_machines_start_beside_each_other overlap
+  say skiff rm burst
+  check what_was_called_at_once_leaves_no_process soon is_gone microvm
 }
 
 if [ "$part" = deploy ]; then
