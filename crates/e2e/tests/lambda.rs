@@ -347,6 +347,12 @@ fn zip_files_become_functions() {
 }
 
 #[test]
+fn a_function_has_a_scratch_folder_of_its_size() {
+    let (_server, world) = shared();
+    world.code("scratch");
+}
+
+#[test]
 fn a_static_program_needs_nothing_below_it() {
     let (_server, world) = shared();
     world.code("bootstraps");

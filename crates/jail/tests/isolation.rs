@@ -8,6 +8,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
+use skiff_wire::launcher::Writable;
 use support::{Client, Launcher, Layer, add_busybox, busybox, layer, shell, spec};
 
 fn start() -> (Launcher, Client) {
@@ -288,19 +289,35 @@ fn as_many_layers_as_an_image_may_have() {
 #[test]
 fn a_read_only_root_leaves_tmp_and_shm() {
     let (_launcher, mut client) = start();
-    let script =
-        "touch /file 2>&1; touch /etc/file 2>&1; touch /tmp/a /dev/shm/b && ls /tmp /dev/shm";
+    let script = "touch /file 2>&1; touch /etc/file 2>&1; touch /tmp/a /dev/shm/b && ls /tmp /dev/shm; \
+         stat -c %a /tmp; grep ' /tmp ' /proc/mounts";
+    let bytes = 16 << 20;
+    let memory = shell(&[busybox()], script).writable;
+    for (writable, mount) in [
+        (memory, "/tmp tmpfs rw,nosuid,nodev,"),
+        (Writable::Disk { bytes }, "/tmp ext4 rw,nosuid,nodev,"),
+    ] {
+        let mut wanted = shell(&[busybox()], script);
+        wanted.readonly_root = true;
+        wanted.writable = writable;
+        let (_, out, err) = client.run(wanted);
+        assert_eq!(err, "");
+        assert!(out.starts_with(
+            "touch: /file: Read-only file system\ntouch: /etc/file: Read-only file system\n\
+             /dev/shm:\nb\n\n/tmp:\na\n1777\n"
+        ));
+        assert!(out.contains(mount), "{out}");
+    }
+    // What fits on the disk, however little memory there is.
+    let script = "dd if=/dev/zero of=/tmp/file bs=1M count=40 2>&1 | grep -c records; \
+                  stat -c %s /tmp/file; dd if=/dev/zero of=/tmp/more bs=1M count=40 2>&1 | grep -o 'No space.*'";
     let mut wanted = shell(&[busybox()], script);
     wanted.readonly_root = true;
-    let (_, out, err) = client.run(wanted);
-    assert_eq!(
-        (&*out, &*err),
-        (
-            "touch: /file: Read-only file system\ntouch: /etc/file: Read-only file system\n\
-             /dev/shm:\nb\n\n/tmp:\na\n",
-            ""
-        )
-    );
+    wanted.memory_bytes = 16 << 20;
+    wanted.writable = Writable::Disk { bytes: 64 << 20 };
+    let (exit, out, _) = client.run(wanted);
+    assert_eq!(out, "2\n41943040\nNo space left on device\n");
+    assert!(!exit.out_of_memory);
 }
 
 #[test]

@@ -184,9 +184,9 @@ fn the_steps_of_a_creation_are_timed() {
     }
 }
 
-/// Files without a name that the launcher holds: prepared disks, and one that
-/// is being made.
-fn prepared_disks(launcher: &Launcher) -> usize {
+/// Files without a name that the launcher holds: templates of disks, and one
+/// that is being made.
+fn templates(launcher: &Launcher) -> usize {
     let fds = std::fs::read_dir(format!("/proc/{}/fd", launcher.pid())).unwrap();
     let folder = format!("{}/#", launcher.folder.display());
     let link = |entry: std::io::Result<std::fs::DirEntry>| {
@@ -224,21 +224,17 @@ fn a_writable_layer_may_be_on_disk() {
         .filter(|name| !name.to_string_lossy().starts_with("launcher"))
         .collect();
     assert!(names.is_empty(), "{names:?}");
-    // So that the next start waits for no mke2fs, and no more than so many.
-    wait_for("the prepared ones", || {
-        (prepared_disks(&launcher) == 8).then_some(())
-    });
+    // So that the next start waits for no mke2fs.
+    wait_for("a template", || (templates(&launcher) == 1).then_some(()));
     let mut wanted = shell(&[busybox()], "touch /file && stat -c %u / /file");
     wanted.process.uid = 0;
     wanted.writable = Writable::Disk { bytes: 128 << 20 };
     let running = client.create(wanted).unwrap();
-    println!("from a prepared disk: {:?}", running.steps_us);
+    println!("from a template: {:?}", running.steps_us);
     let sandbox = running.sandbox;
     assert_eq!(running.read().0, "0\n0\n");
     client.destroy(sandbox);
-    wait_for("the one that was used", || {
-        (prepared_disks(&launcher) == 8).then_some(())
-    });
+    wait_for("nothing else", || (templates(&launcher) == 1).then_some(()));
     let mut small = shell(&[busybox()], "true");
     small.writable = Writable::Disk { bytes: 1000 };
     assert!(client.create(small).is_err());
@@ -275,8 +271,8 @@ fn a_machine_is_given_a_disk_of_its_own() {
         held.push(file);
     }
     assert_eq!(inodes.len(), 3, "nobody else has it");
-    wait_for("the prepared ones", || {
-        (prepared_disks(&launcher) == 16).then_some(())
+    wait_for("the templates", || {
+        (templates(&launcher) == 2).then_some(())
     });
     assert!(client.ask(Request::Disk { bytes: 1000 }).is_err());
     // It is not the client's to show the host's kernel a file system.

@@ -36,6 +36,8 @@ pub const FUNCTION_REGION: &str = "us-east-1";
 pub const CONCURRENCY_RANGE: (u32, u32) = (1, 1000);
 /// See [`CONCURRENCY_RANGE`].
 pub const TIMEOUT_S_RANGE: (u32, u32) = (1, 86_400);
+/// Where a function writes when nothing is said, MiB on disk (AWS's).
+pub const FUNCTION_DISK_MIB: u32 = 512;
 /// A function's timeout, as AWS has it. See [`CONCURRENCY_RANGE`].
 pub const FUNCTION_TIMEOUT_S_RANGE: (u32, u32) = (1, 900);
 /// See [`CONCURRENCY_RANGE`].

@@ -18,7 +18,7 @@ use skiff_lambda::{Code, FunctionName, FunctionRef, LambdaError, Qualifier};
 use skiff_types::api::{Deploy, DeployContainer, DeployEvent};
 use skiff_types::{
     CpuMode, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, Protocol, Resources, Scaling,
-    ServiceName,
+    ServiceName, WritableLayer,
 };
 use tokio::sync::mpsc;
 
@@ -26,8 +26,8 @@ use super::body::{self, CreateFunction};
 use super::call::{Call, Reply, body as parse, invalid};
 use super::record::{self, Configuration, FunctionRecord, Update};
 use super::settings::{
-    Given, MEMORY_MIB, TIMEOUT_S, apply, check_architectures, check_package, check_same_package,
-    check_tags,
+    EPHEMERAL_MIB, Given, MEMORY_MIB, TIMEOUT_S, apply, check_architectures, check_package,
+    check_same_package, check_tags,
 };
 use super::{CONCURRENT_EXECUTIONS, Front, executions, show, state::missing};
 use crate::control::Control;
@@ -72,6 +72,7 @@ impl Front {
             role: String::new(),
             timeout_s: TIMEOUT_S,
             memory_mib: MEMORY_MIB,
+            ephemeral_mib: EPHEMERAL_MIB,
             environment: BTreeMap::new(),
             image_uri,
             code,
@@ -242,6 +243,7 @@ impl Front {
             resources: Resources {
                 memory_mib: config.memory_mib,
                 cpu_mode: CpuMode::Request,
+                writable: WritableLayer::Disk(config.ephemeral_mib),
                 ..Resources::default()
             },
             scaling: Scaling {

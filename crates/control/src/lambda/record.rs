@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use skiff_lambda::FunctionName;
 use skiff_types::{Digest, ProjectId, ServiceName};
 
+use super::settings::EPHEMERAL_MIB;
+
 /// A function: `$LATEST`, what its versions and aliases are, and who may
 /// invoke it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -155,6 +157,9 @@ pub(crate) struct Configuration {
     pub role: String,
     pub timeout_s: u32,
     pub memory_mib: u32,
+    /// Of `/tmp`.
+    #[serde(default = "ephemeral_mib")]
+    pub ephemeral_mib: u32,
     pub environment: BTreeMap<String, String>,
     /// The function's image; of code from a zip file what lies below it.
     pub image_uri: String,
@@ -264,6 +269,10 @@ pub(crate) struct Statement {
     /// Whether it holds for calls of a URL only, or only for others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub via_url: Option<bool>,
+}
+
+const fn ephemeral_mib() -> u32 {
+    EPHEMERAL_MIB
 }
 
 impl Configuration {

@@ -17,7 +17,9 @@ const TIMEOUT_S_MAX: u32 = 900;
 /// Of an instance when nothing is said, MiB (AWS's).
 pub(crate) const MEMORY_MIB: u32 = 128;
 const MEMORY_MIB_MAX: u32 = 32_768;
-const EPHEMERAL_MIB: u32 = 512;
+/// Of `/tmp` when nothing is said, MiB (AWS's).
+pub(crate) const EPHEMERAL_MIB: u32 = skiff_types::limits::FUNCTION_DISK_MIB;
+const EPHEMERAL_MIB_MAX: u32 = 10_240;
 const DESCRIPTION_CHARS_MAX: usize = 256;
 const ENVIRONMENT_BYTES_MAX: usize = 4096;
 const TAGS_MAX: usize = 50;
@@ -220,13 +222,14 @@ pub(crate) fn apply(
     if let Some(dead_letter) = wanted.dead_letter_config {
         config.dead_letter = dead_letter.target_arn.filter(|target| !target.is_empty());
     }
-    if wanted
-        .ephemeral_storage
-        .is_some_and(|storage| storage.size != EPHEMERAL_MIB)
-    {
-        return Err(invalid(format!(
-            "EphemeralStorage: {EPHEMERAL_MIB} is served"
-        )));
+    if let Some(storage) = wanted.ephemeral_storage {
+        if !(EPHEMERAL_MIB..=EPHEMERAL_MIB_MAX).contains(&storage.size) {
+            return Err(invalid(format!(
+                "EphemeralStorage.Size is {}: {EPHEMERAL_MIB} to {EPHEMERAL_MIB_MAX} are expected",
+                storage.size
+            )));
+        }
+        config.ephemeral_mib = storage.size;
     }
     Ok(())
 }

@@ -42,7 +42,7 @@ pub(crate) fn configuration(
         "RevisionId": config.revision_id,
         "PackageType": if config.code.is_some() { "Zip" } else { "Image" },
         "Architectures": ["x86_64"],
-        "EphemeralStorage": {"Size": 512},
+        "EphemeralStorage": {"Size": config.ephemeral_mib},
     });
     let Some(fields) = shown.as_object_mut() else {
         return shown;

@@ -73,6 +73,39 @@ def active(aws, name):
     aws.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1})
 
 
+def scratch():
+    """`/tmp` is as large as AWS has it, whatever the memory is."""
+    aws = client()
+    code = """
+import os
+def handler(event, context):
+    with open("/tmp/file", "wb") as file:
+        # Written out as it goes: its size is what is looked at.
+        for _ in range(event // 10):
+            file.write(bytes(10000000))
+            os.fsync(file)
+    size = os.stat("/tmp/file").st_size
+    os.remove("/tmp/file")
+    of = os.statvfs("/tmp")
+    return [size, of.f_blocks * of.f_frsize >> 20]
+"""
+    made = aws.create_function(FunctionName="scratch", Code={"ZipFile": zipped(("mine.py", code))}, **PYTHON)
+    assert made["EphemeralStorage"] == {"Size": 512}, made
+    active(aws, "scratch")
+    size, whole = ask(aws, "scratch", 500)[1]
+    assert size == 500000000 and 480 < whole <= 512, (size, whole)
+    reply, told = ask(aws, "scratch", 600)
+    assert told["errorType"] == "OSError" and "No space left" in told["errorMessage"], told
+    # botocore knows the least, and not the most.
+    with refused("InvalidParameterValueException", 400, "512 to 10240"):
+        aws.update_function_configuration(FunctionName="scratch", EphemeralStorage={"Size": 10241})
+    changed = aws.update_function_configuration(FunctionName="scratch", EphemeralStorage={"Size": 1024})
+    assert changed["EphemeralStorage"] == {"Size": 1024}, changed
+    updated(aws, "scratch")
+    assert 970 < ask(aws, "scratch", 10)[1][1] <= 1024
+    aws.delete_function(FunctionName="scratch")
+
+
 def zips():
     """Made, invoked, changed, published, looked at and deleted."""
     aws = client()

@@ -10,7 +10,7 @@ use std::path::{Component, Path};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountAttrFlags, MountFlags, UnmountFlags};
+use rustix::mount::{MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::devices;
 use super::disk;
@@ -62,7 +62,7 @@ pub(super) fn build(
         take_over(&root, name, birth.owner)?;
     }
     if plan.readonly_root {
-        make_readonly(&root, plan)?;
+        make_readonly(&root, birth.owner, plan)?;
     }
     rustix::process::fchdir(&root).at(STEP, "enter the root")?;
     rustix::process::pivot_root(".", ".").at(STEP, "pivot_root")?;
@@ -211,10 +211,19 @@ fn replace_file(folder: &OwnedFd, name: &str, text: &str, owner: u32) -> Step<()
     own(folder, name, owner).at(STEP, say())
 }
 
-fn make_readonly(root: &OwnedFd, plan: &Plan) -> Step<()> {
-    let size = plan.writable_bytes.to_string();
-    let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let tmp = tmpfs(&[("mode", "1777"), ("size", &*size)], plain).at(STEP, "/tmp")?;
+/// `/tmp` lies on the disk that there is, beside the overlay's own folders, or on
+/// a tmpfs.
+fn make_readonly(root: &OwnedFd, owner: u32, plan: &Plan) -> Step<()> {
+    let tmp = if plan.disk.is_some() {
+        let disk = open_folder(CWD, "w").at(STEP, "/tmp")?;
+        make_owned(&disk, "t", Mode::from_raw_mode(0o1777), owner).at(STEP, "/tmp")?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        rustix::mount::open_tree(&disk, "t", flags).at(STEP, "/tmp")?
+    } else {
+        let size = plan.writable_bytes.to_string();
+        let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        tmpfs(&[("mode", "1777"), ("size", &*size)], plain).at(STEP, "/tmp")?
+    };
     let place = open_inside(root, Path::new("tmp")).at(STEP, "/tmp")?;
     attach_on(tmp, place).at(STEP, "/tmp")?;
     let change = MountChange {

@@ -1,24 +1,28 @@
-//! Empty file systems prepared ahead for writable layers on disk: to make one
-//! takes tens of milliseconds, which a start need not wait for.
+//! Empty file systems for writable layers on disk. To make one takes tens of
+//! milliseconds; so of each size one is made, and everybody gets a copy of what
+//! little is written in it, which takes less than one.
 //!
 //! ```text
-//!  a size is asked for ─▶ mke2fs, one at a time ─▶ ready ─▶ a sandbox's
-//!                                              └─▶ who waits: a machine's
+//!  a size is asked for ─▶ mke2fs, one at a time ─▶ a template ─▶ a sandbox's copy
+//!                                                          └─▶ who waits: a machine's
 //! ```
-//! A file has no name: whatever ends the launcher ends the prepared ones with
-//! it, and nothing is left to be swept. What is not ready when it is asked for
-//! is made by the sandbox's own first process; for a machine it is made here,
-//! and its reply waits.
+//! A file has no name: whatever ends the launcher ends the templates with it,
+//! and nothing is left to be swept. Where there is no template yet, a sandbox's
+//! own first process makes its file system; for a machine it is waited for.
+//! Copies share the template's UUID, which nobody finds them by.
 
 use std::collections::VecDeque;
-use std::io::Read as _;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use skiff_base::{Clock, Monotonic};
 use skiff_wire::launcher::{Refusal, Reply};
@@ -29,16 +33,16 @@ use crate::child::{self, DiskPlan};
 use crate::failure::{Context, Step, refuse};
 
 const STEP: &str = "disk";
-/// Sizes that are prepared: the last ones that were asked for.
+/// Sizes that there are templates of: the last ones that were asked for.
 const SIZES_MAX: usize = 4;
-/// File systems of one size.
-const PREPARED_PER_SIZE: usize = 8;
 /// Machines that wait for one.
 const WAITERS_MAX: usize = 64;
 /// Below this ext4 has no room for anything.
 pub(super) const DISK_BYTES_MIN: u64 = 4 * 1024 * 1024;
 /// For one to be made.
 const MAKING_DEADLINE: Duration = Duration::from_secs(20);
+/// Of a template that is looked at at a time.
+const PIECE_BYTES: usize = 64 * 1024;
 /// Of what mke2fs says.
 const MESSAGE_BYTES_MAX: u64 = 4096;
 
@@ -63,14 +67,14 @@ impl Disk {
     }
 }
 
-/// What is prepared, and what is being prepared.
+/// The templates, and one that is being made.
 #[derive(Debug, Default)]
 pub(super) struct Disks {
     /// The latest is first.
     sizes: VecDeque<u64>,
-    ready: Vec<(u64, OwnedFd)>,
+    templates: Vec<(u64, OwnedFd)>,
     making: Option<Making>,
-    /// Who gets the next of their sizes, in order.
+    /// Who gets a copy once there is a template of their size, in order.
     waiting: VecDeque<(u64, ReplyTo)>,
 }
 
@@ -96,24 +100,21 @@ impl Drop for Maker {
 }
 
 impl Disks {
-    /// One of this size, if one is ready; others of it are prepared from now on.
-    fn take(&mut self, bytes: u64) -> Option<OwnedFd> {
+    /// The template of this size, if there is one; from now on there is to be.
+    fn template(&mut self, bytes: u64) -> Option<&OwnedFd> {
         self.sizes.retain(|size| *size != bytes);
         self.sizes.push_front(bytes);
         self.sizes.truncate(SIZES_MAX);
         let sizes = &self.sizes;
-        self.ready.retain(|(size, _)| sizes.contains(size));
-        let at = self.ready.iter().position(|(size, _)| *size == bytes)?;
-        Some(self.ready.swap_remove(at).1)
+        self.templates.retain(|(size, _)| sizes.contains(size));
+        let mut templates = self.templates.iter();
+        templates.find_map(|(size, file)| (*size == bytes).then_some(file))
     }
 
-    /// A size of which one is missing, while none is being made: first for
-    /// those who wait.
+    /// A size without a template, while none is being made: first for those who
+    /// wait.
     fn missing(&self) -> Option<u64> {
-        let is_missing = |bytes: &&u64| {
-            let ready = self.ready.iter().filter(|(size, _)| size == *bytes);
-            ready.count() < PREPARED_PER_SIZE
-        };
+        let is_missing = |bytes: &&u64| !self.templates.iter().any(|(size, _)| size == *bytes);
         let waited_for = self.waiting.front().map(|(bytes, _)| *bytes);
         let missing = waited_for.or_else(|| self.sizes.iter().find(is_missing).copied());
         missing.filter(|_| self.making.is_none())
@@ -132,9 +133,9 @@ impl Disks {
 }
 
 impl Launcher {
-    /// A sparse file without a name, of a file system if one is ready.
+    /// A sparse file without a name, with a file system if there is a template.
     pub(super) fn take_disk(&mut self, bytes: u64) -> Step<Disk> {
-        if let Some(file) = self.disks.take(bytes) {
+        if let Some(file) = self.copied_disk(bytes)? {
             return Ok(Disk {
                 file,
                 plan: DiskPlan::Formatted,
@@ -146,13 +147,13 @@ impl Launcher {
         })
     }
 
-    /// Gives a file system to a machine: now, or once it is made.
+    /// Gives a file system to a machine: now, or once there is a template.
     pub(super) fn provide_disk(&mut self, to: ReplyTo, bytes: u64) -> Step<Option<OwnedFd>> {
         if bytes < DISK_BYTES_MIN {
             let message = format!("a disk is at least {DISK_BYTES_MIN} bytes");
             return Err(refuse("request", message));
         }
-        if let Some(file) = self.disks.take(bytes) {
+        if let Some(file) = self.copied_disk(bytes)? {
             return Ok(Some(file));
         }
         if self.disks.waiting.len() >= WAITERS_MAX {
@@ -162,6 +163,17 @@ impl Launcher {
         self.disks.waiting.push_back((bytes, to));
         self.make_awaited_disk();
         Ok(None)
+    }
+
+    /// One of this size, if there is a template of it.
+    fn copied_disk(&mut self, bytes: u64) -> Step<Option<OwnedFd>> {
+        let Some(template) = self.disks.template(bytes) else {
+            return Ok(None);
+        };
+        let template = template.try_clone().at(STEP, "dup")?;
+        let file = self.empty_disk(bytes)?;
+        copy(&template, &file).at(STEP, "copy an empty file system")?;
+        Ok(Some(file))
     }
 
     /// Begins to make what is waited for, if anything is: before all that is
@@ -235,16 +247,28 @@ impl Launcher {
         self.unwatch(&making.pidfd);
         let bytes = making.bytes;
         match outcome(&mut making.maker.0) {
-            Ok(()) => match self.disks.waiter(bytes) {
-                Some(to) => self.reply(to, Ok(Reply::Descriptors), vec![making.file]),
-                None => self.disks.ready.push((bytes, making.file)),
-            },
+            Ok(()) => {
+                self.disks.templates.push((bytes, making.file));
+                self.give_awaited_disks(bytes);
+            }
             Err(refusal) => {
                 tracing::warn!(%refusal, bytes, "no file system is prepared");
                 self.refuse_disks(bytes, &refusal);
             }
         }
         self.make_awaited_disk();
+    }
+
+    /// There is a template for those who have waited.
+    fn give_awaited_disks(&mut self, bytes: u64) {
+        while let Some(to) = self.disks.waiter(bytes) {
+            let copied = self.copied_disk(bytes);
+            let copied = copied.map(|file| file.into_iter().collect());
+            match copied {
+                Ok(files) => self.reply(to, Ok(Reply::Descriptors), files),
+                Err(refusal) => self.reply(to, Err(refusal), Vec::new()),
+            }
+        }
     }
 
     /// Ends a mke2fs that takes too long.
@@ -283,6 +307,32 @@ impl Launcher {
     }
 }
 
+/// Copies what is written in a sparse file: where its file system does not tell
+/// holes, all that is not zero.
+fn copy(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    let (from, to) = (File::from(from.try_clone()?), File::from(to.try_clone()?));
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut at = 0;
+    loop {
+        match rustix::fs::seek(&from, SeekFrom::Data(at)) {
+            Ok(data) => at = data,
+            // There is only a hole.
+            Err(Errno::NXIO) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+        let end = rustix::fs::seek(&from, SeekFrom::Hole(at))?;
+        while at < end {
+            let left = usize::try_from(end - at).unwrap_or(PIECE_BYTES);
+            let piece = &mut piece[..left.min(PIECE_BYTES)];
+            from.read_exact_at(piece, at)?;
+            if piece.iter().any(|byte| *byte != 0) {
+                to.write_all_at(piece, at)?;
+            }
+            at += piece.len() as u64;
+        }
+    }
+}
+
 fn outcome(maker: &mut Child) -> Step<()> {
     let status = maker.wait().at(STEP, "wait for mke2fs")?;
     let mut said = Vec::new();
@@ -304,32 +354,32 @@ mod tests {
     }
 
     #[test]
-    fn the_last_sizes_are_prepared_and_no_more() {
+    fn the_last_sizes_have_templates_and_no_more() {
         let mut disks = Disks::default();
         assert_eq!(disks.missing(), None, "nobody has asked");
         for bytes in 1..=6 {
-            assert!(disks.take(bytes).is_none());
+            assert!(disks.template(bytes).is_none());
         }
         let mut made = 0;
         while let Some(bytes) = disks.missing() {
             assert!((3..=6).contains(&bytes), "{bytes}");
-            disks.ready.push((bytes, file()));
+            disks.templates.push((bytes, file()));
             made += 1;
         }
-        assert_eq!(made, SIZES_MAX * PREPARED_PER_SIZE);
-        assert!(disks.take(4).is_some());
-        assert_eq!(disks.missing(), Some(4), "what was taken is made again");
+        assert_eq!(made, SIZES_MAX);
+        assert!(disks.template(4).is_some());
         // A new size drives the one out that was not asked for the longest.
-        assert!(disks.take(7).is_none());
-        assert!(disks.ready.iter().all(|(bytes, _)| *bytes != 3));
+        assert!(disks.template(7).is_none());
+        assert_eq!(disks.missing(), Some(7));
+        assert!(disks.templates.iter().all(|(bytes, _)| *bytes != 3));
         disks.give_up(7);
-        assert_eq!(disks.missing(), Some(4));
+        assert_eq!(disks.missing(), None);
     }
 
     #[test]
     fn who_waits_is_served_first_and_in_order() {
         let mut disks = Disks::default();
-        assert!(disks.take(5).is_none());
+        assert!(disks.template(5).is_none());
         let to = |id| ReplyTo { client: 1, id };
         disks.waiting = [(7, to(1)), (9, to(2)), (7, to(3))].into();
         assert_eq!(disks.missing(), Some(7));
@@ -339,5 +389,31 @@ mod tests {
             [Some(1), Some(3), None, Some(2)]
         );
         assert_eq!(disks.missing(), Some(5));
+    }
+
+    #[test]
+    fn a_copy_has_what_is_written_and_the_same_holes() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let bytes = 64 << 20;
+        for file in [&from, &to] {
+            file.set_len(bytes).unwrap();
+        }
+        let written = [(0, 1), (1024, 5000), (33 << 20, 200_000), (bytes - 3, 3)];
+        for (at, length) in written {
+            let some = vec![7; length];
+            from.write_all_at(&some, at).unwrap();
+        }
+        let (from, to) = (OwnedFd::from(from), OwnedFd::from(to));
+        copy(&from, &to).unwrap();
+        let (from, to) = (File::from(from), File::from(to));
+        let mut pieces = [vec![0; 1 << 20], vec![0; 1 << 20]];
+        for at in (0..bytes).step_by(1 << 20) {
+            from.read_exact_at(&mut pieces[0], at).unwrap();
+            to.read_exact_at(&mut pieces[1], at).unwrap();
+            assert!(pieces[0] == pieces[1], "at {at}");
+        }
+        use std::os::unix::fs::MetadataExt as _;
+        assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20);
+        copy(&tempfile::tempfile().unwrap().into(), &to.into()).unwrap();
     }
 }

@@ -514,7 +514,7 @@ impl MicrovmBackend {
                 "reach the internet with a monitor that is not Skiff's: deploy with `--egress closed`",
             )
         } else if needs.disk {
-            Some("write to a disk with a monitor that is not Skiff's: deploy without `--disk`")
+            Some("write to a disk with a monitor that is not Skiff's: deploy with `--disk 0`")
         } else {
             None
         }

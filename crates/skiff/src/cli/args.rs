@@ -248,7 +248,8 @@ pub struct Deploy {
     /// What isolates an instance
     #[arg(long, value_enum, default_value_t = IsolationArg::Auto)]
     pub isolation: IsolationArg,
-    /// Put writes on disk, in a file of this many MiB, instead of memory
+    /// Put writes on disk, in a file of this many MiB, instead of memory, which
+    /// is 0; a function's are on disk, 512 MiB unless given
     #[arg(long, value_name = "MIB")]
     pub disk: Option<u32>,
     /// Give the new revision a host of its own

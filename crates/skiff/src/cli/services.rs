@@ -8,7 +8,7 @@ use http::Method;
 use skiff_types::api::{
     Deploy, DeployContainer, DeployEvent, Rollback, Scale, Service, SetTraffic, TrafficTarget,
 };
-use skiff_types::limits::DEFAULT_TIMEOUT_S;
+use skiff_types::limits::{DEFAULT_TIMEOUT_S, FUNCTION_DISK_MIB};
 use skiff_types::{
     CpuMode, EnvValue, EnvVar, FunctionSpec, IsolationRequest, Probe, ProbeKind, Protocol,
     Resources, Scaling, ServiceName, WritableLayer,
@@ -178,9 +178,11 @@ fn deployment(args: args::Deploy) -> anyhow::Result<Deploy> {
                 CpuArg::Always => CpuMode::Always,
                 CpuArg::Request => CpuMode::Request,
             },
-            writable: args
-                .disk
-                .map_or(WritableLayer::Tmpfs(0), WritableLayer::Disk),
+            writable: match (args.disk, args.function) {
+                (None, true) => WritableLayer::Disk(FUNCTION_DISK_MIB),
+                (None | Some(0), _) => WritableLayer::Tmpfs(0),
+                (Some(mib), _) => WritableLayer::Disk(mib),
+            },
             ..Resources::default()
         },
         scaling: Scaling {
