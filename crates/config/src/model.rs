@@ -55,6 +55,8 @@ pub struct Gateway {
     /// How long a request may be expected to wait, milliseconds, while more
     /// is offered than its revision can take; 0 is no bound.
     pub overload_wait_ms: u32,
+    /// A proxy stands in front, whose `Forwarded` and `X-Forwarded-*` are true.
+    pub trust_forwarded: bool,
 }
 
 /// The door for the operator.
@@ -380,6 +382,7 @@ impl Default for Gateway {
             threads: 0,
             access_log: false,
             overload_wait_ms: 300,
+            trust_forwarded: false,
         }
     }
 }

@@ -47,6 +47,9 @@ pub use config::{Config, Role};
 pub use control::Control;
 pub use error::ControlError;
 pub use http::openapi_json;
-pub use lambda::{EventSettings, LambdaConfig, LambdaFront, LambdaStartError, ServiceSettings};
+pub use lambda::{
+    EventSettings, LambdaConfig, LambdaFront, LambdaStartError, ServiceSettings, URL_HOST,
+    URL_PATH, UrlDoor,
+};
 pub use manifest::{Manifest, ManifestError};
 pub use resolver::Resolver;

@@ -23,6 +23,7 @@ fn options() -> ServerOptions {
 #[derive(Debug)]
 struct World {
     endpoint: String,
+    gateway: String,
     own: (String, String),
     other: (String, String),
     account: String,
@@ -39,6 +40,7 @@ impl World {
         };
         Self {
             endpoint: endpoint(server),
+            gateway: server.gateway().to_owned(),
             own: key("default"),
             other: key("other"),
             account: made["id"].as_str().unwrap().to_owned(),
@@ -62,6 +64,11 @@ impl World {
         self.case_of("names.py", name, &more);
     }
 
+    /// A server that was started anew is elsewhere.
+    fn moved(&mut self, server: &Server) {
+        (self.endpoint, self.gateway) = (endpoint(server), server.gateway().to_owned());
+    }
+
     /// A case of functions' URLs.
     fn url(&self, name: &str) {
         self.case_of("urls.py", name, &[]);
@@ -75,6 +82,7 @@ impl World {
     fn case_of(&self, script: &str, name: &str, more: &[String]) {
         let variables = [
             format!("AWS_ENDPOINT_URL_LAMBDA={}", self.endpoint),
+            format!("GATEWAY={}", self.gateway),
             format!("AWS_ACCESS_KEY_ID={}", self.own.0),
             format!("AWS_SECRET_ACCESS_KEY={}", self.own.1),
             "AWS_DEFAULT_REGION=us-east-1".to_owned(),
@@ -148,7 +156,7 @@ fn functions_have_names_that_no_service_can_have() {
     assert_eq!(shown["revisions"][0]["spec"]["scaling"]["max"], 1000);
     server.kill();
     server.launch(&[]);
-    world.endpoint = endpoint(&server);
+    world.moved(&server);
     world.name("kept", "");
     let sent = ["invoke", &service, "--event", "-d", "\"typed\""];
     let _id = server.cli(&sent).ok();
@@ -239,7 +247,7 @@ fn functions_outlive_a_server_that_is_killed_or_replaced() {
     world.case("before_the_crash");
     server.kill();
     server.launch(&[]);
-    world.endpoint = endpoint(&server);
+    world.moved(&server);
     world.case("after_the_crash");
     server.replace();
     world.case("known");
@@ -254,6 +262,7 @@ fn a_key_that_is_revoked_signs_nothing_more() {
     let own = ["id", "secret"].map(|name| key[name].as_str().unwrap().to_owned());
     let short = World {
         endpoint: world.endpoint.clone(),
+        gateway: world.gateway.clone(),
         own: own.clone().into(),
         other: world.other.clone(),
         account: world.account.clone(),
@@ -327,8 +336,9 @@ fn urls_outlive_a_server_that_is_killed_and_end_with_their_function() {
     let mut world = World::of(&server);
     world.url("before_the_crash");
     server.kill();
-    server.launch(&[]);
-    world.endpoint = endpoint(&server);
+    // A proxy stands in front of this one.
+    server.launch(&["--set", "gateway.trust_forwarded=true"]);
+    world.moved(&server);
     world.url("after_the_crash");
     let _out = server.cli(&["rm", "lasting"]).ok();
     world.url("after_its_service");
@@ -371,7 +381,7 @@ fn extensions_of_layers_start_before_the_runtime_and_watch_it() {
     world.extension("watches");
     server.kill();
     server.launch(&[]);
-    world.endpoint = endpoint(&server);
+    world.moved(&server);
     world.extension("again");
     world.extension("changed");
     let words = "watcher gets SHUTDOWN spindown";
@@ -477,7 +487,7 @@ fn code_outlives_a_server_that_is_killed_and_a_collection() {
     world.code("before_the_crash");
     server.kill();
     server.launch(&[]);
-    world.endpoint = endpoint(&server);
+    world.moved(&server);
     let _out = server.cli(&["image", "prune"]).ok();
     world.code("after_the_crash");
 }

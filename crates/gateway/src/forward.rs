@@ -76,6 +76,12 @@ pub(crate) fn route(
         Scope::Revisions => return admit(client, visit, named(client, &name)?),
     };
     let Some(target) = target else {
+        if client.scope == Scope::Outside
+            && let Some(aside) = shared.table.aside.get()
+            && let Some(revision) = aside.of(&name, &place.target)
+        {
+            return Ok(revision.clone());
+        }
         shared.metrics.no_route.up();
         let line = format!("no service answers to the host `{name}`");
         return Err(answer::text(StatusCode::NOT_FOUND, line));

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use skiff_base::{Clock, Listener};
 use skiff_types::{ErrorKind, InstanceId, ProjectId, RevisionId, ServiceName};
 
+use crate::aside::{Aside, Kept};
 use crate::config::GatewayConfig;
 use crate::door::Door;
 use crate::metrics::MetricsSnapshot;
@@ -66,6 +67,14 @@ impl Gateway {
             shared: Arc::new(Shared::new(config, demand, records, clock)),
             lanes: Arc::default(),
         })
+    }
+
+    /// Leads what is no service's to a server within this process, from now on;
+    /// once.
+    pub fn put_aside(&self, aside: Aside) {
+        let shared = &self.shared;
+        let kept = || Kept::new(aside, shared.clock.clone());
+        shared.table.aside.get_or_init(kept);
     }
 
     /// Adds a service or replaces its routes.

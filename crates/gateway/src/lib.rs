@@ -31,6 +31,7 @@
 
 mod access;
 mod answer;
+mod aside;
 mod body;
 mod config;
 mod connection;
@@ -65,6 +66,7 @@ mod table;
 mod tunnel;
 mod visit;
 
+pub use aside::{Aside, Connect};
 pub use config::GatewayConfig;
 pub use gateway::{AddError, Gateway, ServiceCount};
 pub use metrics::MetricsSnapshot;

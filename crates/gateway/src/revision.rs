@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::load::LoadMeter;
 use crate::metrics::Counter;
 use crate::pool::{Acquired, Key, Pool, Released};
-use crate::port::{ColdPhases, Load, RevisionRoute, Upstream};
+use crate::port::{ColdPhases, Load, Records, RevisionRoute, Upstream};
 use crate::shared::{Project, ServiceTotals, Shared};
 
 /// Why a request got no slot.
@@ -230,6 +230,11 @@ impl Revision {
                 removed: false,
             }),
         }
+    }
+
+    /// Where its finished requests are recorded.
+    pub(crate) fn records(&self) -> &dyn Records {
+        &*self.shared.records
     }
 
     /// A slot at once or after waiting in the queue.

@@ -1,10 +1,11 @@
 //! Which host, or which name inside a project, leads to which revisions.
 
 use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use skiff_types::{ProjectId, RevisionId, ServiceName};
 
+use crate::aside::Kept;
 use crate::port::ServiceRoute;
 use crate::revision::{Revision, lock};
 use crate::shards::Shards;
@@ -23,6 +24,7 @@ pub(crate) struct Table {
     services: Shards<(ProjectId, ServiceName), Arc<Listing>>,
     totals: Shards<(ProjectId, ServiceName), Arc<ServiceTotals>>,
     pub(crate) revisions: Shards<RevisionId, Arc<Revision>>,
+    pub(crate) aside: OnceLock<Kept>,
 }
 
 /// The keys under which one service stands in the maps.

@@ -120,7 +120,7 @@ impl Visit {
     }
 
     fn record(&self, slot: &Slot, duration_us: u64) {
-        self.lane.shared.records.request(&RequestRecord {
+        slot.revision.records().request(&RequestRecord {
             revision: slot.revision.route.id.clone(),
             instance: slot.instance.id,
             class: slot.instance.class,

@@ -529,6 +529,12 @@ impl Server {
         format!("unix://{}", self.run_dir().join("skiff.sock").display())
     }
 
+    /// Where the gateway listens: `HOST:PORT`.
+    #[must_use]
+    pub fn gateway(&self) -> &str {
+        &self.gateway
+    }
+
     /// The gateway's port.
     #[must_use]
     pub fn port(&self) -> &str {

@@ -126,7 +126,8 @@ impl Control {
         }
     }
 
-    fn connection<T, F>(
+    /// Serves one that has been accepted.
+    pub(crate) fn connection<T, F>(
         &self,
         stream: F,
         peer: Peer,

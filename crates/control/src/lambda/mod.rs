@@ -47,11 +47,13 @@ use serde_json::json;
 use skiff_lambda::{Arns, Code, FunctionName, FunctionRef, LambdaError, Replays, decode_query};
 use skiff_queue::LogError;
 use skiff_types::ProjectId;
+use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::control::{Control, ServiceKey};
 use crate::error::ControlError;
+use crate::http::Peer;
 use crate::key;
 use crate::port::{Objects, Revisions};
 use crate::record::ProjectRecord;
@@ -61,7 +63,7 @@ use links::Links;
 use operation::{Api, Operation};
 use record::UrlRecord;
 use room::Rooms;
-use urls::UrlPlace;
+use urls::{Denied, UrlPlace, from_gateway};
 
 use cache::Cache;
 pub(crate) use cache::{Keys, KnownKey, Views};
@@ -72,6 +74,7 @@ pub(crate) use hooks::HOOK_PATH;
 pub(crate) use record::{FunctionRecord, LayerRecord};
 pub(crate) use sources::Sources;
 pub(crate) use state::CodeInUse;
+pub use urls::{URL_HOST, URL_PATH};
 
 /// Memory for the bodies of all calls under way, bytes, and as much again for
 /// those of requests to functions' URLs.
@@ -194,6 +197,12 @@ impl Control {
 }
 
 impl LambdaFront {
+    /// What the gateway's requests to functions' URLs come to.
+    #[must_use]
+    pub fn urls(&self) -> UrlDoor {
+        UrlDoor(self.0.clone())
+    }
+
     /// Serves the API. Returns after [`Control::stop`].
     pub async fn serve(self, listener: TcpListener) {
         let control = self.0.control.clone();
@@ -203,6 +212,35 @@ impl LambdaFront {
             .accept_all(&listener, prepare, router, CONNECTIONS_MAX)
             .await;
     }
+}
+
+/// Functions' URLs, for connections of the gateway's.
+#[derive(Clone, Debug)]
+pub struct UrlDoor(Arc<Front>);
+
+impl UrlDoor {
+    /// Serves one connection, until it ends or after [`Control::stop`]. Nothing
+    /// but URLs can be reached by it, and the gateway's `x-forwarded-for` is
+    /// believed.
+    pub fn serve(&self, stream: DuplexStream) {
+        let router = Router::new().fallback(answer_of_url);
+        let router = router.with_state(self.0.clone());
+        let stream = ready(Some(stream));
+        self.0
+            .control
+            .connection(stream, Peer::default(), router, None);
+    }
+}
+
+async fn answer_of_url(
+    State(front): State<Arc<Front>>,
+    mut request: axum::extract::Request,
+) -> Response {
+    if UrlPlace::of(&request).is_none() {
+        return Denied::Unknown.into_response();
+    }
+    from_gateway(&mut request);
+    answer(State(front), request).await
 }
 
 /// What a call has begun goes on when its caller hangs up: a function does, and

@@ -1,5 +1,6 @@
 """Functions' URLs: made by AWS's client, called as browsers and curl do:
-`urls.py CASE`. It needs what `clients.py` needs.
+`urls.py CASE`. It needs what `clients.py` needs, and `GATEWAY`, where services
+are, functions' URLs among them.
 """
 
 import base64
@@ -17,7 +18,8 @@ import botocore.credentials
 
 from clients import ENDPOINT, REGION, arn, client, create, other, refused, run_by, runtime
 
-NETLOC = urllib.parse.urlsplit(ENDPOINT).netloc
+NETLOC = os.environ["GATEWAY"]
+API = urllib.parse.urlsplit(ENDPOINT).netloc
 STREAM = "application/vnd.awslambda.http-integration-response"
 # A runtime that answers what the request's path says.
 HANDLER = runtime(
@@ -57,8 +59,8 @@ def host_of(url):
 
 def ask(url, path="/", method="GET", body=None, headers=(), by_path=False):
     """A request to a URL by its host, or by its path: the reply, and its body."""
-    connection = http.client.HTTPConnection(NETLOC, timeout=120)
     host = host_of(url)
+    connection = http.client.HTTPConnection(API if host == API else NETLOC, timeout=120)
     if by_path:
         host, path = NETLOC, "/skiff/url/" + host.split(".")[0] + path
     connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
@@ -174,8 +176,11 @@ def requests():
         assert context["requestId"] == reply.headers["x-amzn-requestid"] and context["timeEpoch"] > 0, context
         assert "body" not in event and event["isBase64Encoded"] is False, event
     proxied = [("X-Forwarded-Proto", "https"), ("X-Amzn-Trace-Id", "Root=1-2-3")]
-    told = json.loads(ask(url, headers=proxied)[1])["event"]["headers"]
-    assert (told["x-forwarded-proto"], told["x-amzn-trace-id"]) == ("https", "Root=1-2-3"), told
+    # The gateway believes no proxy that it does not know of.
+    for place, scheme in [(url, "http"), (f"http://{API}/skiff/url/{host_of(url).split('.')[0]}", "https")]:
+        told = json.loads(ask(place, urllib.parse.urlsplit(place).path, headers=proxied)[1])["event"]["headers"]
+        assert (told["x-forwarded-proto"], told["x-amzn-trace-id"]) == (scheme, "Root=1-2-3"), told
+        assert not {"forwarded", "x-forwarded-host"} & set(told), told
     text = [("Content-Type", "text/plain; charset=utf-8")]
     event = json.loads(ask(url, "/", "POST", "ä".encode(), text)[1])["event"]
     assert event["body"] == "ä" and not event["isBase64Encoded"], event
@@ -271,8 +276,10 @@ def signatures():
     assert "authorization" not in event["headers"] and event["rawPath"] == "/schedules/a", event
     assert signed(url, signer=botocore.auth.SigV4QueryAuth)[0].status == 200
     assert signed(url, service="scheduler")[0].status == 403
-    own = ENDPOINT + "/skiff/url/" + host_of(url).split(".")[0]
-    assert signed(own, "/p")[0].status == 200
+    # By its path, and at the API's own address.
+    for place in [f"http://{NETLOC}", ENDPOINT]:
+        own = place + "/skiff/url/" + host_of(url).split(".")[0]
+        assert signed(own, "/p")[0].status == 200, place
 
     assert signed(url, stranger=True)[0].status == 403
     them = {"StatementId": "them", "Principal": os.environ["OTHER_ACCOUNT"], "FunctionUrlAuthType": "AWS_IAM"}
@@ -359,7 +366,10 @@ def after_the_crash():
     now = client().get_function_url_config(FunctionName="lasting")
     assert host_of(now["FunctionUrl"]).split(":")[0] == host_of(url).split(":")[0], now
     assert now["Cors"] == {"AllowOrigins": ["*"]}, now
-    assert ask(url)[0].status == 200
+    reply, body = ask(url, headers=[("X-Forwarded-Proto", "https"), ("X-Forwarded-For", "203.0.113.9")])
+    told = json.loads(body)["event"]
+    assert told["headers"]["x-forwarded-proto"] == "https", told
+    assert told["requestContext"]["http"]["sourceIp"] == "127.0.0.1", told
 
 
 def after_its_service():

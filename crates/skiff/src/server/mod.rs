@@ -26,6 +26,7 @@ pub mod parts;
 pub mod prometheus;
 pub mod records;
 pub mod roles;
+mod urls;
 pub mod user;
 
 use std::net::SocketAddr;
@@ -343,6 +344,10 @@ impl Server {
         fleet.begin();
 
         spawn_loops(&tasks, &fleet, &worker, &meter, ends);
+        let urls = match doors.lambda {
+            Some(_) => Some(urls::lead(&gateway, &tasks)?),
+            None => None,
+        };
         let copies = Arc::new(doors.copies().context("the doors cannot be kept")?);
         let served = gateway
             .serve(doors.gateway, threads)
@@ -373,6 +378,9 @@ impl Server {
             };
             let front = control.lambda(settings, steering).await;
             let front = front.context("event invocations cannot go on")?;
+            if let Some(told) = urls {
+                told.send_replace(Some(front.urls()));
+            }
             tasks.spawn("lambda", async move { front.serve(listener).await });
         }
         tracing::info!(addresses = ?served.addresses(), run_dir = %home.run_dir.display(), "the server is ready");
@@ -750,6 +758,7 @@ fn percent(factor: f64) -> u32 {
 fn gateway_config(config: &Config, home: &Home) -> anyhow::Result<GatewayConfig> {
     let mut settings = GatewayConfig {
         overload_wait: Duration::from_millis(config.gateway.overload_wait_ms.into()),
+        trust_forwarded: config.gateway.trust_forwarded,
         ..GatewayConfig::default()
     };
     if config.gateway.access_log {

@@ -5,7 +5,7 @@
 //!               403          200         403     413    413      429, 502
 //! ```
 //! A URL belongs to a function or to an alias of it; its id is never given
-//! again. Requests find it by the host, or by the path below [`PATH`].
+//! again. Requests find it by the host, or by the path below [`URL_PATH`].
 
 mod cors;
 mod serve;
@@ -17,13 +17,13 @@ use super::call::{Call, Reply, body as parse, invalid};
 use super::record::{FunctionRecord, InvokeMode, UrlConfig};
 use super::{Front, body, show};
 
-pub(crate) use serve::UrlPlace;
+pub(crate) use serve::{Denied, UrlPlace, from_gateway};
 
 /// Where URLs are for who cannot look their hosts up: the id and the request's
 /// own path follow.
-const PATH: &str = "/skiff/url/";
+pub const URL_PATH: &str = "/skiff/url/";
 /// What stands behind the id in a URL's host.
-const HOST: &str = "lambda-url";
+pub const URL_HOST: &str = "lambda-url";
 const ID_CHARS: usize = 32;
 const ID_ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 /// As AWS, whatever is asked for.
@@ -157,15 +157,16 @@ impl Front {
 
     fn url_host(&self, id: &str) -> String {
         let domain = &self.control.inner.base.config.domain;
-        format!("{id}.{HOST}.{}.{domain}", self.region)
+        format!("{id}.{URL_HOST}.{}.{domain}", self.region)
     }
 
+    /// At the gateway, which anyone may reach.
     fn url(&self, id: &str) -> String {
-        let listening = self.control.inner.base.config.lambda.as_deref();
-        let port = listening.and_then(|address| address.rsplit_once(':'));
-        match port {
-            Some((_, port)) => format!("http://{}:{port}/", self.url_host(id)),
-            None => format!("http://{}/", self.url_host(id)),
+        let config = &self.control.inner.base.config;
+        let (scheme, host) = (&config.url_scheme, self.url_host(id));
+        match config.url_port {
+            Some(port) => format!("{scheme}://{host}:{port}/"),
+            None => format!("{scheme}://{host}/"),
         }
     }
 }

@@ -6,9 +6,9 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use http::header::{CONTENT_TYPE, HOST as HOST_HEADER, ORIGIN};
+use http::header::{CONTENT_TYPE, FORWARDED, HOST as HOST_HEADER, ORIGIN};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use serde_json::json;
 use skiff_lambda::{
@@ -17,7 +17,7 @@ use skiff_lambda::{
 };
 use skiff_types::ProjectId;
 
-use super::{HOST, ID_ALPHABET, ID_CHARS, PATH, cors, qualifier};
+use super::{ID_ALPHABET, ID_CHARS, URL_HOST, URL_PATH, cors, qualifier};
 use crate::http::Peer;
 use crate::key;
 use crate::lambda::Front;
@@ -54,14 +54,14 @@ impl UrlPlace {
         let (id, rest) = host.split_once('.')?;
         let (label, _) = rest.split_once('.')?;
         let id = id.to_ascii_lowercase();
-        (label.eq_ignore_ascii_case(HOST) && is_id(&id)).then(|| Self {
+        (label.eq_ignore_ascii_case(URL_HOST) && is_id(&id)).then(|| Self {
             id,
             path: rooted(path),
         })
     }
 
     fn in_path(path: &str) -> Option<Self> {
-        let rest = path.strip_prefix(PATH)?;
+        let rest = path.strip_prefix(URL_PATH)?;
         let end = rest.find('/').unwrap_or(rest.len());
         let (id, path) = rest.split_at(end);
         is_id(id).then(|| Self {
@@ -83,9 +83,26 @@ fn rooted(path: &str) -> String {
     }
 }
 
+/// What the gateway adds to a request on its way, beside what every URL's
+/// function is told.
+const ADDED: [HeaderName; 2] = [FORWARDED, HeaderName::from_static("x-forwarded-host")];
+
+/// Takes off a request what the gateway has put on it: who is at the other end
+/// of its client's connection comes last.
+pub(crate) fn from_gateway(request: &mut axum::extract::Request) {
+    let headers = request.headers_mut();
+    for name in ADDED {
+        headers.remove(name);
+    }
+    let through = headers.get_all("x-forwarded-for").iter().next_back();
+    let last = through.and_then(|value| value.to_str().ok()?.rsplit(',').next());
+    let peer = last.and_then(|address| address.trim().parse().ok());
+    request.extensions_mut().insert(Peer(peer));
+}
+
 /// Why a request has no answer of its function.
 #[derive(Debug, PartialEq, Eq)]
-enum Denied {
+pub(crate) enum Denied {
     /// There is no such URL.
     Unknown,
     /// Its policy or its signature does not let it in.
