@@ -479,3 +479,28 @@ proptest::proptest! {
         proptest::prop_assert_eq!(rig.records().len(), written.len());
     }
 }
+
+#[test]
+fn long_trailers_pass_as_they_are_to_those_who_take_them() {
+    let rig = Rig::new(|_| {});
+    // As many as a function's front has for one answer.
+    let trailers = format!(
+        "x-amz-function-error: Its.Own\r\nlambda-runtime-function-error-body: {}\r\n\
+         x-amz-log-result: {}\r\n",
+        "b".repeat(8 * 1024),
+        "l".repeat(6 * 1024)
+    );
+    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    let answer = format!("{head}2\r\nhi\r\n0\r\n{trailers}\r\n");
+    rig.add(http_app(move |_| answer.clone()));
+    let mut client = rig.client();
+    for (lines, expected) in [
+        ("te: trailers\r\n", &*trailers),
+        ("", ""),
+        ("te: trailers\r\n", &trailers),
+    ] {
+        client.send(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n{lines}\r\n"));
+        let answer = client.message();
+        assert_eq!((&*answer.text(), &*answer.trailers), ("hi", expected));
+    }
+}

@@ -918,6 +918,39 @@ fn an_http2_stream_that_is_reset_keeps_its_instance_busy() {
 }
 
 #[test]
+fn trailers_of_an_answer_that_outlives_its_client_are_read_over() {
+    let rig = Rig::with(GatewayConfig::default(), 1, |route| {
+        route.concurrency = 1;
+        route.outlives_client = true;
+    });
+    let gate = Arc::new(Barrier::new(2));
+    let g = gate.clone();
+    let instance = rig.add(http_app(move |request| {
+        if request.head.starts_with("GET /slow") {
+            g.wait();
+            g.wait();
+        }
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nx-sum: 42\r\n\r\n"
+            .to_owned()
+    }));
+    let mut client = rig.client();
+    client.send(format!(
+        "GET /slow HTTP/1.1\r\nhost: {HOST}\r\nte: trailers\r\n\r\n"
+    ));
+    gate.wait();
+    drop(client);
+    let mut next = rig.client();
+    next.send(get("/next"));
+    wait_for("a place in the queue", || {
+        rig.fakes.last_waiting.load(Ordering::SeqCst) == 1
+    });
+    gate.wait();
+    assert_eq!(next.message().text(), "hi");
+    assert_eq!(rig.gateway.metrics().client_gone, 1);
+    assert_eq!(instance.connects.load(Ordering::SeqCst), 1);
+}
+
+#[test]
 fn an_answer_that_outlives_its_client_has_its_time_and_no_more() {
     let rig = Rig::new(|route| {
         route.concurrency = 1;

@@ -7,8 +7,8 @@ use crate::h1::fields::{self, Kind};
 
 /// Of a chunk's size line, extensions included.
 const LINE_BYTES_MAX: usize = 1024;
-/// Of a trailer section.
-const TRAILER_BYTES_MAX: usize = 8 * 1024;
+/// Of a trailer section: as much as hyper reads at the other ends.
+const TRAILER_BYTES_MAX: usize = 16 * 1024;
 const TRAILERS_MAX: usize = 32;
 
 /// A body that cannot be followed any further.
