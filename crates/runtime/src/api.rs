@@ -5,8 +5,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -19,8 +17,9 @@ use skiff_base::{Backoff, ByteStream, Listener, Tasks};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::body::{BodyRefusal, whole};
-use crate::bridge::{Answer, Bridge, Event, ExtensionEvent, Piece, StreamError, SubscribeRefusal};
+use crate::bridge::{Answer, Bridge, Event, ExtensionEvent, SubscribeRefusal};
 use crate::machine::{Refusal, Wants};
+use crate::trailers::{ERROR_TYPE, StreamError};
 use crate::words::{self, ANSWER_BYTES_MAX};
 
 /// Connections of one instance: its runtime's, its extensions', and more.
@@ -41,8 +40,6 @@ const ARN: HeaderName = HeaderName::from_static("lambda-runtime-invoked-function
 const TRACE: HeaderName = HeaderName::from_static("lambda-runtime-trace-id");
 const CLIENT_CONTEXT: HeaderName = HeaderName::from_static("lambda-runtime-client-context");
 const RESPONSE_MODE: HeaderName = HeaderName::from_static("lambda-runtime-function-response-mode");
-const ERROR_TYPE: HeaderName = HeaderName::from_static("lambda-runtime-function-error-type");
-const ERROR_BODY: HeaderName = HeaderName::from_static("lambda-runtime-function-error-body");
 const EXTENSION_NAME: HeaderName = HeaderName::from_static("lambda-extension-name");
 const EXTENSION_ID: HeaderName = HeaderName::from_static("lambda-extension-identifier");
 const ACCEPT_FEATURE: HeaderName = HeaderName::from_static("lambda-extension-accept-feature");
@@ -272,53 +269,35 @@ async fn stream(
         whole,
     };
     give(place, answer);
-    let (failed, told) = pass(&mut body, &sender).await;
-    if let Some(failed) = &failed {
-        let _gone = sender.send(Err(failed.clone())).await;
-    }
+    let (ended, told) = pass(&mut body, &sender).await;
     drop(sender);
-    let _gone = done.send(failed.map_or(Ok(()), Err));
+    if let Some(ended) = ended {
+        let _gone = done.send(ended);
+    }
     told
 }
 
-/// What the answer ended with, if it failed, and what the runtime is told.
+/// How the answer ended, unless it broke off, and what the runtime is told.
 async fn pass(
     body: &mut Incoming,
-    pieces: &mpsc::Sender<Piece>,
-) -> (Option<StreamError>, Answered) {
-    let mut failed = None;
+    pieces: &mpsc::Sender<Bytes>,
+) -> (Option<Result<(), StreamError>>, Answered) {
+    let mut ended = Ok(());
     while let Some(frame) = body.frame().await {
-        let frame = match frame {
-            Ok(frame) => frame,
-            Err(error) => {
-                let broken = StreamError {
-                    kind: "Runtime.TruncatedResponse".to_owned(),
-                    body: error.to_string(),
-                };
-                return (Some(broken), not_taken(BodyRefusal::Truncated));
-            }
+        let Ok(frame) = frame else {
+            return (None, not_taken(BodyRefusal::Truncated));
         };
         match frame.into_data() {
             Ok(data) => {
-                let _gone = pieces.send(Ok(data)).await;
+                let _gone = pieces.send(data).await;
             }
-            Err(frame) => failed = frame.trailers_ref().and_then(trailed_error),
+            Err(frame) => {
+                let failed = frame.trailers_ref().and_then(StreamError::of_runtime);
+                ended = failed.map_or(Ok(()), Err);
+            }
         }
     }
-    (failed, accepted())
-}
-
-/// The error that a runtime tells behind what it streamed.
-fn trailed_error(trailers: &HeaderMap) -> Option<StreamError> {
-    let kind = trailers
-        .get(ERROR_TYPE)?
-        .to_str()
-        .unwrap_or_default()
-        .to_owned();
-    let body = trailers.get(ERROR_BODY).map(HeaderValue::as_bytes);
-    let body = body.and_then(|body| STANDARD.decode(body).ok());
-    let body = String::from_utf8_lossy(&body.unwrap_or_default()).into_owned();
-    Some(StreamError { kind, body })
+    (Some(ended), accepted())
 }
 
 /// To an invocation that may have run out of time by now.

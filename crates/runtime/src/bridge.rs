@@ -18,7 +18,12 @@ use tokio::time::{sleep, timeout};
 use crate::journal::{Done, Journal, Status, error_type};
 use crate::machine::{Machine, Refusal, Wants};
 use crate::telemetry::{Subscription, Unacceptable};
+use crate::trailers::Ending;
 use crate::words;
+
+mod streamed;
+
+pub(crate) use streamed::Whole;
 
 pub(crate) const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
@@ -54,19 +59,6 @@ pub(crate) enum ExtensionEvent {
     },
 }
 
-/// A piece of a streamed answer, or why there is no more of it.
-pub(crate) type Piece = Result<Bytes, StreamError>;
-
-/// The runtime told of an error in the middle of its answer.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("the function failed while it answered: {kind} {body}")]
-pub(crate) struct StreamError {
-    /// AWS's type of the error, or the runtime's own.
-    pub kind: String,
-    /// What the runtime says of it.
-    pub body: String,
-}
-
 /// What the runtime posted.
 #[derive(Debug)]
 pub(crate) enum Answer {
@@ -75,10 +67,9 @@ pub(crate) enum Answer {
         content_type: Option<HeaderValue>,
     },
     Stream {
-        pieces: mpsc::Receiver<Piece>,
+        pieces: mpsc::Receiver<Bytes>,
         content_type: Option<HeaderValue>,
-        /// Resolves when the runtime has posted all, or what it failed with.
-        whole: oneshot::Receiver<Result<(), StreamError>>,
+        whole: Whole,
     },
     Failed(Bytes),
 }
@@ -91,8 +82,10 @@ pub(crate) enum Reply {
         content_type: Option<HeaderValue>,
     },
     Stream {
-        pieces: mpsc::Receiver<Piece>,
+        pieces: mpsc::Receiver<Bytes>,
         content_type: Option<HeaderValue>,
+        /// Told behind the last piece.
+        ending: oneshot::Receiver<Ending>,
     },
     Failed(Bytes),
     /// The runtime ended before the event reached it.
@@ -103,7 +96,8 @@ pub(crate) enum Reply {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub reply: Reply,
-    /// The end of what it wrote, if that was asked for.
+    /// The end of what it wrote, if that was asked for; a streamed answer's is
+    /// in its ending.
     pub log: Option<Vec<u8>>,
     /// The instance takes no further event.
     pub last: bool,
@@ -621,22 +615,16 @@ impl Bridge {
                 content_type,
                 whole,
             }) => {
+                let (end, ending) = oneshot::channel();
                 let stream = Reply::Stream {
                     pieces,
                     content_type,
+                    ending,
                 };
                 send(reply, stream, None, false);
-                tokio::select! {
-                    whole = whole => {
-                        let failed = whole.unwrap_or(Ok(())).err();
-                        let (status, error) = match &failed {
-                            None => (Status::Success, None),
-                            Some(failed) => (Status::Error, Some(failed.kind.as_str())),
-                        };
-                        self.journal.done(done(status, error, None)).await;
-                    }
-                    () = self.exit() => return drop(self.note_end(failed).await),
-                    () = &mut over => return self.end_in_time(late).await,
+                let seen = self.see_out(whole, failed, &mut over, wants_log, end);
+                if !seen.await {
+                    return;
                 }
             }
         }

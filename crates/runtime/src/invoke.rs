@@ -3,12 +3,12 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER, TE, TRAILER};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{Either, Full};
@@ -16,23 +16,24 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use skiff_base::Tasks;
-use skiff_types::FunctionSpec;
 use skiff_types::limits::EVENT_BYTES_MAX;
+use skiff_types::{FunctionSpec, invocation};
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::body::{BodyRefusal, whole};
-use crate::bridge::{Bridge, Event, Invocation, Outcome, Piece, Reply, StreamError};
+use crate::bridge::{Bridge, Event, Invocation, Outcome, Reply};
+use crate::trailers::{Ending, StreamError};
 use crate::{cloudevents, words};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 const CLIENT_CONTEXT: HeaderName = HeaderName::from_static("x-amz-client-context");
-const LOG_TYPE: HeaderName = HeaderName::from_static("x-amz-log-type");
-const LOG_RESULT: HeaderName = HeaderName::from_static("x-amz-log-result");
+const LOG_TYPE: HeaderName = HeaderName::from_static(invocation::LOG_TYPE);
+const LOG_RESULT: HeaderName = HeaderName::from_static(invocation::LOG_RESULT);
 const TRACE: HeaderName = HeaderName::from_static("x-amzn-trace-id");
 const INVOKED_ARN: HeaderName = HeaderName::from_static("x-amz-invoked-arn");
-const FUNCTION_ERROR: HeaderName = HeaderName::from_static("x-amz-function-error");
-const EXECUTED_VERSION: HeaderName = HeaderName::from_static("x-amz-executed-version");
+const FUNCTION_ERROR: HeaderName = HeaderName::from_static(invocation::FUNCTION_ERROR);
+const EXECUTED_VERSION: HeaderName = HeaderName::from_static(invocation::EXECUTED_VERSION);
 
 /// A client context, decoded (AWS's bound).
 const CONTEXT_BYTES_MAX: usize = 3583;
@@ -72,6 +73,7 @@ async fn answer(request: Request<Incoming>, bridge: Arc<Bridge>, tasks: &Tasks) 
         refused.headers_mut().insert(ALLOW, post);
         return refused;
     }
+    let takes_trailers = takes_trailers(request.headers());
     let invocation = match invocation(request, &bridge.function.spec, bridge.unix_s()).await {
         Ok(invocation) => invocation,
         Err(refused) => return *refused,
@@ -84,7 +86,8 @@ async fn answer(request: Request<Incoming>, bridge: Arc<Bridge>, tasks: &Tasks) 
         bridge.invoke(invocation, reply).await;
     });
     let mut response = match outcome.await {
-        Ok(outcome) => told(outcome),
+        // Whoever sends CloudEvents knows no end of an answer but a break.
+        Ok(outcome) => told(outcome, takes_trailers && !is_cloud_event),
         Err(_cut_off) => gone(),
     };
     if is_cloud_event && response.headers().contains_key(FUNCTION_ERROR) {
@@ -137,6 +140,11 @@ async fn invocation(
     })
 }
 
+/// As the gateway says it on. Anything else hyper would not take for that.
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers.get(TE).is_some_and(|te| te == "trailers")
+}
+
 fn given<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
@@ -175,13 +183,25 @@ fn too_large() -> Answered {
     refused
 }
 
-fn told(outcome: Outcome) -> Answered {
+fn told(outcome: Outcome, takes_trailers: bool) -> Answered {
     let mut response = match outcome.reply {
         Reply::Payload { body, content_type } => of(Either::Left(Full::new(body)), content_type),
         Reply::Stream {
             pieces,
             content_type,
-        } => of(Either::Right(Pieces(pieces)), content_type),
+            ending,
+        } => {
+            let pieces = Pieces {
+                pieces,
+                ending: Some(ending),
+                takes_trailers,
+            };
+            let mut response = of(Either::Right(pieces), content_type);
+            if takes_trailers {
+                response.headers_mut().insert(TRAILER, Ending::names());
+            }
+            response
+        }
         Reply::Failed(body) => {
             let mut response = of(Either::Left(Full::new(body)), None);
             let unhandled = HeaderValue::from_static("Unhandled");
@@ -233,20 +253,51 @@ fn close(response: &mut Answered) {
     response.headers_mut().insert(CONNECTION, close);
 }
 
-/// A streamed answer; an error breaks it off where it stands.
+/// A streamed answer. Its ending is told in trailers to who takes them; for
+/// anybody else an error breaks it off where it stands.
 #[derive(Debug)]
-pub(crate) struct Pieces(mpsc::Receiver<Piece>);
+pub(crate) struct Pieces {
+    pieces: mpsc::Receiver<Bytes>,
+    /// Until it is known.
+    ending: Option<oneshot::Receiver<Ending>>,
+    takes_trailers: bool,
+}
+
+/// Why a streamed answer breaks off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BrokenOff {
+    #[error(transparent)]
+    Failed(StreamError),
+    #[error("what served the invocation has ended")]
+    CutOff,
+}
 
 impl Body for Pieces {
     type Data = Bytes;
-    type Error = StreamError;
+    type Error = BrokenOff;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        self.0
-            .poll_recv(cx)
-            .map(|piece| piece.map(|piece| piece.map(Frame::data)))
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        if let Some(piece) = ready!(self.pieces.poll_recv(cx)) {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        let Some(ending) = &mut self.ending else {
+            return Poll::Ready(None);
+        };
+        let ended = ready!(Pin::new(ending).poll(cx));
+        self.ending = None;
+        Poll::Ready(match ended {
+            Ok(ending) if self.takes_trailers => {
+                let trailers = Some(ending.trailers()).filter(|told| !told.is_empty());
+                trailers.map(|trailers| Ok(Frame::trailers(trailers)))
+            }
+            Ok(ending) => ending.error.map(|error| Err(BrokenOff::Failed(error))),
+            Err(_dropped) => Some(Err(BrokenOff::CutOff)),
+        })
     }
 }
+
+#[cfg(test)]
+mod tests;

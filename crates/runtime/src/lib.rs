@@ -30,6 +30,7 @@ mod journal;
 mod machine;
 mod sandbox;
 mod telemetry;
+mod trailers;
 mod words;
 
 pub use host::Functions;

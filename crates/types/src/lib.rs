@@ -9,6 +9,7 @@ mod digest;
 mod error;
 mod function;
 mod id;
+pub mod invocation;
 mod launch;
 pub mod limits;
 mod logs;

@@ -5,6 +5,7 @@ use skiff_wire::launcher::ProcessSpec;
 
 use super::*;
 use crate::fake::{Fake, posts};
+use crate::trailers::StreamError;
 
 fn bridge(sandbox: &Arc<Fake>) -> Arc<Bridge> {
     bridge_of(sandbox, Origin::Made)
@@ -466,7 +467,13 @@ async fn subscribers_are_told_of_an_answer_that_fails_in_its_middle() {
         done.send(Err(failed)).unwrap();
     };
     tokio::join!(bridge.invoke(invocation("7"), reply), answering);
-    assert!(matches!(outcome.await.unwrap().reply, Reply::Stream { .. }));
+    let reply = outcome.await.unwrap().reply;
+    let Reply::Stream { ending, .. } = reply else {
+        panic!("{reply:?}");
+    };
+    let ending = ending.await.unwrap();
+    assert_eq!(ending.error.unwrap().kind, "Its.Own");
+    assert_eq!(ending.log, None);
     let told = told_until("platform.report", &mut told).await;
     let report = &told.last().unwrap()["record"];
     assert_eq!(report["status"], "error");
