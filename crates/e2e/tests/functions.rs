@@ -203,6 +203,10 @@ fn a_streamed_answer_passes_as_it_comes() {
         "{reply:?}"
     );
     assert_eq!(good(reply), "first\nsecond\n");
+    // The end of its log stands behind it.
+    let told = server.cli(&["invoke", "stream", "-d", r#""stream""#, "--log"]);
+    assert!(told.out.starts_with("first\nsecond\n"), "{told:?}");
+    assert!(told.err.contains("REPORT RequestId: "), "{told:?}");
     let _out = server.cli(&["rm", "stream"]).ok();
 }
 

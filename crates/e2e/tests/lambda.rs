@@ -307,6 +307,12 @@ fn urls_make_events_of_requests_and_replies_of_answers() {
 }
 
 #[test]
+fn streamed_answers_end_with_their_log_and_their_error() {
+    let (_server, world) = shared();
+    world.case("streams");
+}
+
+#[test]
 fn urls_tell_other_origins_what_they_may() {
     let (_server, world) = shared();
     world.url("origins");

@@ -8,23 +8,24 @@ use axum::body::Body;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures_util::stream;
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::{Frame, Incoming};
+use hyper::body::Incoming;
 use serde::de::IgnoredAny;
 use serde_json::json;
-use skiff_lambda::event_stream::{self, InvokeComplete};
 use skiff_lambda::{Code, FunctionRef, LambdaError, Qualifier};
 use skiff_types::ProjectId;
-use tokio::sync::mpsc;
+use skiff_types::invocation::{
+    EXECUTED_VERSION, FUNCTION_ERROR, LOG_BYTES_MAX, LOG_RESULT, LOG_TYPE,
+};
 
 use super::cache::View;
 use super::call::{Call, Reply, invalid};
 use super::links::{Link, LinkError, ended_early};
 use super::policies::allows;
 use super::sign::EVENT_BYTES_MAX;
+use super::streamed::{Told, UNHANDLED};
 use super::{Front, not_yours};
 use crate::control::ServiceKey;
 use crate::traffic::revision_id;
@@ -33,22 +34,14 @@ use crate::traffic::revision_id;
 const ANSWER_BYTES_MAX: usize = 6 * 1024 * 1024 + 100;
 /// The longest timeout, twice for a slow init, the queue, and a minute for the
 /// gateway to say why: it and who hands an instance its events end it earlier.
-const DEADLINE: Duration = Duration::from_secs(900 * 2 + 30 + 60);
-/// A log's end in a reply, bytes (AWS's).
-const LOG_BYTES_MAX: usize = 4096;
+pub(crate) const DEADLINE: Duration = Duration::from_secs(900 * 2 + 30 + 60);
 /// Of a role's ARN in a log.
 const ROLE_CHARS_SHOWN: usize = 256;
 pub(crate) const CLIENT_CONTEXT_BYTES_MAX: usize = 3583;
-/// Of a streamed answer, on their way to its caller.
-const PIECES: usize = 4;
 const PATH: &str = "/2015-03-31/functions/function/invocations";
 
-const LOG_TYPE: &str = "x-amz-log-type";
 pub(crate) const CLIENT_CONTEXT: &str = "x-amz-client-context";
 pub(crate) const TRACE_ID: &str = "x-amzn-trace-id";
-pub(crate) const FUNCTION_ERROR: &str = "x-amz-function-error";
-const LOG_RESULT: &str = "x-amz-log-result";
-const EXECUTED_VERSION: &str = "x-amz-executed-version";
 
 pub(crate) type Running = Arc<Mutex<HashMap<ServiceKey, u32>>>;
 
@@ -70,8 +63,16 @@ pub(crate) struct Way {
 pub(crate) struct Invocation {
     pub request_id: String,
     pub payload: Bytes,
-    /// Headers that the caller has sent, and what they say.
+    /// Headers, and what they say: the caller's, and what is asked of the gateway.
     pub told: Vec<(&'static str, String)>,
+}
+
+impl Invocation {
+    /// Asks for what is told behind a streamed answer.
+    pub(crate) fn with_trailers(mut self) -> Self {
+        self.told.push(("te", "trailers".to_owned()));
+        self
+    }
 }
 
 /// The function has not answered.
@@ -87,18 +88,6 @@ impl From<Unanswered> for LambdaError {
         unanswered.error
     }
 }
-
-/// How a streamed answer has begun.
-#[derive(Debug)]
-pub(crate) enum Begun {
-    /// What comes is the function's, or its error if the head says so.
-    Answer(HeaderMap, Pieces),
-    /// The function has failed, as this says.
-    Failed(Reply),
-}
-
-/// A streamed answer's body, as it comes.
-pub(crate) type Pieces = mpsc::Receiver<Result<Bytes, hyper::Error>>;
 
 /// One invocation of a function with a reservation; dropping ends it.
 #[derive(Debug)]
@@ -168,6 +157,7 @@ impl Front {
         invocation: Invocation,
     ) -> Result<Reply, Unanswered> {
         let id = invocation.request_id.clone();
+        let invocation = invocation.with_trailers();
         let invoked = tokio::time::timeout(DEADLINE, async {
             let (response, link) = self.send(way, invocation).await?;
             let (parts, body) = response.into_parts();
@@ -175,14 +165,14 @@ impl Front {
             if read.is_ok() {
                 self.links.keep(link);
             }
-            Ok::<_, Unanswered>((parts, read.map(|read| read.to_bytes())))
+            Ok::<_, Unanswered>((parts, read))
         });
-        let (parts, body) = match invoked.await {
+        let (parts, read) = match invoked.await {
             Ok(answered) => answered?,
             Err(_) => return Ok(timed_out(&id, way)),
         };
-        let body = match body {
-            Ok(body) => body,
+        let read = match read {
+            Ok(read) => read,
             Err(error) if error.is::<http_body_util::LengthLimitError>() => {
                 return Ok(failed(
                     way,
@@ -196,6 +186,8 @@ impl Front {
             }
             Err(_) => return Ok(exited(&id, way, "its answer ended early")),
         };
+        let told = read.trailers().map(Told::of).unwrap_or_default();
+        let body = read.to_bytes();
         if parts.status != StatusCode::OK {
             return refused(&id, way, &parts, &body);
         }
@@ -204,13 +196,14 @@ impl Front {
             headers: function_headers(&parts.headers, way),
             body: Body::from(body),
         };
+        told.tell(&mut reply);
         let json = HeaderValue::from_static("application/json");
         reply.headers.insert(http::header::CONTENT_TYPE, json);
         self.warn_of_role(way, &mut reply.headers);
         Ok(reply)
     }
 
-    async fn send(
+    pub(crate) async fn send(
         &self,
         way: &Way,
         invocation: Invocation,
@@ -223,106 +216,31 @@ impl Front {
         sent.map_err(broken)
     }
 
-    pub(crate) async fn invoke_streaming(
-        &self,
-        call: &mut Call,
-        text: &str,
-    ) -> Result<Reply, LambdaError> {
-        let way = self.way(call, text).await?;
-        if call.header("x-amz-invocation-type") == Some("DryRun") {
-            let mut reply = Reply::empty();
-            set(&mut reply.headers, EXECUTED_VERSION, &way.version);
-            return Ok(reply);
-        }
-        let place = Place::take(&self.running, &way)?;
-        let invocation = invocation(call, EVENT_BYTES_MAX)?;
-        let body = match self.begin_stream(&way, invocation, place).await? {
-            Begun::Answer(head, pieces) => Body::from_stream(framed(&head, pieces)),
-            Begun::Failed(reply) => {
-                let body = reply.body.collect().await;
-                let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-                let end = complete(Some("Unhandled"), &body, None);
-                Body::from_stream(stream::once(async move {
-                    Ok::<_, hyper::Error>(Bytes::from(end))
-                }))
-            }
-        };
-        Ok(streamed(&way, body))
-    }
-
-    /// The function's answer as it begins.
-    pub(crate) async fn begin_stream(
-        &self,
-        way: &Way,
-        invocation: Invocation,
-        place: Option<Place>,
-    ) -> Result<Begun, LambdaError> {
-        let id = invocation.request_id.clone();
-        let sent = self.send(way, invocation);
-        let sent = tokio::time::timeout(DEADLINE, sent).await;
-        let (response, link) = sent
-            .map_err(|_| LambdaError::new(Code::Service, "the function did not answer in time"))?
-            .map_err(LambdaError::from)?;
-        let (head, body) = response.into_parts();
-        if head.status == StatusCode::OK {
-            return Ok(Begun::Answer(
-                head.headers,
-                self.pieces(body, (place, link)),
-            ));
-        }
-        let read = Limited::new(body, 4096).collect().await;
-        let text = read.map(|read| read.to_bytes()).unwrap_or_default();
-        Ok(Begun::Failed(refused(&id, way, &head, &text)?))
-    }
-
-    /// Reads a streamed answer to its end, also when nobody takes it any more:
-    /// until then the invocation is under way. The gateway limits its time.
-    fn pieces(&self, mut body: Incoming, held: (Option<Place>, Link)) -> Pieces {
-        let (sender, pieces) = mpsc::channel(PIECES);
-        let tasks = &self.control.inner.tasks;
-        tasks.spawn("streamed answer", async move {
-            while let Some(frame) = body.frame().await {
-                let piece = match frame.map(Frame::into_data) {
-                    Ok(Ok(piece)) => Ok(piece),
-                    Ok(Err(_trailers)) => continue,
-                    Err(error) => Err(error),
-                };
-                let is_over = piece.is_err();
-                // Who has hung up needs no more of it.
-                sender.send(piece).await.ok();
-                if is_over {
-                    break;
-                }
-            }
-            // Before the end of the answer is seen.
-            drop(held);
-        });
-        pieces
-    }
-
     /// Says at a log's end that its function has no credentials.
     fn warn_of_role(&self, way: &Way, headers: &mut HeaderMap) {
+        let log = headers.get(LOG_RESULT).and_then(|log| log.to_str().ok());
+        if let Some(log) = log
+            && let Some(warning) = self.warning_of_role(way)
+            && let Some(log) = with_warning(log, &warning)
+        {
+            set(headers, LOG_RESULT, &log);
+        }
+    }
+
+    /// What a log says of a function that has no credentials.
+    pub(crate) fn warning_of_role(&self, way: &Way) -> Option<String> {
         let config = &self.control.inner.base.config;
         if config.role(&way.key.0, &way.role).is_some() {
-            return;
+            return None;
         }
-        let Some(log) = headers.get(LOG_RESULT) else {
-            return;
-        };
-        let Ok(mut log) = STANDARD.decode(log.as_bytes()) else {
-            return;
-        };
         let role: String = way.role.chars().take(ROLE_CHARS_SHOWN).collect();
-        let warning = format!(
+        Some(format!(
             "WARN no credentials for the role {role}: [roles.\"ARN\"] in the server's configuration gives a role of this project some\n"
-        );
-        log.extend_from_slice(warning.as_bytes());
-        let from = log.len().saturating_sub(LOG_BYTES_MAX);
-        set(headers, LOG_RESULT, &STANDARD.encode(&log[from..]));
+        ))
     }
 
     /// Which revision an invocation is for, if the caller may make it.
-    async fn way(&self, call: &Call, text: &str) -> Result<Way, LambdaError> {
+    pub(crate) async fn way(&self, call: &Call, text: &str) -> Result<Way, LambdaError> {
         let target = self.named(call, text)?;
         let owner = target
             .account
@@ -478,6 +396,14 @@ fn broken(error: LinkError) -> Unanswered {
     }
 }
 
+/// A log's end, base 64, and a line behind it.
+pub(crate) fn with_warning(log: &str, warning: &str) -> Option<String> {
+    let mut log = STANDARD.decode(log).ok()?;
+    log.extend_from_slice(warning.as_bytes());
+    let from = log.len().saturating_sub(LOG_BYTES_MAX);
+    Some(STANDARD.encode(&log[from..]))
+}
+
 /// What the function's answer says beside its body.
 fn function_headers(answered: &HeaderMap, way: &Way) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -491,7 +417,7 @@ fn function_headers(answered: &HeaderMap, way: &Way) -> HeaderMap {
 }
 
 /// Values are ours, and visible ASCII.
-fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
+pub(crate) fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }
@@ -499,7 +425,7 @@ fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
 
 /// A function's answer is 200: everything else is the gateway's own, or of who
 /// hands an instance its events.
-fn refused(id: &str, way: &Way, head: &Parts, text: &[u8]) -> Result<Reply, Unanswered> {
+pub(crate) fn refused(id: &str, way: &Way, head: &Parts, text: &[u8]) -> Result<Reply, Unanswered> {
     let status = head.status;
     let text: String = String::from_utf8_lossy(text)
         .trim()
@@ -552,79 +478,7 @@ fn exited(id: &str, way: &Way, why: &str) -> Reply {
 
 fn failed(way: &Way, body: &serde_json::Value) -> Reply {
     let mut reply = Reply::json(StatusCode::OK, body.clone());
-    set(&mut reply.headers, FUNCTION_ERROR, "Unhandled");
+    set(&mut reply.headers, FUNCTION_ERROR, UNHANDLED);
     set(&mut reply.headers, EXECUTED_VERSION, &way.version);
     reply
-}
-
-fn streamed(way: &Way, body: Body) -> Reply {
-    let mut headers = HeaderMap::new();
-    set(&mut headers, "content-type", event_stream::CONTENT_TYPE);
-    set(&mut headers, EXECUTED_VERSION, &way.version);
-    Reply {
-        status: StatusCode::OK,
-        headers,
-        body,
-    }
-}
-
-fn complete(error: Option<&str>, details: &[u8], log: Option<String>) -> Vec<u8> {
-    let details = String::from_utf8_lossy(details).into_owned();
-    InvokeComplete {
-        error_code: error.map(str::to_owned),
-        error_details: error.map(|_| details),
-        log_result: log,
-    }
-    .message()
-}
-
-/// The answer in messages, as it comes; an error is told at the end.
-fn framed(
-    head: &HeaderMap,
-    pieces: Pieces,
-) -> impl futures_util::Stream<Item = Result<Bytes, hyper::Error>> + Send + 'static {
-    let field = |name: &str| Some(head.get(name)?.to_str().ok()?.to_owned());
-    let (error, log) = (field(FUNCTION_ERROR), field(LOG_RESULT));
-    let state = Framing {
-        pieces,
-        error,
-        log,
-        details: Vec::new(),
-    };
-    stream::unfold(Some(state), |state| async move { state?.next().await })
-}
-
-struct Framing {
-    pieces: Pieces,
-    error: Option<String>,
-    log: Option<String>,
-    details: Vec<u8>,
-}
-
-type Step = Option<(Result<Bytes, hyper::Error>, Option<Framing>)>;
-
-impl Framing {
-    async fn next(mut self) -> Step {
-        loop {
-            match self.pieces.recv().await {
-                Some(Ok(piece)) if self.error.is_some() => {
-                    let room = EVENT_BYTES_MAX.saturating_sub(self.details.len());
-                    self.details.extend(&piece[..piece.len().min(room)]);
-                }
-                Some(Ok(piece)) if piece.is_empty() => {}
-                Some(Ok(piece)) => {
-                    let message = Bytes::from(event_stream::payload_chunk(&piece));
-                    return Some((Ok(message), Some(self)));
-                }
-                Some(Err(_)) => {
-                    let end = complete(Some("Unhandled"), b"the answer ended early", self.log);
-                    return Some((Ok(end.into()), None));
-                }
-                None => {
-                    let end = complete(self.error.as_deref(), &self.details, self.log);
-                    return Some((Ok(end.into()), None));
-                }
-            }
-        }
-    }
 }

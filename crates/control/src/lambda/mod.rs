@@ -32,6 +32,7 @@ mod show;
 mod sign;
 mod sources;
 mod state;
+mod streamed;
 mod upload;
 mod urls;
 

@@ -34,7 +34,7 @@ ROLE = f"arn:aws:iam::{ACCOUNT}:role/nobody"
 # A runtime. Its steps make an answer of each event: what a request's body may
 # be. They may also choose another way for it, and headers.
 RUNTIME = """
-import base64, http.client, json, os, time
+import base64, contextlib, http.client, json, os, time
 api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
 base = "/2018-06-01/runtime/invocation/"
 while True:
@@ -79,6 +79,34 @@ answer = {"event": event, "told": told, "stage": os.environ.get("STAGE", "")}
 print("log", flush=True)
 answer = json.dumps(answer)
 """,
+)
+TYPE, BODY = "Lambda-Runtime-Function-Error-Type", "Lambda-Runtime-Function-Error-Body"
+# It streams two pieces and, between or behind them, what its event says.
+STREAMER = runtime(
+    """
+headers = {"Lambda-Runtime-Function-Response-Mode": "streaming", "Transfer-Encoding": "chunked",
+           "Content-Type": "application/octet-stream"}
+if "say" in event:
+    print(event["say"], flush=True)
+def chunk(piece):
+    api.send(f"{len(piece):x}\\r\\n".encode() + piece + b"\\r\\n")
+api.putrequest("POST", base + told["lambda-runtime-aws-request-id"] + "/response")
+for field in headers.items():
+    api.putheader(*field)
+api.endheaders()
+chunk(b"first")
+if "exit" in event:
+    time.sleep(0.3)
+    os._exit(event["exit"])
+time.sleep(event.get("sleep", 0))
+chunk(b"second")
+trailers = event.get("trailers", {}).items()
+api.send(b"0\\r\\n" + "".join(f"{name}: {value}\\r\\n" for name, value in trailers).encode() + b"\\r\\n")
+with contextlib.suppress(OSError, http.client.HTTPException):
+    api.getresponse().read()
+api.close()
+continue
+"""
 )
 FUNCTION = {
     "Role": ROLE,
@@ -312,6 +340,62 @@ def invocations():
     aws.delete_function_concurrency(FunctionName="events")
     assert "ReservedConcurrentExecutions" not in aws.get_function_concurrency(FunctionName="events")
     ask(aws, "events")
+
+
+def streamed(aws, name, event, **more):
+    """What came of a streamed answer, and how it ended."""
+    stream = aws.invoke_with_response_stream(FunctionName=name, Payload=json.dumps(event), **more)
+    *chunks, end = list(stream["EventStream"])
+    return b"".join(chunk["PayloadChunk"]["Payload"] for chunk in chunks), end["InvokeComplete"]
+
+
+def streams():
+    """What is told at the end of a streamed answer: how it failed, and the end of its log."""
+    aws = client()
+    create(aws, "ending", **run_by(STREAMER), Timeout=3)
+    own = {"errorType": "Its.Own", "errorMessage": "ä" * 100}
+    fields = {TYPE: "Its.Own", BODY: base64.b64encode(json.dumps(own).encode()).decode()}
+    body, end = streamed(aws, "ending", {"say": "a line"}, LogType="Tail")
+    log = base64.b64decode(end.pop("LogResult")).decode()
+    assert (body, end) == (b"firstsecond", {}), (body, end)
+    for line in ["START RequestId: ", "a line\n", "END RequestId: ", "REPORT RequestId: ", "WARN no credentials"]:
+        assert line in log, log
+    assert streamed(aws, "ending", {"say": "a line"}) == (b"firstsecond", {})
+    body, end = streamed(aws, "ending", {"say": "x" * 10000, "trailers": {}}, LogType="Tail")
+    assert len(base64.b64decode(end["LogResult"])) == 4096, end
+
+    body, end = streamed(aws, "ending", {"trailers": fields, "say": "oh"}, LogType="Tail")
+    log = base64.b64decode(end.pop("LogResult")).decode()
+    assert body == b"firstsecond" and json.loads(end.pop("ErrorDetails")) == own, end
+    assert end == {"ErrorCode": "Its.Own"} and "oh\n" in log, (end, log)
+    nothing = {"errorType": "Its.Own", "errorMessage": ""}
+    for bad in [{TYPE: "Its.Own"}, {TYPE: "Its.Own", BODY: "no base64"}]:
+        end = streamed(aws, "ending", {"trailers": bad})[1]
+        assert end["ErrorCode"] == "Its.Own" and json.loads(end["ErrorDetails"]) == nothing, end
+    long = base64.b64encode(b"x" * 11000).decode()
+    end = streamed(aws, "ending", {"trailers": {BODY: long}})[1]
+    assert end == {"ErrorCode": "Runtime.Unknown", "ErrorDetails": "x" * 6144}, end
+    # More than is read of them: what is behind that is not known to be whole.
+    end = streamed(aws, "ending", {"trailers": {BODY: 2 * long}})[1]
+    assert end["ErrorCode"] == "Runtime.TruncatedResponse", end
+
+    body, end = streamed(aws, "ending", {"exit": 3}, LogType="Tail")
+    told = json.loads(end["ErrorDetails"])
+    assert (body, end["ErrorCode"], told["errorType"]) == (b"first", "Runtime.ExitError", "Runtime.ExitError"), end
+    assert told["errorMessage"].endswith("Runtime exited with error: exit status 3"), told
+    assert b"Runtime.ExitError" in base64.b64decode(end["LogResult"]), end
+    body, end = streamed(aws, "ending", {"sleep": 600}, LogType="Tail")
+    told = json.loads(end["ErrorDetails"])
+    assert (body, end["ErrorCode"], told["errorType"]) == (b"first", "Sandbox.Timedout", "Sandbox.Timedout"), end
+    assert "Task timed out after 3.00 seconds" in told["errorMessage"], told
+    assert b"Status: timeout" in base64.b64decode(end["LogResult"]), end
+
+    # Whoever does not ask for a stream is told the same.
+    reply = aws.invoke(FunctionName="ending", Payload=b'{"say": "a line"}', LogType="Tail")
+    assert reply["Payload"].read() == b"firstsecond" and "FunctionError" not in reply, reply
+    assert b"a line\n" in base64.b64decode(reply["LogResult"]), reply
+    reply, told = ask(aws, "ending", {"trailers": fields})
+    assert reply["FunctionError"] == "Unhandled" and told == own, (reply, told)
 
 
 def reservations():

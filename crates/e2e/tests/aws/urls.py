@@ -4,9 +4,11 @@ are, functions' URLs among them.
 """
 
 import base64
+import contextlib
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -43,6 +45,17 @@ if path in ("/stream", "/endless"):
             time.sleep(0.05)
             yield b"."
     answer = pieces()
+if path in ("/failing", "/crashing"):
+    api.putrequest("POST", base + told["lambda-runtime-aws-request-id"] + "/response")
+    api.putheader("Lambda-Runtime-Function-Response-Mode", "streaming")
+    api.putheader("Transfer-Encoding", "chunked")
+    api.endheaders(b"5\\r\\nfirst\\r\\n")
+    time.sleep(0.3)
+    if path == "/crashing":
+        os._exit(3)
+    api.send(b"0\\r\\nLambda-Runtime-Function-Error-Type: Its.Own\\r\\n\\r\\n")
+    api.getresponse().read()
+    continue
 if path == "/plain":
     headers = {"Lambda-Runtime-Function-Response-Mode": "streaming", "Transfer-Encoding": "chunked",
                "Content-Type": "text/x-plain"}
@@ -55,6 +68,20 @@ OPEN = {"StatementId": "open", "Action": "lambda:InvokeFunctionUrl", "Principal"
 
 def host_of(url):
     return urllib.parse.urlsplit(url).netloc
+
+
+def broken_off(url, path):
+    """What stands behind an answer's head, until the connection ends."""
+    with socket.create_connection(NETLOC.split(":"), timeout=120) as stream:
+        head = f"GET {path} HTTP/1.1\r\nHost: {host_of(url)}\r\nTE: trailers\r\nConnection: TE\r\n\r\n"
+        stream.sendall(head.encode())
+        told = b""
+        with contextlib.suppress(ConnectionResetError):
+            while piece := stream.recv(4096):
+                told += piece
+    head, rest = told.split(b"\r\n\r\n", 1)
+    assert b" 200 " in head and b"x-amz-function-error" not in told.lower(), told
+    return rest
 
 
 def ask(url, path="/", method="GET", body=None, headers=(), by_path=False):
@@ -312,6 +339,9 @@ def streams():
     assert (reply.status, body, reply.headers["content-type"]) == (200, b"ab", "text/x-plain"), body
     assert "event" in json.loads(ask(url, "/")[1])
     assert ask(url, "/fail")[0].status == 502
+    # There is no other way to tell a client of HTTP.
+    for path in ["/failing", "/crashing"]:
+        assert broken_off(url, path) == b"5\r\nfirst\r\n", path
     for bad in [b"no", b'{"statusCode": 1}', b" " * (200 << 10)]:
         assert ask(url, "/stream", "POST", bad)[0].status == 502, bad[:20]
 

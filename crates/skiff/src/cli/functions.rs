@@ -12,6 +12,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use skiff_base::Tasks;
 use skiff_types::api::{SentEvent, Service, Version};
+use skiff_types::invocation::{ERROR_BODY, FUNCTION_ERROR, LOG_RESULT, LOG_TYPE};
 use skiff_types::limits::EVENT_BYTES_MAX;
 use tokio::net::TcpStream;
 
@@ -40,9 +41,11 @@ pub async fn invoke(scope: &Scope, args: args::Invoke) -> anyhow::Result<()> {
         .as_str();
     let mut request = Request::post("/")
         .header(header::HOST, host)
+        // How a streamed answer has ended stands behind it.
+        .header(header::TE, "trailers")
         .header(header::CONTENT_TYPE, "application/json");
     if args.log {
-        request = request.header("x-amz-log-type", "Tail");
+        request = request.header(LOG_TYPE, "Tail");
     }
     if let Some(context) = &args.client_context {
         request = request.header("x-amz-client-context", STANDARD.encode(context));
@@ -60,21 +63,31 @@ pub async fn invoke(scope: &Scope, args: args::Invoke) -> anyhow::Result<()> {
     let response = sender.send_request(request).await?;
     let (head, mut body) = response.into_parts();
     show_log(&head.headers)?;
+    let mut trailers = HeaderMap::new();
     let mut out = std::io::stdout().lock();
     while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame.context("the answer broke off")?.into_data() {
-            out.write_all(&data)?;
-            out.flush()?;
+        match frame.context("the answer broke off")?.into_data() {
+            Ok(data) => {
+                out.write_all(&data)?;
+                out.flush()?;
+            }
+            Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
         }
     }
     writeln!(out)?;
+    show_log(&trailers)?;
+    if let Some(error) = trailers.get(ERROR_BODY) {
+        let error = STANDARD.decode(error.as_bytes()).context("the error")?;
+        output::note(String::from_utf8_lossy(&error));
+    }
     if head.status != StatusCode::OK {
         bail!("the gateway answered {}", head.status);
     }
-    match head.headers.get("x-amz-function-error") {
-        Some(_) => bail!("the function {} has failed", args.name),
-        None => Ok(()),
+    let has_failed = |fields: &HeaderMap| fields.contains_key(FUNCTION_ERROR);
+    if has_failed(&head.headers) || has_failed(&trailers) {
+        bail!("the function {} has failed", args.name);
     }
+    Ok(())
 }
 
 /// Hands in an event, and its request id to standard output.
@@ -124,7 +137,7 @@ async fn connect(scope: &Scope, gateway: &[String]) -> anyhow::Result<TcpStream>
 }
 
 fn show_log(headers: &HeaderMap) -> anyhow::Result<()> {
-    if let Some(log) = headers.get("x-amz-log-result") {
+    if let Some(log) = headers.get(LOG_RESULT) {
         let log = STANDARD.decode(log.as_bytes()).context("the log's tail")?;
         output::note(String::from_utf8_lossy(&log).trim_end());
     }

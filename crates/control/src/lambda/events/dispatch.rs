@@ -9,12 +9,13 @@ use skiff_queue::{
     Begin, Condition, Ended, Outcome, Phase, Purpose, RESPONSE_BYTES_MAX, Rules, State, Stored,
     Target, Then, Write,
 };
+use skiff_types::invocation::FUNCTION_ERROR;
 
 use super::{Turn, count};
 use crate::key;
 use crate::lambda::Front;
 use crate::lambda::cache::View;
-use crate::lambda::invoke::{CLIENT_CONTEXT, FUNCTION_ERROR, Invocation, Place, TRACE_ID, Way};
+use crate::lambda::invoke::{CLIENT_CONTEXT, Invocation, Place, TRACE_ID, Way};
 use crate::lambda::record::Configuration;
 
 /// How long nothing is looked at when nothing is due, at most.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use skiff_base::Backoff;
 use skiff_lambda::{FunctionRef, LambdaError, Qualifier, batch_event, batch_failures};
+use skiff_types::invocation::FUNCTION_ERROR;
 use tokio::sync::watch;
 
 use super::gather::{Batch, Record};
@@ -15,7 +16,7 @@ use super::pace::Slot;
 use super::queue::QueueError;
 use super::stream::StreamError;
 use super::{Mapping, Poller, count};
-use crate::lambda::invoke::{FUNCTION_ERROR, Invocation, Place, Unanswered, Way};
+use crate::lambda::invoke::{Invocation, Place, Unanswered, Way};
 use crate::lambda::{Front, uuid};
 
 /// From the first turn that receives nothing for a reason to the next.

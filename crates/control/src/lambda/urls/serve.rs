@@ -10,12 +10,14 @@ use http::header::{CONTENT_TYPE, FORWARDED, HOST as HOST_HEADER, ORIGIN};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use http_body_util::BodyExt as _;
+use hyper::body::Frame;
 use serde_json::json;
 use skiff_lambda::{
     Code, FunctionRef, LambdaError, Prelude, STREAM_TYPE, UrlCaller, UrlContext, UrlHead, UrlReply,
     UrlReplyError, UrlRequest,
 };
 use skiff_types::ProjectId;
+use skiff_types::invocation::FUNCTION_ERROR;
 
 use super::{ID_ALPHABET, ID_CHARS, URL_HOST, URL_PATH, cors, qualifier};
 use crate::http::Peer;
@@ -23,12 +25,13 @@ use crate::key;
 use crate::lambda::Front;
 use crate::lambda::cache::View;
 use crate::lambda::call::is_https;
-use crate::lambda::invoke::{Begun, FUNCTION_ERROR, Invocation, Pieces, Place, TRACE_ID, Way};
+use crate::lambda::invoke::{Invocation, Place, TRACE_ID, Way};
 use crate::lambda::operation::Api;
 use crate::lambda::policies::allows_url;
 use crate::lambda::record::{InvokeMode, UrlAuth, UrlConfig, UrlRecord};
 use crate::lambda::room::Owner;
 use crate::lambda::sign::{EVENT_BYTES_MAX, Signed, read_into};
+use crate::lambda::streamed::{Begun, Pieces};
 
 /// A trace's header, bytes.
 const TRACE_BYTES_MAX: usize = 1024;
@@ -318,6 +321,8 @@ impl Front {
         invocation: Invocation,
         running: Option<Place>,
     ) -> Result<Response, Denied> {
+        // Without trailers: an answer that fails in its middle comes broken off,
+        // and so it goes on, which is all that can be told a client of HTTP.
         let begun = self.begin_stream(way, invocation, running).await?;
         let Begun::Answer(head, pieces) = begun else {
             return Err(Denied::Failed);
@@ -439,7 +444,7 @@ impl Streamed {
     /// Reads what stands before the body.
     async fn head(&mut self) -> Result<UrlHead, Denied> {
         let mut prelude = Prelude::default();
-        while let Some(piece) = self.pieces.recv().await {
+        while let Some(piece) = self.piece().await {
             let piece = piece.map_err(|_| Denied::Failed)?;
             if let Some((head, first)) = prelude.push(&piece)? {
                 self.first = Some(first.into());
@@ -449,12 +454,23 @@ impl Streamed {
         Err(Denied::Failed)
     }
 
+    /// No trailers were asked for, and none would be a client's to see.
+    async fn piece(&mut self) -> Option<Result<Bytes, hyper::Error>> {
+        loop {
+            match self.pieces.recv().await?.map(Frame::into_data) {
+                Ok(Ok(piece)) => return Some(Ok(piece)),
+                Ok(Err(_trailers)) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
     /// An answer that breaks off breaks the reply off.
     async fn next(mut self) -> Step {
         if let Some(first) = self.first.take() {
             return Some((Ok(first), Some(self)));
         }
-        match self.pieces.recv().await? {
+        match self.piece().await? {
             Ok(piece) => Some((Ok(piece), Some(self))),
             Err(error) => Some((Err(error), None)),
         }
