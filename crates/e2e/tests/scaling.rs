@@ -46,7 +46,10 @@ fn from_zero_to_one_to_many_and_back() {
         "the phases explain {sum} of {total}: {trace}"
     );
     let warm = server.get(&host, "/");
-    assert!(warm.first_byte_s < cold.first_byte_s, "{warm:?} {cold:?}");
+    assert!(
+        cold.header("server-timing").is_some() && warm.header("server-timing").is_none(),
+        "{warm:?} {cold:?}"
+    );
 
     let replies = at_once(4, |_| server.get(&host, "/sleep/2500").status);
     assert_eq!(replies, [200; 4]);

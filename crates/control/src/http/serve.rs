@@ -126,13 +126,27 @@ impl Control {
         }
     }
 
-    /// Serves one that has been accepted.
-    pub(crate) fn connection<T, F>(
+    fn connection<T, F>(
         &self,
         stream: F,
         peer: Peer,
         router: Router,
         place: Option<OwnedSemaphorePermit>,
+    ) where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        F: Future<Output = Option<T>> + Send + 'static,
+    {
+        self.serve_stream(stream, peer, router, place, HEADER_TIMEOUT);
+    }
+
+    /// Serves one that has been accepted, as long as heads come in this time.
+    pub(crate) fn serve_stream<T, F>(
+        &self,
+        stream: F,
+        peer: Peer,
+        router: Router,
+        place: Option<OwnedSemaphorePermit>,
+        header_timeout: Duration,
     ) where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         F: Future<Output = Option<T>> + Send + 'static,
@@ -148,7 +162,7 @@ impl Control {
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
+                .header_read_timeout(header_timeout)
                 .max_buf_size(skiff_types::limits::HEADER_BYTES_MAX)
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades();

@@ -39,6 +39,7 @@ mod urls;
 use std::collections::{BTreeMap, HashMap};
 use std::future::ready;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -86,6 +87,9 @@ const UPLOADS_MAX: usize = 8;
 const CONNECTIONS_MAX: usize = 4096;
 /// Calls under way, those whose callers have hung up too.
 const CALLS_MAX: usize = 2 * CONNECTIONS_MAX;
+/// How long a connection of the gateway's may be without a request: longer than
+/// the gateway keeps one, so that none ends just when it is used again.
+const GATEWAY_IDLE: Duration = Duration::from_secs(300);
 /// Concurrent executions of a project without a quota, as is told.
 const CONCURRENT_EXECUTIONS: u32 = 1000;
 
@@ -227,9 +231,8 @@ impl UrlDoor {
         let router = Router::new().fallback(answer_of_url);
         let router = router.with_state(self.0.clone());
         let stream = ready(Some(stream));
-        self.0
-            .control
-            .connection(stream, Peer::default(), router, None);
+        let control = &self.0.control;
+        control.serve_stream(stream, Peer::default(), router, None, GATEWAY_IDLE);
     }
 }
 
