@@ -105,8 +105,9 @@ impl Upstream for Within {
     }
 }
 
+/// Whom nothing is told.
 #[derive(Debug)]
-struct Nobody;
+pub(crate) struct Nobody;
 
 impl Demand for Nobody {
     fn queued(&self, _: &RevisionId, _: u32, _: u32) {}

@@ -179,26 +179,9 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
+    use crate::aside::Nobody;
     use crate::link::Link;
-    use crate::port::{ColdPhases, RequestRecord, RevisionRoute, Upstream, WakeError};
-
-    #[derive(Debug)]
-    struct Nobody;
-
-    impl Demand for Nobody {
-        fn queued(&self, _: &RevisionId, _: u32, _: u32) {}
-        fn busy(&self, _: InstanceId) {}
-        fn idle(&self, _: InstanceId) {}
-        fn dead(&self, _: InstanceId, _: &str) {}
-        fn wake(&self, _: InstanceId) -> BoxFuture<'_, Result<(), WakeError>> {
-            async { Ok(()) }.boxed()
-        }
-    }
-
-    impl Records for Nobody {
-        fn request(&self, _: &RequestRecord) {}
-        fn cold_start(&self, _: &RevisionId, _: InstanceId, _: IsolationClass, _: &ColdPhases) {}
-    }
+    use crate::port::{RevisionRoute, Upstream};
 
     #[derive(Debug)]
     struct Somewhere(u32);

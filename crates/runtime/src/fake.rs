@@ -113,13 +113,7 @@ impl Sandbox for Fake {
         Box::pin(async {
             let mut destroyed = self.destroyed.subscribe();
             destroyed.wait_for(|destroyed| *destroyed).await.unwrap();
-            Exit {
-                code: None,
-                signal: Some(9),
-                out_of_memory: false,
-                cpu_us: 0,
-                memory_peak_bytes: 0,
-            }
+            killed()
         })
     }
 
@@ -128,6 +122,17 @@ impl Sandbox for Fake {
             self.destroyed.send_replace(true);
             Ok(())
         })
+    }
+}
+
+/// The end of one that was killed.
+pub(crate) fn killed() -> Exit {
+    Exit {
+        code: None,
+        signal: Some(SIGKILL),
+        out_of_memory: false,
+        cpu_us: 0,
+        memory_peak_bytes: 0,
     }
 }
 

@@ -1,12 +1,11 @@
 use serde_json::Value;
 use skiff_base::SystemClock;
 use skiff_types::{FunctionLaunch, StartCause};
-use skiff_wire::launcher::Exit;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::bridge::{Answer, Origin};
-use crate::fake::Fake;
+use crate::fake::{Fake, killed};
 
 const PIPE_BYTES: usize = 64 * 1024;
 const TAKES_TRAILERS: &str = "te: trailers\r\n";
@@ -90,16 +89,6 @@ async fn streamed(lines: &str, end: End) -> String {
     drop(sender);
     ours.read_to_end(&mut answer).await.unwrap();
     String::from_utf8(answer).unwrap()
-}
-
-fn killed() -> Exit {
-    Exit {
-        code: None,
-        signal: Some(9),
-        out_of_memory: false,
-        cpu_us: 0,
-        memory_peak_bytes: 0,
-    }
 }
 
 /// What stands behind the piece.
