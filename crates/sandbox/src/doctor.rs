@@ -68,6 +68,22 @@ pub fn host_checks() -> Vec<Check> {
             program("nft", &std::env::var("PATH").unwrap_or_default()),
             "install the package nftables",
         ),
+        // What functions write lies on disk, and what services do with `--disk`.
+        Check::new(
+            "ext4",
+            filesystem("ext4", &filesystems, &modules),
+            "boot a kernel with CONFIG_EXT4_FS, which functions and `--disk` need",
+        ),
+        Check::new(
+            "loop devices",
+            loop_devices(Path::new("/dev/loop-control").exists(), &modules),
+            "boot a kernel with CONFIG_BLK_DEV_LOOP and give Skiff /dev/loop-control, which functions and `--disk` need",
+        ),
+        Check::new(
+            "mke2fs",
+            program("mke2fs", &std::env::var("PATH").unwrap_or_default()),
+            "install the package e2fsprogs, which functions and `--disk` need",
+        ),
         // Nothing needs it that is not configured.
         Check::new(
             "ipv6",
@@ -118,6 +134,13 @@ fn filesystem(name: &str, filesystems: &str, modules: &str) -> Result<String, St
         return Ok("a module that can be loaded".to_owned());
     }
     Err("neither in the kernel nor a module".to_owned())
+}
+
+fn loop_devices(has_control: bool, modules: &str) -> Result<String, String> {
+    match has_control {
+        true => Ok("there".to_owned()),
+        false => filesystem("loop", "", modules),
+    }
 }
 
 fn user_namespaces(most: &str) -> Result<String, String> {
@@ -215,6 +238,9 @@ mod tests {
         let modules = "kernel/fs/erofs/erofs.ko.xz: kernel/lib/lz4.ko\n";
         assert!(filesystem("overlay", filesystems, "").is_ok());
         assert!(filesystem("ext4", filesystems, "").is_ok());
+        let with_loop = "kernel/drivers/block/loop.ko.xz:\n";
+        assert!(loop_devices(true, "").is_ok() && loop_devices(false, with_loop).is_ok());
+        assert!(loop_devices(false, "kernel/drivers/block/loopy.ko:\n").is_err());
         assert!(filesystem("erofs", filesystems, modules).is_ok());
         assert!(filesystem("lz4", filesystems, modules).is_err());
         assert!(filesystem("erofs", filesystems, "").is_err());
@@ -271,7 +297,7 @@ mod tests {
         assert!(program("no-such-program", "/usr/bin").is_err());
         assert!(program("sh", "/usr/bin:/bin").is_ok());
         let checks = host_checks();
-        assert_eq!(checks.len(), 7);
+        assert_eq!(checks.len(), 10);
         assert!(checks.iter().any(|check| check.name == "ipv6" && check.ok));
     }
 }
