@@ -278,8 +278,7 @@ impl Bridge {
         })?;
         let words = String::from_utf8_lossy(&body[..body.len().min(1024)]).into_owned();
         self.journal.note(format!("init error: {words}")).await;
-        self.told_of_end().await;
-        self.wind_up(Reason::Failure).await;
+        self.fail().await;
         Ok(())
     }
 
@@ -393,8 +392,7 @@ impl Bridge {
             self.journal.note(note).await;
             // Whoever says that it cannot go on is not told so.
             self.change(|state| state.running.remove(name));
-            self.told_of_end().await;
-            self.wind_up(Reason::Failure).await;
+            self.fail().await;
         }
     }
 
@@ -438,6 +436,12 @@ impl Bridge {
             self.shut_down(Reason::Failure).await;
             self.kill().await;
         }
+    }
+
+    /// Ends what runs after a failure that is noted.
+    async fn fail(&self) {
+        self.told_of_end().await;
+        self.wind_up(Reason::Failure).await;
     }
 
     /// Waits until an invocation that it ends is reported, so that telemetry has

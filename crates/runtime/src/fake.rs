@@ -2,22 +2,24 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use skiff_base::{ByteStream, Tasks};
+use skiff_base::{ByteStream, SystemClock, Tasks};
 use skiff_sandbox::{Sandbox, SandboxError};
-use skiff_types::{InstanceId, IsolationClass};
+use skiff_types::{FunctionLaunch, FunctionSpec, InstanceId, IsolationClass, StartCause};
 use skiff_wire::launcher::{Exit, Stats};
 use tokio::io::DuplexStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::bridge::SIGKILL;
+use crate::bridge::{Answer, Bridge, Origin, SIGKILL};
+use crate::trailers::StreamError;
 
 const CONNECTIONS_MAX: usize = 16;
 const PIPE_BYTES: usize = 64 * 1024;
@@ -123,6 +125,38 @@ impl Sandbox for Fake {
             Ok(())
         })
     }
+}
+
+/// What serves this sandbox.
+pub(crate) fn bridge_of(sandbox: &Arc<Fake>, origin: Origin) -> Arc<Bridge> {
+    let function = FunctionLaunch {
+        spec: FunctionSpec::default(),
+        timeout_s: 3,
+        memory_mib: 128,
+        cause: StartCause::default(),
+    };
+    let clock = Arc::new(SystemClock);
+    Arc::new(Bridge::new(function, sandbox.clone(), origin, clock, None))
+}
+
+/// The runtime streams its answer: its pieces, and how it ends.
+pub(crate) fn streams(
+    bridge: &Bridge,
+    id: &str,
+) -> (
+    mpsc::Sender<Bytes>,
+    oneshot::Sender<Result<(), StreamError>>,
+) {
+    let place = bridge.begin_answer(id).unwrap().unwrap();
+    let (sender, pieces) = mpsc::channel(1);
+    let (done, whole) = oneshot::channel();
+    let answer = Answer::Stream {
+        pieces,
+        content_type: None,
+        whole,
+    };
+    place.send(answer).unwrap();
+    (sender, done)
 }
 
 /// The end of one that was killed.

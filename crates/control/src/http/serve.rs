@@ -116,7 +116,8 @@ impl Control {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    self.connection(prepare(stream), peer, router.clone(), place);
+                    let (stream, router) = (prepare(stream), router.clone());
+                    self.serve_stream(stream, peer, router, place, HEADER_TIMEOUT);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection to the admin API was not accepted");
@@ -124,19 +125,6 @@ impl Control {
                 }
             }
         }
-    }
-
-    fn connection<T, F>(
-        &self,
-        stream: F,
-        peer: Peer,
-        router: Router,
-        place: Option<OwnedSemaphorePermit>,
-    ) where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        F: Future<Output = Option<T>> + Send + 'static,
-    {
-        self.serve_stream(stream, peer, router, place, HEADER_TIMEOUT);
     }
 
     /// Serves one that has been accepted, as long as heads come in this time.

@@ -240,27 +240,36 @@ async fn answer_of_url(
     State(front): State<Arc<Front>>,
     mut request: axum::extract::Request,
 ) -> Response {
-    if UrlPlace::of(&request).is_none() {
+    let Some(place) = UrlPlace::of(&request) else {
         return Denied::Unknown.into_response();
-    }
+    };
     from_gateway(&mut request);
-    answer(State(front), request).await
+    let serving = front.clone();
+    let answering = async move { serving.answer_url(place, request, &uuid()).await };
+    to_its_end(&front, answering).await
+}
+
+async fn answer(State(front): State<Arc<Front>>, request: axum::extract::Request) -> Response {
+    let answering = answer_any(front.clone(), request);
+    to_its_end(&front, answering).await
 }
 
 /// What a call has begun goes on when its caller hangs up: a function does, and
 /// a change is not left half done.
-async fn answer(State(front): State<Arc<Front>>, request: axum::extract::Request) -> Response {
+async fn to_its_end(
+    front: &Front,
+    answering: impl Future<Output = Response> + Send + 'static,
+) -> Response {
     let Ok(place) = Arc::clone(&front.calls).try_acquire_owned() else {
         let message = format!("{CALLS_MAX} calls are under way: try again later");
         let error = LambdaError::throttled("CallerRateLimitExceeded", message);
         return Reply::error(&error).into_response();
     };
     let (sender, answered) = oneshot::channel();
-    let tasks = front.control.inner.tasks.clone();
+    let tasks = &front.control.inner.tasks;
     tasks.spawn("call", async move {
         let _place = place;
-        let response = answer_whole(front, request).await;
-        if sender.send(response).is_err() {
+        if sender.send(answering.await).is_err() {
             tracing::debug!("the caller has hung up");
         }
     });
@@ -270,7 +279,7 @@ async fn answer(State(front): State<Arc<Front>>, request: axum::extract::Request
     })
 }
 
-async fn answer_whole(front: Arc<Front>, request: axum::extract::Request) -> Response {
+async fn answer_any(front: Arc<Front>, request: axum::extract::Request) -> Response {
     let request_id = uuid();
     if let Some(place) = UrlPlace::of(&request) {
         return front.answer_url(place, request, &request_id).await;

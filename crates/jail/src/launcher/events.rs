@@ -4,7 +4,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 use skiff_types::InstanceId;
-use skiff_wire::launcher::{Answer, Exit, FIRST_PROCESS, Reply};
+use skiff_wire::launcher::{Exit, FIRST_PROCESS, Reply};
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -94,16 +94,10 @@ impl Launcher {
                 }
             }
             (Report::AppEnded(status), Some(id)) => {
-                let (code, signal) = code_and_signal(Some(status));
                 if let Some(sandbox) = self.kept.sandboxes.get_mut(&id) {
                     sandbox.status = Some(status);
                 }
-                self.tell_all(&Answer::ExecExited {
-                    sandbox: id,
-                    exec: FIRST_PROCESS,
-                    code,
-                    signal,
-                });
+                self.tell_exec_exit(id, FIRST_PROCESS, Some(status));
             }
             (
                 Report::Started { .. }

@@ -233,10 +233,15 @@ impl Launcher {
             // The helper was killed before it could tell.
             State::Running { .. } => None,
         };
+        self.tell_exec_exit(exec.sandbox, exec.exec, status);
+    }
+
+    /// Tells everybody of a process's end, by wait(2)'s status.
+    pub(super) fn tell_exec_exit(&mut self, sandbox: InstanceId, exec: u64, status: Option<i32>) {
         let (code, signal) = code_and_signal(status);
         self.tell_all(&Answer::ExecExited {
-            sandbox: exec.sandbox,
-            exec: exec.exec,
+            sandbox,
+            exec,
             code,
             signal,
         });

@@ -1,25 +1,13 @@
 use serde_json::{Value, json};
-use skiff_base::{SystemClock, Tasks};
-use skiff_types::{FunctionSpec, StartCause};
+use skiff_base::Tasks;
 use skiff_wire::launcher::ProcessSpec;
 
 use super::*;
-use crate::fake::{Fake, posts};
+use crate::fake::{Fake, bridge_of, posts, streams};
 use crate::trailers::StreamError;
 
 fn bridge(sandbox: &Arc<Fake>) -> Arc<Bridge> {
     bridge_of(sandbox, Origin::Made)
-}
-
-fn bridge_of(sandbox: &Arc<Fake>, origin: Origin) -> Arc<Bridge> {
-    let function = FunctionLaunch {
-        spec: FunctionSpec::default(),
-        timeout_s: 3,
-        memory_mib: 128,
-        cause: StartCause::default(),
-    };
-    let clock = Arc::new(SystemClock);
-    Arc::new(Bridge::new(function, sandbox.clone(), origin, clock, None))
 }
 
 fn invocation(id: &str) -> Invocation {
@@ -451,15 +439,7 @@ async fn subscribers_are_told_of_an_answer_that_fails_in_its_middle() {
     let (reply, outcome) = oneshot::channel();
     let answering = async {
         let event = call.event().await.unwrap();
-        let place = bridge.begin_answer(&event.id).unwrap().unwrap();
-        let (_pieces, pieces) = mpsc::channel(1);
-        let (done, whole) = oneshot::channel();
-        let answer = Answer::Stream {
-            pieces,
-            content_type: None,
-            whole,
-        };
-        place.send(answer).unwrap();
+        let (_pieces, done) = streams(&bridge, &event.id);
         let failed = StreamError {
             kind: "Its.Own".to_owned(),
             body: String::new(),

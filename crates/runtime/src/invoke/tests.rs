@@ -1,11 +1,9 @@
 use serde_json::Value;
-use skiff_base::SystemClock;
-use skiff_types::{FunctionLaunch, StartCause};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::bridge::{Answer, Origin};
-use crate::fake::{Fake, killed};
+use crate::bridge::Origin;
+use crate::fake::{Fake, bridge_of, killed, streams};
 
 const PIPE_BYTES: usize = 64 * 1024;
 const TAKES_TRAILERS: &str = "te: trailers\r\n";
@@ -33,15 +31,7 @@ enum End {
 /// the answer as it is on the wire.
 async fn streamed(lines: &str, end: End) -> String {
     let (sandbox, tasks) = (Arc::new(Fake::obedient()), Tasks::new());
-    let function = FunctionLaunch {
-        spec: FunctionSpec::default(),
-        timeout_s: 3,
-        memory_mib: 128,
-        cause: StartCause::default(),
-    };
-    let clock = Arc::new(SystemClock);
-    let bridge = Bridge::new(function, sandbox, Origin::Made, clock, None);
-    let bridge = Arc::new(bridge);
+    let bridge = bridge_of(&sandbox, Origin::Made);
     let call = bridge.next().unwrap();
     let (mut ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     let (serving, invocations) = (bridge.clone(), Tasks::new());
@@ -51,15 +41,7 @@ async fn streamed(lines: &str, end: End) -> String {
     );
     ours.write_all(request.as_bytes()).await.unwrap();
     let event = call.event().await.unwrap();
-    let place = bridge.begin_answer(&event.id).unwrap().unwrap();
-    let (sender, pieces) = mpsc::channel(1);
-    let (done, whole) = oneshot::channel();
-    let answer = Answer::Stream {
-        pieces,
-        content_type: None,
-        whole,
-    };
-    place.send(answer).unwrap();
+    let (sender, done) = streams(&bridge, &event.id);
     sender.send(Bytes::from_static(b"first")).await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(PIECE.as_bytes()) {
