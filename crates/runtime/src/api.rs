@@ -16,7 +16,7 @@ use serde_json::json;
 use skiff_base::{Backoff, ByteStream, Listener, Tasks};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::body::{BodyRefusal, whole};
+use crate::body::{BodyRefusal, whole_from_inside};
 use crate::bridge::{Answer, Bridge, Event, ExtensionEvent, SubscribeRefusal};
 use crate::machine::{Refusal, Wants};
 use crate::trailers::{ERROR_TYPE, StreamError};
@@ -134,7 +134,7 @@ async fn runtime(
     match (method, call) {
         (Method::GET, "invocation/next") => next(bridge).await,
         (Method::POST, "init/error") => {
-            let body = match whole(request.into_body(), SMALL_BYTES_MAX).await {
+            let body = match whole_from_inside(request.into_body(), SMALL_BYTES_MAX).await {
                 Ok(body) => body,
                 Err(refusal) => return not_taken(refusal),
             };
@@ -220,7 +220,7 @@ async fn respond(request: Request<Incoming>, id: &str, bridge: &Arc<Bridge>) -> 
     if streams {
         return stream(request.into_body(), content_type, place).await;
     }
-    let (answer, told) = match whole(request.into_body(), ANSWER_BYTES_MAX).await {
+    let (answer, told) = match whole_from_inside(request.into_body(), ANSWER_BYTES_MAX).await {
         Ok(body) => (Answer::Payload { body, content_type }, accepted()),
         Err(BodyRefusal::TooLarge(bytes)) => (
             Answer::Failed(words::too_large(bytes)),
@@ -241,7 +241,7 @@ async fn fail(request: Request<Incoming>, id: &str, bridge: &Arc<Bridge>) -> Ans
         Ok(place) => place,
         Err(refusal) => return refused(refusal),
     };
-    let (body, told) = match whole(request.into_body(), ANSWER_BYTES_MAX).await {
+    let (body, told) = match whole_from_inside(request.into_body(), ANSWER_BYTES_MAX).await {
         Ok(body) => (body, accepted()),
         Err(refusal) => (Bytes::new(), not_taken(refusal)),
     };
@@ -372,7 +372,7 @@ async fn register(request: Request<Incoming>, bridge: &Arc<Bridge>) -> Answered 
     let features = features.and_then(|features| features.to_str().ok());
     let mut features = features.unwrap_or_default().split(',');
     let wants_account = features.any(|feature| feature.trim() == "accountId");
-    let body = match whole(request.into_body(), SMALL_BYTES_MAX).await {
+    let body = match whole_from_inside(request.into_body(), SMALL_BYTES_MAX).await {
         Ok(body) => body,
         Err(refusal) => return not_taken(refusal),
     };
@@ -423,7 +423,7 @@ async fn subscribe(request: Request<Incoming>, bridge: &Arc<Bridge>) -> Answered
         Ok(number) => number,
         Err(answer) => return *answer,
     };
-    let body = match whole(request.into_body(), SMALL_BYTES_MAX).await {
+    let body = match whole_from_inside(request.into_body(), SMALL_BYTES_MAX).await {
         Ok(body) => body,
         Err(refusal) => return not_taken(refusal),
     };
@@ -495,7 +495,7 @@ fn of_extension_event(event: ExtensionEvent, bridge: &Bridge) -> Answered {
 
 fn not_taken(refusal: BodyRefusal) -> Answered {
     match refusal {
-        BodyRefusal::TooLarge(bytes) => closing(
+        BodyRefusal::TooLarge(bytes) => error(
             StatusCode::PAYLOAD_TOO_LARGE,
             "RequestEntityTooLarge",
             &format!("Exceeded maximum allowed payload size ({bytes} bytes)."),
@@ -566,3 +566,6 @@ fn json_of(status: StatusCode, body: &impl Serialize) -> Answered {
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
 }
+
+#[cfg(test)]
+mod tests;

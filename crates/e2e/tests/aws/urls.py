@@ -28,7 +28,8 @@ HANDLER = runtime(
     """
 body = event.get("body", "")
 body = base64.b64decode(body) if event["isBase64Encoded"] else body.encode()
-answer, path = json.dumps({"event": event}).encode(), event["rawPath"]
+calls = globals().get("calls", 0) + 1
+answer, path = json.dumps({"event": event, "calls": calls}).encode(), event["rawPath"]
 if path == "/answer":
     answer = body
 if path == "/large":
@@ -226,7 +227,9 @@ def requests():
         reply, body = answered(url, bad)
         assert reply.status == 502 and json.loads(body) == {"Message": "Internal Server Error"}, (bad, body)
     assert ask(url, "/fail")[0].status == 502
+    before = json.loads(ask(url)[1])["calls"]
     assert ask(url, "/large")[0].status == 502
+    assert json.loads(ask(url)[1])["calls"] == before + 2, "its runtime has ended"
     assert ask(url, "/", "POST", bytes(5 << 20))[0].status == 413
     reply, body = ask(url, "/", "POST", b"x" * (3 << 20), text)
     assert reply.status == 200, (reply.status, reply.headers.items(), body[:200])
