@@ -307,6 +307,12 @@ fn urls_make_events_of_requests_and_replies_of_answers() {
 }
 
 #[test]
+fn an_event_that_its_instance_cannot_take_reaches_another() {
+    let (_server, world) = shared();
+    world.case("unreached");
+}
+
+#[test]
 fn streamed_answers_end_with_their_log_and_their_error() {
     let (_server, world) = shared();
     world.case("streams");

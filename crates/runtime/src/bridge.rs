@@ -88,8 +88,8 @@ pub(crate) enum Reply {
         ending: oneshot::Receiver<Ending>,
     },
     Failed(Bytes),
-    /// The runtime ended before the event reached it.
-    Gone,
+    /// The runtime ended before the event reached it, whose body is this.
+    Gone(Bytes),
 }
 
 /// What came of an invocation.
@@ -563,8 +563,10 @@ impl Bridge {
         let wants_log = invocation.wants_log;
         // Its init is a part of this invocation, or none of it.
         let has_init = self.origin == Origin::MadeAgain && !self.lock().was_ready;
-        let handed = self.hand_over(invocation.event, came, has_init);
+        let mut event = invocation.event;
+        let handed = self.hand_over(&event, came, has_init);
         let handed = timeout(limit, handed).await;
+        let event = std::mem::take(&mut event.body);
         let begun = match &handed {
             Ok(Some((_, handed))) if !has_init => *handed,
             _ => came,
@@ -580,14 +582,15 @@ impl Bridge {
         let late = done(Status::Timeout, None, None);
         let mut answer = match handed {
             Ok(Some((answer, _))) => answer,
-            Ok(None) => return self.tell_end(failed, wants_log, reply).await,
+            Ok(None) => return self.tell_end(failed, event, wants_log, reply).await,
             Err(_late) if has_init => return self.run_out(late, wants_log, reply).await,
             Err(_late) => {
                 self.cut_short("it asked for no event in the time of one")
                     .await;
-                return send(reply, Reply::Gone, None, true);
+                return send(reply, Reply::Gone(event), None, true);
             }
         };
+        drop(event);
         let left = limit.saturating_sub(self.clock.now().since(begun));
         let mut over = std::pin::pin!(sleep(left));
         let answered = tokio::select! {
@@ -602,7 +605,7 @@ impl Bridge {
             Some(Err(_broken)) => Some(Answer::Failed(words::truncated(&id))),
         };
         match answered {
-            None => return self.tell_end(failed, wants_log, reply).await,
+            None => return self.tell_end(failed, Bytes::new(), wants_log, reply).await,
             Some(Answer::Payload { body, content_type }) => {
                 let done = done(Status::Success, None, Some(body.len()));
                 let told = Reply::Payload { body, content_type };
@@ -669,7 +672,7 @@ impl Bridge {
     /// and when it was handed over. Nothing comes back when the runtime has ended.
     async fn hand_over(
         &self,
-        mut event: Event,
+        event: &Event,
         came: Monotonic,
         has_init: bool,
     ) -> Option<(oneshot::Receiver<Answer>, Monotonic)> {
@@ -691,7 +694,10 @@ impl Bridge {
                 Duration::ZERO
             };
             let left = limit.saturating_sub(spent);
-            event.deadline_unix_ms = self.unix_ms_in(left);
+            let event = Event {
+                deadline_unix_ms: self.unix_ms_in(left),
+                ..event.clone()
+            };
             let (sender, answer) = oneshot::channel();
             let handed = self.change(|state| {
                 let told = state.machine.invoke(&event.id)?;
@@ -766,10 +772,17 @@ impl Bridge {
         self.kill().await;
     }
 
-    /// The runtime ended; in the middle of this invocation or before it.
-    async fn tell_end(&self, failed: Done<'_>, wants_log: bool, reply: oneshot::Sender<Outcome>) {
+    /// The runtime ended; in the middle of this invocation, or before it has got
+    /// this event.
+    async fn tell_end(
+        &self,
+        failed: Done<'_>,
+        event: Bytes,
+        wants_log: bool,
+        reply: oneshot::Sender<Outcome>,
+    ) {
         let told = self.note_end(failed).await;
-        let told = told.map_or(Reply::Gone, Reply::Failed);
+        let told = told.map_or(Reply::Gone(event), Reply::Failed);
         let log = self.journal.tail(wants_log).await;
         send(reply, told, log, true);
         self.give_up();

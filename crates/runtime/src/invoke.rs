@@ -34,6 +34,7 @@ const TRACE: HeaderName = HeaderName::from_static("x-amzn-trace-id");
 const INVOKED_ARN: HeaderName = HeaderName::from_static("x-amz-invoked-arn");
 const FUNCTION_ERROR: HeaderName = HeaderName::from_static(invocation::FUNCTION_ERROR);
 const EXECUTED_VERSION: HeaderName = HeaderName::from_static(invocation::EXECUTED_VERSION);
+const RETURN_EVENT: HeaderName = HeaderName::from_static(invocation::RETURN_EVENT);
 
 /// A client context, decoded (AWS's bound).
 const CONTEXT_BYTES_MAX: usize = 3583;
@@ -74,6 +75,7 @@ async fn answer(request: Request<Incoming>, bridge: Arc<Bridge>, tasks: &Tasks) 
         return refused;
     }
     let takes_trailers = takes_trailers(request.headers());
+    let takes_back = request.headers().contains_key(RETURN_EVENT);
     let invocation = match invocation(request, &bridge.function.spec, bridge.unix_s()).await {
         Ok(invocation) => invocation,
         Err(refused) => return *refused,
@@ -86,6 +88,11 @@ async fn answer(request: Request<Incoming>, bridge: Arc<Bridge>, tasks: &Tasks) 
         bridge.invoke(invocation, reply).await;
     });
     let mut response = match outcome.await {
+        // What a CloudEvent has become is not what was sent.
+        Ok(Outcome {
+            reply: Reply::Gone(event),
+            ..
+        }) if takes_back && !is_cloud_event => returned(event),
         // Whoever sends CloudEvents knows no end of an answer but a break.
         Ok(outcome) => told(outcome, takes_trailers && !is_cloud_event),
         Err(_cut_off) => gone(),
@@ -208,7 +215,7 @@ fn told(outcome: Outcome, takes_trailers: bool) -> Answered {
             response.headers_mut().insert(FUNCTION_ERROR, unhandled);
             response
         }
-        Reply::Gone => gone(),
+        Reply::Gone(_) => gone(),
     };
     if let Some(log) = outcome.log
         && let Ok(log) = HeaderValue::from_str(&STANDARD.encode(log))
@@ -232,7 +239,19 @@ fn of(body: Either<Full<Bytes>, Pieces>, content_type: Option<HeaderValue>) -> A
 /// The event reached no runtime: it can be sent again.
 fn gone() -> Answered {
     let line = "the function's instance ended before the event reached it";
-    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, line);
+    unreached(text(StatusCode::SERVICE_UNAVAILABLE, line))
+}
+
+/// The same to who wants it back.
+fn returned(event: Bytes) -> Answered {
+    let mut response = of(Either::Left(Full::new(event)), None);
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let headers = response.headers_mut();
+    headers.insert(RETURN_EVENT, HeaderValue::from_static("true"));
+    unreached(response)
+}
+
+fn unreached(mut response: Answered) -> Answered {
     let soon = HeaderValue::from_static("1");
     response.headers_mut().insert(RETRY_AFTER, soon);
     close(&mut response);

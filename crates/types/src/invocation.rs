@@ -18,6 +18,10 @@ pub const ERROR_BODY: &str = "lambda-runtime-function-error-body";
 /// The version that has answered.
 pub const EXECUTED_VERSION: &str = "x-amz-executed-version";
 
+/// Asks for the event back if its runtime ends before it has got it: the answer
+/// says so by this name, too, and its body is the event.
+pub const RETURN_EVENT: &str = "x-skiff-return-event";
+
 /// A log's end, bytes (AWS's).
 pub const LOG_BYTES_MAX: usize = 4096;
 /// An error's type, bytes.

@@ -5,25 +5,26 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::{Body as _, Incoming};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use skiff_base::Tasks;
 use skiff_gateway::OWN_ANSWER;
+use skiff_types::invocation;
 use tokio::net::UnixStream;
 
 use crate::port::Revisions;
 
 /// Connections kept without a request.
 const LINKS_KEPT: usize = 256;
-/// An event up to this size is kept until its answer begins, to be sent once
-/// more; for many large ones there is no room.
-const EVENT_KEPT_BYTES_MAX: u64 = 16 * 1024;
+const RETURN_EVENT: HeaderName = HeaderName::from_static(invocation::RETURN_EVENT);
 
 /// One connection.
-pub(crate) type Link = SendRequest<Full<Bytes>>;
+pub(crate) type Link = SendRequest<Event>;
+/// An event, or one that comes back.
+type Event = Either<Full<Bytes>, Incoming>;
 
 #[derive(Debug, Default)]
 pub(crate) struct Links {
@@ -45,23 +46,31 @@ pub(crate) fn ended_early(status: StatusCode, headers: &HeaderMap) -> bool {
     status == StatusCode::SERVICE_UNAVAILABLE && !headers.contains_key(OWN_ANSWER)
 }
 
+/// The same, and the body is the event.
+fn is_returned<B>(response: &Response<B>) -> bool {
+    let headers = response.headers();
+    ended_early(response.status(), headers) && headers.contains_key(RETURN_EVENT)
+}
+
 impl Links {
     /// Sends an event, and once more if its instance had ended before it could
-    /// tell its runtime of it.
+    /// tell its runtime of it: whoever had it until then gives it back, so that
+    /// it takes no room here while the function works.
     pub(crate) async fn hand_in(
         &self,
         revisions: &dyn Revisions,
         event: Request<Full<Bytes>>,
     ) -> Result<(Response<Incoming>, Link), LinkError> {
-        let bytes = event.body().size_hint().lower();
-        let again = (bytes <= EVENT_KEPT_BYTES_MAX).then(|| event.clone());
-        let (response, link) = self.send(revisions, event).await?;
-        match again {
-            Some(event) if ended_early(response.status(), response.headers()) => {
-                self.send(revisions, event).await
-            }
-            _ => Ok((response, link)),
+        let (head, event) = event.into_parts();
+        let mut first = Request::from_parts(head.clone(), Either::Left(event));
+        let asks = HeaderValue::from_static("true");
+        first.headers_mut().insert(RETURN_EVENT, asks);
+        let (response, link) = self.send(revisions, first).await?;
+        if !is_returned(&response) {
+            return Ok((response, link));
         }
+        let event = Either::Right(response.into_body());
+        self.send(revisions, Request::from_parts(head, event)).await
     }
 
     /// Sends a request; a kept connection that has ended meanwhile costs
@@ -69,7 +78,7 @@ impl Links {
     async fn send(
         &self,
         revisions: &dyn Revisions,
-        mut request: Request<Full<Bytes>>,
+        mut request: Request<Event>,
     ) -> Result<(Response<Incoming>, Link), LinkError> {
         while let Some(mut link) = self.take() {
             match link.try_send_request(request).await {
@@ -128,59 +137,77 @@ mod tests {
 
     use super::*;
 
-    const ENDED: &str = "HTTP/1.1 503 Gone\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-    const FULL: &str = "HTTP/1.1 503 Full\r\nx-skiff-own-answer: true\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-    const DONE: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    const ENDED: &str = "HTTP/1.1 503 Gone\r\nx-skiff-return-event: true\r\nconnection: close\r\n";
+    const FULL: &str = "HTTP/1.1 503 Full\r\nx-skiff-own-answer: true\r\nconnection: close\r\n";
+    const DONE: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n";
 
-    /// Gives each connection the next answer to an event of so many bytes.
+    /// Gives each connection the next answer, with its event as the body if it
+    /// asks for that. They are of so many bytes.
     #[derive(Debug)]
     struct Instances {
         answers: Mutex<Vec<&'static str>>,
         bytes: usize,
+        /// Whether the first event asked to come back, and the second.
+        asked: Arc<Mutex<Vec<bool>>>,
     }
 
     impl Revisions for Instances {
         fn connect(&self) -> io::Result<Socket> {
             let (near, mut far) = Socket::pair()?;
             let answer = self.answers.lock().unwrap().remove(0);
-            let bytes = self.bytes;
+            let (bytes, asked) = (self.bytes, self.asked.clone());
             std::thread::spawn(move || {
                 let mut seen = Vec::new();
                 let mut piece = [0; 4096];
-                let has_all = |seen: &[u8]| {
+                let body = |seen: &[u8]| {
                     let head = seen.windows(4).position(|four| four == b"\r\n\r\n");
-                    head.is_some_and(|at| seen.len() == at + 4 + bytes)
+                    head.map(|at| at + 4)
                 };
-                while !has_all(&seen) {
+                while body(&seen[..seen.len().min(4096)]).is_none_or(|at| seen.len() < at + bytes) {
                     let read = far.read(&mut piece).unwrap();
+                    assert!(read > 0);
                     seen.extend_from_slice(&piece[..read]);
                 }
-                far.write_all(answer.as_bytes()).unwrap();
+                let (head, event) = seen.split_at(body(&seen).unwrap());
+                let head = String::from_utf8_lossy(head);
+                assert!(
+                    head.contains(&format!("content-length: {bytes}\r\n")),
+                    "{head}"
+                );
+                assert!(event.iter().all(|byte| *byte == b' '));
+                let asks = head.contains("x-skiff-return-event: true\r\n");
+                asked.lock().unwrap().push(asks);
+                let event = if asks { event } else { &[] };
+                let length = format!("content-length: {}\r\n\r\n", event.len());
+                for part in [answer.as_bytes(), length.as_bytes(), event] {
+                    far.write_all(part).unwrap();
+                }
             });
             Ok(near)
         }
     }
 
     #[tokio::test]
-    async fn an_event_whose_instance_had_ended_is_sent_once_more() {
-        let small = 16 * 1024;
-        for (answers, bytes, expected, left) in [
-            (&[DONE, DONE][..], small, 200, 1),
-            (&[ENDED, DONE], small, 200, 0),
-            (&[ENDED, ENDED, DONE], small, 503, 1),
-            (&[ENDED, DONE], small + 1, 503, 1),
-            (&[FULL, DONE], small, 503, 1),
-        ] {
-            let instances = Arc::new(Instances {
-                answers: Mutex::new(answers.to_vec()),
-                bytes,
-            });
-            let event = Full::new(Bytes::from(vec![b' '; bytes]));
-            let event = Request::post("/").header("host", "a").body(event).unwrap();
-            let links = Links::default();
-            let (response, _link) = links.hand_in(&*instances, event).await.unwrap();
-            assert_eq!(response.status(), expected, "{answers:?}");
-            assert_eq!(instances.answers.lock().unwrap().len(), left, "{answers:?}");
+    async fn an_event_whose_instance_had_ended_comes_back_and_is_sent_once_more() {
+        for bytes in [2, 6 * 1024 * 1024] {
+            for (answers, expected, asked) in [
+                (&[DONE, DONE][..], 200, &[true][..]),
+                (&[ENDED, DONE], 200, &[true, false]),
+                (&[ENDED, ENDED, DONE], 503, &[true, false]),
+                (&[FULL, DONE], 503, &[true]),
+            ] {
+                let instances = Instances {
+                    answers: Mutex::new(answers.to_vec()),
+                    bytes,
+                    asked: Arc::default(),
+                };
+                let event = Full::new(Bytes::from(vec![b' '; bytes]));
+                let event = Request::post("/").header("host", "a").body(event).unwrap();
+                let links = Links::default();
+                let (response, _link) = links.hand_in(&instances, event).await.unwrap();
+                assert_eq!(response.status(), expected, "{answers:?}");
+                assert_eq!(*instances.asked.lock().unwrap(), asked, "{answers:?}");
+            }
         }
     }
 }

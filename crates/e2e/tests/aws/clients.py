@@ -80,6 +80,17 @@ print("log", flush=True)
 answer = json.dumps(answer)
 """,
 )
+# It ends behind its answer to some, before it asks for the next event.
+DYING = runtime(
+    """
+answer = str(len(event.get("text", "")))
+if "dies" in event:
+    api.request("POST", base + told["lambda-runtime-aws-request-id"] + "/response", answer)
+    api.getresponse().read()
+    time.sleep(0.5)
+    os._exit(3)
+"""
+)
 TYPE, BODY = "Lambda-Runtime-Function-Error-Type", "Lambda-Runtime-Function-Error-Body"
 # It streams two pieces and, between or behind them, what its event says.
 STREAMER = runtime(
@@ -340,6 +351,19 @@ def invocations():
     aws.delete_function_concurrency(FunctionName="events")
     assert "ReservedConcurrentExecutions" not in aws.get_function_concurrency(FunctionName="events")
     ask(aws, "events")
+
+
+def unreached():
+    """An event that its instance cannot take any more reaches another one, however large it is."""
+    aws = client()
+    create(aws, "dying", **run_by(DYING))
+    for bytes in [2, 3 << 20]:
+        event = {"text": "x" * bytes}
+        for way in [ask, streamed]:
+            assert ask(aws, "dying", {"dies": True})[1] == 0
+            first, answer = way(aws, "dying", event)
+            assert int(answer if way is ask else first) == bytes, (first, answer)
+            assert way is streamed or "FunctionError" not in first, first
 
 
 def streamed(aws, name, event, **more):

@@ -297,7 +297,7 @@ async fn what_extensions_do_behind_an_answer_is_no_other_event_s_time() {
     // It is the end of the instance when it takes longer than an invocation
     // may, and the next event has not reached it.
     let (outcome, left) = behind(Duration::from_secs(4)).await;
-    assert!(matches!(outcome.reply, Reply::Gone), "{outcome:?}");
+    assert!(matches!(outcome.reply, Reply::Gone(_)), "{outcome:?}");
     assert!(outcome.last && left.is_none());
 }
 

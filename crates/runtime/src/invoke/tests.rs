@@ -132,3 +132,41 @@ async fn what_nobody_sees_to_the_end_breaks_off() {
         assert_eq!(rest(&streamed(lines, End::CutOff).await), "", "{lines}");
     }
 }
+
+/// What is answered to an event whose request has these lines more, when its
+/// runtime ends before it asks for it.
+async fn unreached(lines: &str) -> String {
+    let (sandbox, tasks) = (Arc::new(Fake::obedient()), Tasks::new());
+    let bridge = bridge_of(&sandbox, Origin::Made);
+    // It has come up, and asks no more.
+    drop(bridge.next().unwrap());
+    let (mut ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+    tasks.spawn("front", serve(theirs, bridge.clone(), Tasks::new()));
+    let request = format!("POST / HTTP/1.1\r\nhost: a\r\n{lines}content-length: 2\r\n\r\n{{}}");
+    ours.write_all(request.as_bytes()).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    bridge.has_exited(killed());
+    let mut answer = String::new();
+    ours.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("connection: close\r\n"), "{answer}");
+    answer
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_reaches_no_runtime_is_given_back_to_who_asks_for_it() {
+    const ASKS: &str = "x-skiff-return-event: true\r\n";
+    let answer = unreached(ASKS).await;
+    assert!(answer.contains(ASKS), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n{}"), "{answer}");
+    // What a CloudEvent has become is not what was sent.
+    let cloud_event = "ce-specversion: 1.0\r\nce-id: 1\r\nce-source: a\r\nce-type: b\r\n";
+    for lines in ["", &format!("{ASKS}{cloud_event}")] {
+        let answer = unreached(lines).await;
+        assert!(!answer.contains("x-skiff-return-event"), "{answer}");
+        assert!(
+            answer.ends_with("before the event reached it\n"),
+            "{answer}"
+        );
+    }
+}
