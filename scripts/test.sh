@@ -13,7 +13,8 @@ step "building"
 cargo test --workspace --no-run
 
 step "tests"
-cargo test --workspace --lib --bins --tests
+CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$PWD/scripts/runner.sh \
+  cargo test --workspace --lib --bins --tests
 
 step "the container class on a stock kernel with pure cgroup v2"
 scripts/test-v2.sh

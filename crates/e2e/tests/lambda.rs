@@ -332,9 +332,7 @@ fn urls_take_signatures_of_who_may_call() {
 
 #[test]
 fn bodies_that_never_end_keep_no_others_out() {
-    // Of its own: its bodies are parts of what all others have, too.
-    let server = Server::start(options());
-    let world = World::of(&server);
+    let (_server, world) = shared();
     world.url("crowds");
 }
 
