@@ -1,23 +1,51 @@
 #!/usr/bin/env bash
 # Every test. Progress goes to the terminal; the first failure ends it.
+#
+# SKIFF_BESIDE="COMMAND..." is run, too, beside the last tests, whose emulated
+# processors leave a part of this machine's idle.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# What runs beside something else is a process group, which ends with this.
+set -m
+beside=
+trap '[ -z "$beside" ] || kill -- "-$beside" 2>/dev/null || :' EXIT
+join() { wait "$beside" && beside=; }
+
 step() { printf '\n== %s (%s)\n' "$1" "$(date +%T)"; }
 
-step "images for the tests"
+# Images, AWS's clients, kernels: what waits for the network most of the time.
+fetch() {
+  local script
+  for script in fixtures fixtures-functions aws machine/kernel kvm/kernel machine/qemu; do
+    "scripts/$script.sh" >/dev/null
+  done
+}
+
+step "building, and fetching what the tests need"
+fetch &
+beside=$!
+cargo test --workspace --no-run
+step "fetching what is left"
+join
 SKIFF_FIXTURES=$(scripts/fixtures.sh)
 export SKIFF_FIXTURES
-
-step "building"
-cargo test --workspace --no-run
 
 step "tests"
 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$PWD/scripts/runner.sh \
   cargo test --workspace --lib --bins --tests
 
-step "the container class on a stock kernel with pure cgroup v2"
-scripts/test-v2.sh
+# Lines that stand between those of another.
+aside() { sed -u 's/^/    | /'; }
+others() {
+  scripts/test-v2.sh
+  step "${SKIFF_BESIDE:-nothing else}"
+  nice ${SKIFF_BESIDE:-true}
+}
 
-step "the monitor on a stock kernel's KVM"
+step "the monitor on a stock kernel's KVM, and beside it the container class on one with pure cgroup v2${SKIFF_BESIDE:+ and $SKIFF_BESIDE}"
+{ others 2>&1 | aside; } &
+beside=$!
 scripts/test-kvm.sh
+step "what ran beside the monitor's tests"
+join
