@@ -56,10 +56,17 @@ pub(crate) enum Access {
 pub(crate) struct LoopDevice {
     pub(crate) path: String,
     /// Keeps the device until the mount does.
-    _device: OwnedFd,
+    device: OwnedFd,
 }
 
-/// Attaches the file to a free loop device.
+impl LoopDevice {
+    pub(crate) fn into_device(self) -> OwnedFd {
+        self.device
+    }
+}
+
+/// Attaches the file to a free loop device. One caller at a time: of many at
+/// once, most are told of devices that others take first.
 pub(crate) fn attach(file: BorrowedFd<'_>, access: Access) -> Step<LoopDevice> {
     let control = open("/dev/loop-control", OFlags::RDWR)?;
     for _ in 0..ATTEMPTS_MAX {
@@ -75,10 +82,7 @@ pub(crate) fn attach(file: BorrowedFd<'_>, access: Access) -> Step<LoopDevice> {
         };
         match configure(device.as_fd(), file, access) {
             Ok(()) => {
-                return Ok(LoopDevice {
-                    path,
-                    _device: device,
-                });
+                return Ok(LoopDevice { path, device });
             }
             Err(Errno::BUSY) => {}
             Err(errno) => return Err(errno).at(STEP, format!("configure {path}")),

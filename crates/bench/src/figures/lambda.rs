@@ -369,7 +369,12 @@ fn deployment(image: &str) -> Value {
         "function": {},
         "timeout_s": 30,
         "isolation": "container",
-        "resources": {"memory_mib": 128, "cpu_mode": "request"},
+        "resources": {
+            "memory_mib": 128,
+            "cpu_mode": "request",
+            // As `skiff deploy --function` makes them.
+            "writable": {"disk": 512},
+        },
         "scaling": {"concurrency": 1, "keep_alive_s": 0},
     })
 }

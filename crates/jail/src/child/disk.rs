@@ -1,9 +1,10 @@
-//! Writable layers on disk: a file without a name becomes an ext4 of one
-//! sandbox. File and device go with the last mount, whoever dies first. In a
-//! virtual machine it is a part of a disk, which was made on the host.
+//! Writable layers on disk: a file without a name, as a loop device, becomes an
+//! ext4 of one sandbox. File and device go with the last mount, whoever dies
+//! first. In a virtual machine it is a part of a disk, which was made on the
+//! host.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::io::Errno;
@@ -11,26 +12,27 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::plan::DiskPlan;
 use crate::failure::{Context, Step, refuse};
-use crate::loops::{self, Access};
 
 const STEP: &str = "disk";
 /// Wherever distributions put it; the environment's own path may lack both.
 const PROGRAM_PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 
-/// Mounts the file or device, attached nowhere yet; without a file system on
-/// it, it gets one first.
-pub(super) fn mount(file: OwnedFd, plan: DiskPlan) -> Step<OwnedFd> {
-    if plan == DiskPlan::Device {
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        return mount_device(&path, "mount the given device");
-    }
+/// Mounts the device, attached nowhere yet; without a file system on it, it
+/// gets one first.
+pub(super) fn mount(device: &OwnedFd, plan: DiskPlan) -> Step<OwnedFd> {
     if plan == DiskPlan::Empty {
-        let made = make_file_system(&file)?.stderr(Stdio::piped()).output();
+        let made = make_file_system(device)?.stderr(Stdio::piped()).output();
         let made = made.at(STEP, "start mke2fs")?;
         made_file_system(made.status, &made.stderr)?;
     }
-    let device = loops::attach(file.as_fd(), Access::Write)?;
-    mount_device(&device.path, &format!("mount {}", device.path))
+    match try_mount(device) {
+        // A guest's kernel may have been installed without the module.
+        Err(Errno::NODEV) => Err(refuse(
+            STEP,
+            "the kernel has no ext4: install it again with it",
+        )),
+        result => result.at(STEP, "mount the device"),
+    }
 }
 
 /// What makes a file system of the file, to be started.
@@ -61,21 +63,12 @@ pub(crate) fn made_file_system(status: ExitStatus, said: &[u8]) -> Step<()> {
     Err(refuse(STEP, format!("mke2fs fails with {status}: {line}")))
 }
 
-fn mount_device(path: &str, what: &str) -> Step<OwnedFd> {
-    match try_mount(path) {
-        // A guest's kernel may have been installed without the module.
-        Err(Errno::NODEV) => Err(refuse(
-            STEP,
-            "the kernel has no ext4: install it again with it",
-        )),
-        result => result.at(STEP, what),
-    }
-}
-
-fn try_mount(path: &str) -> rustix::io::Result<OwnedFd> {
+fn try_mount(device: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", device.as_raw_fd());
     let context = rustix::mount::fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_string(&context, "source", path)?;
-    for flag in ["noinit_itable", "discard"] {
+    // Nothing here outlives its sandbox, and so no host: it is never synced.
+    for flag in ["noinit_itable", "discard", "nobarrier"] {
         rustix::mount::fsconfig_set_flag(&context, flag)?;
     }
     rustix::mount::fsconfig_create(&context)?;

@@ -23,7 +23,7 @@ pub(crate) struct Birth {
 
 /// What turns a prepared process into a sandbox. Descriptors go along: the
 /// user namespace, the network namespace, stdin, stdout and stderr unless
-/// there is a terminal, the file for the writable layer if it is on disk, then
+/// there is a terminal, the device for the writable layer if it is on disk, then
 /// the layers, lowest first.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
@@ -44,12 +44,10 @@ pub(crate) struct Plan {
 /// What the descriptor of a writable layer on disk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum DiskPlan {
-    /// A file that is to become a file system.
+    /// A block device that is to become a file system.
     Empty,
-    /// A file that is one.
-    Formatted,
     /// A block device that is one.
-    Device,
+    Formatted,
 }
 
 /// What the init reports, in this order; a failure may take any one's place.

@@ -47,7 +47,7 @@ pub(super) fn build(
     layers: Vec<OwnedFd>,
 ) -> Step<()> {
     let writable = match disk {
-        Some((file, disk)) => disk::mount(file, disk)?,
+        Some((device, disk)) => disk::mount(&device, disk)?,
         None => {
             let size = plan.writable_bytes.to_string();
             let options = [("mode", "0755"), ("size", &*size)];

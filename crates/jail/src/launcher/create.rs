@@ -222,7 +222,7 @@ impl Launcher {
         let mut fds = vec![self.kept.ranges.namespace(range)?, prepared.network.as_fd()];
         let furniture = &prepared.furniture;
         fds.extend(furniture.streams.app.iter().map(AsFd::as_fd));
-        fds.extend(furniture.disk.iter().map(|disk| disk.file.as_fd()));
+        fds.extend(furniture.disk.iter().map(|disk| disk.device.as_fd()));
         fds.extend(furniture.views.iter().map(AsFd::as_fd));
         self.send_plan(prepared.seat, plan, &fds)
     }

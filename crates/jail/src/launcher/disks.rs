@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -31,6 +31,7 @@ use super::client::ReplyTo;
 use super::{Launcher, Token};
 use crate::child::{self, DiskPlan};
 use crate::failure::{Context, Step, refuse};
+use crate::loops;
 
 const STEP: &str = "disk";
 /// Sizes that there are templates of: the last ones that were asked for.
@@ -46,10 +47,10 @@ const PIECE_BYTES: usize = 64 * 1024;
 /// Of what mke2fs says.
 const MESSAGE_BYTES_MAX: u64 = 4096;
 
-/// A file or device for a writable layer, and what is on it.
+/// A device for a writable layer, and what is on it.
 #[derive(Debug)]
 pub(super) struct Disk {
-    pub(super) file: OwnedFd,
+    pub(super) device: OwnedFd,
     pub(super) plan: DiskPlan,
 }
 
@@ -61,8 +62,8 @@ impl Disk {
             return Err(refuse(STEP, "what was given is no block device"));
         }
         Ok(Self {
-            file: device,
-            plan: DiskPlan::Device,
+            device,
+            plan: DiskPlan::Formatted,
         })
     }
 }
@@ -133,18 +134,18 @@ impl Disks {
 }
 
 impl Launcher {
-    /// A sparse file without a name, with a file system if there is a template.
+    /// A loop device on a sparse file without a name, with a file system if there
+    /// is a template.
+    ///
+    /// Here and not in the sandbox: the kernel tells all who ask at once of the
+    /// same free device, and one of them gets it.
     pub(super) fn take_disk(&mut self, bytes: u64) -> Step<Disk> {
-        if let Some(file) = self.copied_disk(bytes)? {
-            return Ok(Disk {
-                file,
-                plan: DiskPlan::Formatted,
-            });
-        }
-        Ok(Disk {
-            file: self.empty_disk(bytes)?,
-            plan: DiskPlan::Empty,
-        })
+        let (file, plan) = match self.copied_disk(bytes)? {
+            Some(file) => (file, DiskPlan::Formatted),
+            None => (self.empty_disk(bytes)?, DiskPlan::Empty),
+        };
+        let device = loops::attach(file.as_fd(), loops::Access::Write)?.into_device();
+        Ok(Disk { device, plan })
     }
 
     /// Gives a file system to a machine: now, or once there is a template.
