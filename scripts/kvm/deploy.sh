@@ -277,6 +277,7 @@ functions() {
     grep -q 'it says something' $work/tail && grep -q 'and complains' $work/tail && grep -q '^REPORT ' $work/tail
   }
   check a_function_s_log_comes_along tailed
+  check an_answer_that_is_too_large_is_told fails small '"large 7000000"' Function.ResponseSizeTooLarge 7000000
   check a_function_is_paused_between_events soon is_paused small
   check a_function_goes_on gets small 7 7
   check all_events_had_the_same_machine [ "$(instances small id)" = "$before" ]
@@ -288,6 +289,12 @@ functions() {
   check a_function_answers_after_an_exit soon gets small 9 9
   check a_function_that_crashes_is_told fails small '"crash"' Runtime.ExitError 'segmentation fault'
   check a_function_answers_after_a_crash soon gets small 10 10
+  invoke small '"stream and crash"' TE:trailers
+  broken_off() {
+    [ "$(cat $out)" = first ] && grep -qi '^x-amz-function-error: Runtime.ExitError' $work/head
+  }
+  check a_function_that_crashes_in_its_answer_is_told broken_off
+  check a_function_answers_after_a_broken_answer soon gets small 10 10
   kill -KILL $server
   wait $server
   start
