@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every test. Progress goes to the terminal; the first failure ends it.
 #
-# SKIFF_BESIDE="COMMAND..." is run, too, beside the last tests, whose emulated
+# SKIFF_BESIDE="COMMAND..." is run beside the last tests, too, whose emulated
 # processors leave a part of this machine's idle.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 # What runs beside something else is a process group, which ends with this.
 set -m
 beside=
-trap '[ -z "$beside" ] || kill -- "-$beside" 2>/dev/null || :' EXIT
+SKIFF_BUILT=
+trap '[ -z "$beside" ] || kill -- "-$beside" 2>/dev/null || :; rm -f "$SKIFF_BUILT"' EXIT
 join() { wait "$beside" && beside=; }
 
 step() { printf '\n== %s (%s)\n' "$1" "$(date +%T)"; }
@@ -35,17 +36,17 @@ step "tests"
 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$PWD/scripts/runner.sh \
   cargo test --workspace --lib --bins --tests
 
+SKIFF_BUILT=$(mktemp)
+export SKIFF_BUILT
+cargo test --quiet --workspace --no-run --message-format=json >"$SKIFF_BUILT"
+step "the container class on a stock kernel with pure cgroup v2"
+scripts/test-v2.sh
+
 # Lines that stand between those of another.
 aside() { sed -u 's/^/    | /'; }
-others() {
-  scripts/test-v2.sh
-  step "${SKIFF_BESIDE:-nothing else}"
-  nice ${SKIFF_BESIDE:-true}
-}
 
-step "the monitor on a stock kernel's KVM, and beside it the container class on one with pure cgroup v2${SKIFF_BESIDE:+ and $SKIFF_BESIDE}"
-{ others 2>&1 | aside; } &
+step "the monitor on a stock kernel's KVM${SKIFF_BESIDE:+, and beside it $SKIFF_BESIDE}"
+{ nice -n 19 ${SKIFF_BESIDE:-true} 2>&1 | aside; } &
 beside=$!
 scripts/test-kvm.sh
-step "what ran beside the monitor's tests"
 join

@@ -10,8 +10,12 @@ export PATH TMPDIR
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
-mount -t tmpfs -o mode=1777 tmp /tmp
 mount -t tmpfs -o mode=0755 run /run
+# With what is there already, where the checkout is below it.
+cp -a /tmp /run/below
+mount -t tmpfs -o mode=1777 tmp /tmp
+cp -a /run/below/. /tmp/
+rm -rf /run/below
 ln -sf /proc/self/fd /dev/fd
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 hostname kvm

@@ -17,7 +17,7 @@ use skiff_wire::launcher::MACHINE_MAC;
 use crate::egress::INSIDE_NAME;
 use crate::egress_tests::{
     CLOSED6, DOUBT, HOST, HOST6, METADATA, PATIENCE, PORT, PORT6, PRIVATE, PUBLIC, PUBLIC6, World,
-    assert_refused, connect, in_a_world, server, settle, within,
+    assert_refused, connect, in_a_world, outlast_the_test, server, settle, within,
 };
 use crate::machine::{self, MACHINE_ADDRESS, MACHINE_ADDRESS6, ROUTER_ADDRESS, connect_machine};
 use crate::namespace::{Visit, current, set_sysctl};
@@ -362,10 +362,8 @@ fn a_machine_has_as_many_connections_as_an_instance() {
         sink.set_nonblocking(true).unwrap();
         let mut networks = world.networks(1);
         let (network, greedy) = machine(&mut networks);
-        // No connection may end before the last has begun.
-        let patient = || set_sysctl("netfilter/nf_conntrack_udp_timeout", "3600").unwrap();
-        patient();
-        within(&network, patient);
+        outlast_the_test();
+        within(&network, outlast_the_test);
         let many = u16::try_from(CONNECTIONS_MAX + 100).unwrap();
         let mut ports = 20_000..20_000 + many;
         // Up to the first refusal: later ones need not be told.
