@@ -20,7 +20,7 @@ pulse=1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 . scripts/machine/machine.sh
-machine_deadline=$((3600 * slowness))
+machine_deadline=$((2700 * slowness))
 
 build
 mapfile -t tests < <(built '(.target.kind == ["test"]) and ((.package_id | test("/crates/(kvm|vmm)#")) or .target.name == "guest" or .target.name == "microvm")')

@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 # What runs beside something else is a process group, which ends with this.
 set -m
 beside=
-SKIFF_BUILT=
+SKIFF_BUILT=$(mktemp)
+export SKIFF_BUILT
 trap '[ -z "$beside" ] || kill -- "-$beside" 2>/dev/null || :; rm -f "$SKIFF_BUILT"' EXIT
 join() { wait "$beside" && beside=; }
 
@@ -26,7 +27,7 @@ fetch() {
 step "building, and fetching what the tests need"
 fetch &
 beside=$!
-cargo test --workspace --no-run
+cargo test --workspace --no-run --message-format=json-render-diagnostics >"$SKIFF_BUILT"
 step "fetching what is left"
 join
 SKIFF_FIXTURES=$(scripts/fixtures.sh)
@@ -36,9 +37,6 @@ step "tests"
 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$PWD/scripts/runner.sh \
   cargo test --workspace --lib --bins --tests
 
-SKIFF_BUILT=$(mktemp)
-export SKIFF_BUILT
-cargo test --quiet --workspace --no-run --message-format=json >"$SKIFF_BUILT"
 step "the container class on a stock kernel with pure cgroup v2"
 scripts/test-v2.sh
 

@@ -18,8 +18,9 @@ use skiff_wire::launcher::{Exit, Stats};
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::bridge::{Answer, Bridge, Origin, SIGKILL};
+use crate::bridge::{Answer, Bridge, Event, Invocation, Origin, SIGKILL};
 use crate::trailers::StreamError;
+use crate::words;
 
 const CONNECTIONS_MAX: usize = 16;
 const PIPE_BYTES: usize = 64 * 1024;
@@ -137,6 +138,23 @@ pub(crate) fn bridge_of(sandbox: &Arc<Fake>, origin: Origin) -> Arc<Bridge> {
     };
     let clock = Arc::new(SystemClock);
     Arc::new(Bridge::new(function, sandbox.clone(), origin, clock, None))
+}
+
+/// Of an empty event.
+pub(crate) fn invocation(id: &str) -> Invocation {
+    let event = Event {
+        id: id.to_owned(),
+        body: Bytes::new(),
+        deadline_unix_ms: 0,
+        arn: String::new(),
+        trace: words::trace(0),
+        client_context: None,
+    };
+    Invocation {
+        event,
+        wants_log: false,
+        is_cloud_event: false,
+    }
 }
 
 /// The runtime streams its answer: its pieces, and how it ends.

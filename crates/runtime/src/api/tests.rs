@@ -1,8 +1,8 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::*;
-use crate::bridge::{Invocation, Origin, Reply};
-use crate::fake::{Fake, bridge_of};
+use crate::bridge::{Origin, Reply};
+use crate::fake::{Fake, bridge_of, invocation};
 
 const PIPE_BYTES: usize = 64 * 1024;
 const NEXT: &str = "GET /2018-06-01/runtime/invocation/next HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -29,20 +29,9 @@ async fn posted(end: &str, body: &[u8], chunked: bool) -> (Reply, String) {
     let serving = connection(ByteStream::Memory(theirs), bridge.clone());
     tasks.spawn("connection", serving);
     runtime.write_all(NEXT.as_bytes()).await.unwrap();
-    let event = Event {
-        id: words::uuid(),
-        body: Bytes::from_static(b"{\"event\": 1}"),
-        deadline_unix_ms: 0,
-        arn: String::new(),
-        trace: words::trace(0),
-        client_context: None,
-    };
-    let id = event.id.clone();
-    let invocation = Invocation {
-        event,
-        wants_log: false,
-        is_cloud_event: false,
-    };
+    let id = words::uuid();
+    let mut invocation = invocation(&id);
+    invocation.event.body = Bytes::from_static(b"{\"event\": 1}");
     let (reply, outcome) = oneshot::channel();
     tasks.spawn("invocation", async move {
         bridge.invoke(invocation, reply).await;

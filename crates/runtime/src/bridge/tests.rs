@@ -3,27 +3,11 @@ use skiff_base::Tasks;
 use skiff_wire::launcher::ProcessSpec;
 
 use super::*;
-use crate::fake::{Fake, bridge_of, posts, streams};
+use crate::fake::{Fake, bridge_of, invocation, posts, streams};
 use crate::trailers::StreamError;
 
 fn bridge(sandbox: &Arc<Fake>) -> Arc<Bridge> {
     bridge_of(sandbox, Origin::Made)
-}
-
-fn invocation(id: &str) -> Invocation {
-    let event = Event {
-        id: id.to_owned(),
-        body: Bytes::new(),
-        deadline_unix_ms: 0,
-        arn: String::new(),
-        trace: words::trace(0),
-        client_context: None,
-    };
-    Invocation {
-        event,
-        wants_log: false,
-        is_cloud_event: false,
-    }
 }
 
 #[tokio::test(start_paused = true)]
